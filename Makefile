@@ -1,0 +1,31 @@
+# The targets a newcomer needs; every one sets up .venv by itself when it is missing.
+PYTHON ?= python3
+BIN := .venv/bin
+export PYTHONUNBUFFERED = 1
+
+.PHONY: run test lab env export readme clean
+
+run: .venv/ready       ## train CLIP4Clip meanP and seqTransf on the embedded data set, print the comparison
+	$(BIN)/python -m vidlab.train demo
+
+test: .venv/ready      ## export in sync, every page, every test
+	PATH=$(CURDIR)/$(BIN):$$PATH bash tests/run_all.sh
+
+lab: .venv/ready       ## JupyterLab on the tour
+	$(BIN)/jupyter lab nbs/tour/clip4clip.ipynb
+
+env: .venv/ready       ## only set up .venv
+
+export: .venv/ready    ## notebooks -> vidlab/, README.md
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+
+.venv/ready: settings.ini setup.py
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "vidlab needs Python 3.10 or newer; name one: make PYTHON=python3.12 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -e .[dev]
+	$(BIN)/python -m ipykernel install --sys-prefix --name python3 >/dev/null 2>&1 || true
+	touch $@
+
+clean:                 ## remove what runs made; keeps .venv
+	rm -rf outputs
