@@ -1,0 +1,181 @@
+"The embedded data set: deterministic, honest about time, made once, readable"
+import csv, json, os, subprocess, sys, threading
+from pathlib import Path
+import numpy as np
+import pytest
+from PIL import Image
+from vidlab.core import read_json, rng
+from vidlab.data import shapes as sh
+
+av = pytest.importorskip('av')
+REPO = Path(__file__).resolve().parents[1]
+SMALL = {k: dict(train=n, val=2, test=2) for k, n in dict(stills=8, clips=12, narrated=2, long=1).items()}
+
+
+def decode(path):
+    with av.open(str(path)) as box: return np.stack([f.to_ndarray(format='rgb24') for f in box.decode(video=0)])
+
+
+def rows(folder, kind, split):
+    with open(folder/kind/f'{split}.csv', encoding='utf-8', newline='') as f: return list(csv.DictReader(f))
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory): return sh.make_shapes(tmp_path_factory.mktemp('shapes'), list(sh.KINDS), sizes=SMALL)
+
+
+@pytest.mark.parametrize('kind', sh.KINDS)
+@pytest.mark.parametrize('split', sh.SPLITS)
+def test_same_seed_same_frames(kind, split):
+    (a, ra), (b, rb) = sh.shapes_item(kind, split, 1, seed=3), sh.shapes_item(kind, split, 1, seed=3)
+    assert a.tobytes() == b.tobytes() and ra == rb and a.dtype == np.uint8
+    assert a.tobytes() != sh.shapes_item(kind, split, 1, seed=4)[0].tobytes()
+    other = [s for s in sh.SPLITS if s != split][0]
+    assert a.tobytes() != sh.shapes_item(kind, other, 1, seed=3)[0].tobytes()
+
+
+def test_rendering_does_not_touch_global_random_state():
+    np.random.seed(0); want = np.random.rand()
+    np.random.seed(0); sh.shapes_item('clips', 'train', 0)
+    assert np.random.rand() == want
+
+
+@pytest.mark.parametrize('kind', sh.KINDS)
+def test_files_show_what_was_rendered(folder, kind):
+    for split in sh.SPLITS:
+        for i, r in enumerate(rows(folder, kind, split)):
+            frames, row = sh.shapes_item(kind, split, i)
+            path = folder/kind/r['path']
+            got = np.array(Image.open(path))[None] if kind == 'stills' else decode(path)
+            assert got.shape == frames.shape                        # no frame lost or added by the encoder
+            assert np.abs(got.astype(int) - frames).mean() < 6      # 4:2:0 and crf 18 blur colour edges and noise
+            assert {k: str(v) for k, v in row.items()} == r
+
+
+@pytest.mark.parametrize('kind', ['clips', 'narrated', 'long'])
+def test_files_are_ordinary_h264(folder, kind):
+    with av.open(str(folder/kind/'train'/'00000.mp4')) as box:
+        s = box.streams.video[0]
+        packets = [(p.dts, p.pts, p.is_keyframe) for p in box.demux(s) if p.pts is not None]
+        assert s.codec_context.name == 'h264' and s.codec_context.pix_fmt == 'yuv420p'
+        assert s.average_rate == (4 if kind == 'long' else 8)
+    pts = [p for _, p, _ in packets]
+    assert pts != sorted(pts)                                       # B-frames
+    assert sum(k for *_, k in packets) >= -(-len(packets)//12)     # a key frame at least every 12 frames
+
+
+def test_manifests(folder):
+    for kind in sh.KINDS:
+        ids, paths = [], []
+        for split in sh.SPLITS:
+            rs = rows(folder, kind, split)
+            assert len(rs) == SMALL[kind][split]
+            assert list(rs[0])[:7] == ['id', 'path', 'start', 'end', 'text', 'label', 'split']
+            assert all(r['split'] == split and r['text'] and (folder/kind/r['path']).is_file() for r in rs)
+            ids += [r['id'] for r in rs]; paths += [r['path'] for r in rs]
+        assert len(set(ids)) == len(ids) and len(set(paths)) == len(paths)
+
+
+def test_manifests_are_read_by_the_data_layer(folder):
+    annots = pytest.importorskip('vidlab.data.annots')
+    for kind in sh.KINDS:
+        for split in sh.SPLITS:
+            m = annots.Manifest.read(folder/kind/f'{split}.csv')
+            assert len(m) == SMALL[kind][split] and m.row(0)['text'] == rows(folder, kind, split)[0]['text']
+
+
+def test_captions_cover_the_world():
+    n = len(sh.CLIP_CAPTIONS)
+    test = [sh.shapes_item('clips', 'test', i)[1] for i in range(sh.COUNTS['clips']['test'])]
+    assert n == len(set(sh.CLIP_CAPTIONS)) == 108 == len({r['text'] for r in test})
+    assert sh.COUNTS['clips']['train'] % n == 0 and sh.COUNTS['stills']['train'] % len(sh.STILL_CAPTIONS) == 0
+    for r in test: assert r['text'] == f'a {r["size"]} {r["color"]} {r["shape"]} {r["motion"]}' and sh.MOTIONS[r['label']] == r['motion']
+
+
+@pytest.mark.parametrize('motion', sh.MOTIONS)
+def test_partner_is_the_reversed_motion(motion):
+    for i in range(20):
+        a, b = (sh.trajectory(m, 'large', sh.FRAMES, rng(i)) for m in (motion, sh.partner(motion)))
+        for x, y in zip(a, b): np.testing.assert_array_equal(x, y[::-1])
+    moved = [np.ptp(v) for v in sh.trajectory(motion, 'large', sh.FRAMES, rng(0))]
+    assert sum(m > 2 for m in moved) == 1                           # exactly one of x, y, r changes
+    sign = {'moves right': 1, 'moves left': -1, 'moves down': 1, 'moves up': -1, 'grows': 1, 'shrinks': -1}[motion]
+    v = sh.trajectory(motion, 'large', sh.FRAMES, rng(0))[int(np.argmax(moved))]
+    assert np.sign(v[-1] - v[0]) == sign and (np.diff(v)*sign >= 0).all()
+
+
+@pytest.mark.parametrize('rate', [4, 8])
+def test_what_forgets_order_cannot_tell_partners_apart(rate):
+    "Mean position and radius over the frames that CLIP4Clip would sample: two independent samples, same distribution"
+    grid = np.arange(0, sh.FRAMES, sh.FPS//rate)
+    for a, b in sh.BACKWARDS.items():
+        means = [np.array([[v[grid].mean() for v in sh.trajectory(m, 'small', sh.FRAMES, rng(k, i))] for i in range(400)])
+                 for k, m in enumerate((a, b))]
+        z = (means[0].mean(0) - means[1].mean(0))/np.sqrt((means[0].var(0) + means[1].var(0))/400)
+        assert np.abs(z).max() < 3.5
+
+
+def test_long_videos(folder):
+    for r in rows(folder, 'long', 'train') + rows(folder, 'long', 'test'):
+        with av.open(str(folder/'long'/r['path'])) as box: seconds = box.streams.video[0].frames/sh.LONG_FPS
+        assert 120 <= seconds <= 180 and 2 <= float(r['target']) <= 24
+        assert tuple(sh.ACTS.index(a) for a in r['procedure'].split()) == sh.ORDERS[int(r['label'])]
+
+
+def test_transcripts(folder):
+    r = rows(folder, 'narrated', 'train')[0]
+    script = json.loads(r['transcripts'])
+    assert [s['start'] for s in script] == [0, 2, 4, 6] and r['text'] == ', then '.join(s['text'] for s in script)
+    assert len(decode(folder/'narrated'/r['path'])) == script[-1]['end']*sh.FPS
+
+
+def test_second_call_does_nothing(folder):
+    files = sorted(p for p in folder.rglob('*') if p.is_file())
+    before = [p.stat().st_mtime_ns for p in files]
+    assert sh.make_shapes(folder.parent, list(sh.KINDS), sizes=SMALL) == folder
+    assert sorted(p for p in folder.rglob('*') if p.is_file()) == files and [p.stat().st_mtime_ns for p in files] == before
+
+
+def test_other_settings_other_folder(folder):
+    other = sh.make_shapes(folder.parent, 'stills', seed=1, sizes=SMALL)
+    assert other != folder
+    a, b = (read_json(f/'stills'/'stamp.json') for f in (folder, other))
+    assert a['frames_sha256'] != b['frames_sha256']
+
+
+def test_an_interrupted_rendering_leaves_nothing(tmp_path, monkeypatch):
+    def fail(*a, **k): raise OSError('disk full')
+    with monkeypatch.context() as m:
+        m.setattr(sh, 'encode', fail)
+        with pytest.raises(OSError, match='disk full'): sh.make_shapes(tmp_path, 'clips', sizes=SMALL)
+    d = sh.shapes_folder(tmp_path, sizes=SMALL)
+    assert list(d.iterdir()) == []
+    assert (sh.make_shapes(tmp_path, 'clips', sizes=SMALL)/'clips'/'train.csv').exists()
+
+
+def test_two_makers_at_once(tmp_path):
+    ts = [threading.Thread(target=sh.make_shapes, args=(tmp_path, 'stills'), kwargs=dict(sizes=SMALL)) for _ in range(2)]
+    for t in ts: t.start()
+    for t in ts: t.join()
+    d = sh.shapes_folder(tmp_path, sizes=SMALL)
+    assert [p.name for p in d.iterdir()] == ['stills'] and len(rows(d, 'stills', 'train')) == 8
+
+
+@pytest.mark.parametrize('bad', [dict(kinds='still'), dict(sizes={'clips': {'dev': 1}}), dict(sizes={'clips': {'train': 0}})])
+def test_mistakes_are_errors(tmp_path, bad):
+    with pytest.raises(ValueError): sh.make_shapes(tmp_path, **bad)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('how', [['data_tools/make_shapes.py'], ['-m', 'data_tools.make_shapes']])
+def test_command_line(tmp_path, how):
+    env = dict(os.environ, PYTHONPATH=str(REPO))
+    def cli(*args): return subprocess.run([sys.executable, *how, *args], capture_output=True, text=True, cwd=REPO, env=env, timeout=60)
+    args = ['--root', str(tmp_path), '--kinds', 'stills', '--sizes', 'stills.train=4', 'stills.val=1', 'stills.test=1']
+    r = cli(*args)
+    assert r.returncode == 0 and '1 made' in r.stdout, r.stderr
+    if how[0] == '-m':
+        assert '0 made, 1 there' in cli(*args).stdout
+        assert 'Example' in cli('--help').stdout
+        bad = cli('--sizes', 'clips=3')
+        assert bad.returncode == 1 and 'kind.split=number' in bad.stderr and 'Traceback' not in bad.stderr
