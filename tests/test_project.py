@@ -1,0 +1,119 @@
+"The project holds together: pages and modules in sync, layers point down, pages clean, import quiet."
+import ast, json, re, subprocess, sys
+from pathlib import Path
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
+RUNS = [p for p in PAGES if p.parent.name == 'runs']
+
+def cells(page): return json.loads(page.read_text(encoding='utf-8'))['cells']
+def source(cell): return ''.join(cell['source'])
+
+def exporting():
+    "module -> page, for every page with a `default_exp`"
+    out = {}
+    for p in PAGES:
+        for c in cells(p):
+            if m := re.search(r'^#\|\s*default_exp\s+(\S+)', source(c), re.M): out.setdefault(m[1], []).append(p)
+    return out
+
+MODULES = exporting()
+
+def test_one_page_per_module():
+    assert MODULES, 'no page exports anything'
+    assert {m: [p.name for p in ps] for m, ps in MODULES.items() if len(ps) > 1} == {}
+
+def test_page_names():
+    "NN_pkg.mod.ipynb exports pkg.mod, and no number is used twice"
+    for m, (p,) in MODULES.items(): assert re.fullmatch(r'\d\d_' + re.escape(m), p.stem), f'{p.name} exports {m}'
+    numbers = [p.stem[:2] for (p,) in MODULES.values()]
+    assert len(set(numbers)) == len(numbers), sorted(numbers)
+
+def test_export_in_sync(tmp_path):
+    "Exporting afresh gives exactly vidlab/"
+    out = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard', 'nbs', 'settings.ini', 'setup.py', 'README.md'], cwd=ROOT, capture_output=True, text=True)
+    if out.returncode: pytest.skip('not a git checkout')
+    for f in out.stdout.split('\n'):
+        if f and (ROOT/f).exists():
+            (tmp_path/f).parent.mkdir(parents=True, exist_ok=True); (tmp_path/f).write_bytes((ROOT/f).read_bytes())
+    subprocess.run([sys.executable, '-c', 'from nbdev.doclinks import nbdev_export; nbdev_export()'], cwd=tmp_path, check=True, capture_output=True)
+    new = {p.relative_to(tmp_path): p.read_text() for p in (tmp_path/'vidlab').rglob('*.py')}
+    old = {p.relative_to(ROOT): p.read_text() for p in (ROOT/'vidlab').rglob('*.py')}
+    assert sorted(map(str, new)) == sorted(map(str, old)), 'a module without a page, or a page without its module: run `make export`'
+    assert [str(k) for k in new if new[k] != old[k]] == [], 'differs from its page: run `make export`'
+
+# Imports point down, or to a smaller number within the same decade (design: layers).
+def imported(path):
+    "vidlab modules that a file imports at any depth of its code"
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split('.')[0] == 'vidlab': yield node.module.partition('.')[2]
+        if isinstance(node, ast.Import):
+            for a in node.names:
+                if a.name.startswith('vidlab.'): yield a.name.partition('.')[2]
+
+@pytest.mark.parametrize('module', sorted(MODULES))
+def test_layers(module):
+    number = {m: int(p.stem[:2]) for m, (p,) in MODULES.items()}
+    path = (ROOT/'vidlab'/module.replace('.', '/')).with_suffix('.py')
+    for dep in imported(path):
+        assert dep in number, f'{module} imports vidlab.{dep}, which no page exports'
+        assert number[dep] < number[module], f'{module} ({number[module]}) imports {dep} ({number[dep]})'
+        if module.startswith('models.'): assert not dep.startswith(('models.', 'data.')) and dep != 'tasks', f'{module} imports {dep}'
+        if module.startswith('data.'): assert not dep.startswith('models.'), f'{module} imports {dep}'
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda p: p.stem)
+def test_page(page):
+    nb = json.loads(page.read_text(encoding='utf-8'))
+    ids = [c.get('id') for c in nb['cells']]
+    assert None not in ids and len(set(ids)) == len(ids), 'cell ids are missing or repeat'
+    assert nb['metadata'].get('kernelspec', {}).get('name') == 'python3', 'no kernel: papermill cannot run it'
+    assert page.stat().st_size < 1 << 20, 'over 1 MB: show less'
+    for c in nb['cells']:
+        for o in c.get('outputs', []):
+            assert o['output_type'] != 'error', f'stored error: {o.get("evalue")}'
+            text = json.dumps(o.get('text', '')) + json.dumps({k: v for k, v in o.get('data', {}).items() if not k.startswith('image/')})
+            assert not re.search(r'(?<![\w.~])/(home|root|work|Users|tmp)/', text), f'a machine path in an output: {text[:200]}'
+    first = source(nb['cells'][0])
+    assert nb['cells'][0]['cell_type'] == 'markdown' and re.match(r'# \S.*\n', first + '\n'), 'the first cell is a title'
+
+@pytest.mark.parametrize('page', RUNS, ids=lambda p: p.stem)
+def test_run_page(page):
+    "papermill finds one parameters cell of annotated literals; no definitions in a run page"
+    tagged = [c for c in cells(page) if 'parameters' in c['metadata'].get('tags', [])]
+    assert len(tagged) == 1
+    for node in ast.parse(source(tagged[0])).body:
+        assert isinstance(node, ast.AnnAssign), f'line {node.lineno}: only `name:type = literal  # meaning`'
+        ast.literal_eval(node.value)
+    for c in cells(page):
+        if c['cell_type'] == 'code' and not source(c).startswith('%'):
+            assert not any(isinstance(n, (ast.FunctionDef, ast.ClassDef)) for n in ast.walk(ast.parse(source(c)))), 'definitions belong to an exported page'
+
+def test_import_is_quiet():
+    "Importing the package and every module prints nothing and does not initialise CUDA"
+    code = ('import sys, torch, vidlab, pkgutil, importlib\n'
+            'assert not [m for m in sys.modules if m.split(".")[0] in ("open_clip", "decord", "av", "matplotlib", "pandas", "torchvision")]\n'
+            'import vidlab.core\n'
+            'for m in pkgutil.walk_packages(vidlab.__path__, "vidlab."): importlib.import_module(m.name)\n'
+            'assert not torch.cuda.is_initialized()')
+    r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
+    assert (r.returncode, r.stdout, r.stderr) == (0, '', '')
+
+def test_core_needs_only_torch_and_numpy():
+    "`import vidlab` and `vidlab.core` work where nothing else is installed"
+    code = ('import sys\n'
+            'allowed = set(sys.stdlib_module_names) | {"torch", "numpy", "vidlab"}\n'
+            'import torch, numpy\n'
+            'class Only:\n'
+            '    def find_spec(self, name, path=None, target=None):\n'
+            '        top = name.split(".")[0]\n'
+            '        if top in ("open_clip", "decord", "av", "pandas", "timm", "accelerate", "torchvision", "matplotlib", "fastcore", "pyarrow", "einops", "yaml"): raise ImportError(top)\n'
+            'sys.meta_path.insert(0, Only())\n'
+            'import vidlab, vidlab.core, vidlab.registry, vidlab.attend, vidlab.ckpt')
+    r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
+    assert r.returncode == 0, r.stderr
+
+def test_readme_is_the_index_page():
+    from nbconvert import MarkdownExporter
+    body, _ = MarkdownExporter().from_filename(str(ROOT/'nbs'/'index.ipynb'))
+    assert (ROOT/'README.md').read_text(encoding='utf-8').strip() == body.strip(), 'README.md is not nbs/index.ipynb: run `make export`'
