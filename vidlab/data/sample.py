@@ -145,6 +145,9 @@ class SegmentSampler:
     def __post_init__(self):
         if self.frames < 1: raise ValueError(f'frames must be at least 1, not {self.frames}')
 
+    @property
+    def max_frames(self): return self.frames
+
     def __call__(self, n, fps, times, start=None, end=None, train=False, gen=None):
         if n < 1: raise ValueError('a video without frames')
         i, j = (0, n) if start is None and end is None else _window(times, n, start, end)
