@@ -462,6 +462,11 @@ def _read_parquet(path, encoding=None):
 # %% ../../nbs/14_data.annots.ipynb #db6c807d
 FORMATS = ('.csv', '.tsv', '.jsonl', '.parquet')
 
+class _Lines:
+    "Rows of a csv writer with plain line ends (asked for those itself, it would leave a carriage return in a caption unquoted)"
+    def __init__(self, f): self.f = f
+    def write(self, row): return self.f.write(row[:-2] + '\n')
+
 @patch(cls_method=True)
 def read(cls:Manifest, path, # .csv, .tsv, .jsonl or .parquet
          root=None, # folder the paths are relative to; None: the folder of the file
@@ -511,7 +516,7 @@ def write(self:Manifest, path # .csv, .tsv, .jsonl or .parquet; replaced in one 
     with atomic_write(path, 'w') as f:
         if kind == '.jsonl': f.writelines(json.dumps({k: v for k,v in zip(cols, r) if v is not None}, ensure_ascii=False) + '\n' for r in rows)
         else:
-            w = csv.writer(f, delimiter='\t' if kind == '.tsv' else ',', lineterminator='\n')
+            w = csv.writer(_Lines(f), delimiter='\t' if kind == '.tsv' else ',')
             w.writerow(cols)
             w.writerows([' '.join(map(str, v)) if isinstance(v, list) else '' if v is None else v for v in r] for r in rows)
     return path
@@ -566,7 +571,7 @@ def _beside(path):
     return f"; nearest there: {', '.join(near)}" if near else ''
 
 def _lines(path):
-    try: return [o.strip() for o in Path(path).read_text(encoding='utf-8-sig').splitlines() if o.strip()]
+    try: return [o.strip() for o in Path(path).read_text(encoding='utf-8-sig').split('\n') if o.strip()]
     except FileNotFoundError: raise FileNotFoundError(f'{path}: no such annotation file{_beside(path)}') from None
     except UnicodeDecodeError as e: raise _not_utf8(path, 'utf-8', e) from None
 
@@ -576,7 +581,7 @@ def _pick(path, names, sep=','):
     blocks = read_rows(path, sep)
     head = next(blocks)
     for n in names:
-        if n not in head: raise ValueError(f"{path}: no column {n!r}; nearest: {', '.join(difflib.get_close_matches(n, head)) or 'none'}; columns: {', '.join(head)}")
+        if n not in head: raise ValueError(f"{path}: no column {n!r}; nearest: {', '.join(difflib.get_close_matches(n, head, 3, .5)) or 'none'}; columns: {', '.join(head)}")
     out = [[] for _ in names]
     for cols in blocks:
         for o,n in zip(out, names): o += cols[head.index(n)]

@@ -1,0 +1,123 @@
+"""Turn the annotation files of a data set, a table of your own or a folder of videos into one manifest
+(one row per clip and caption: id, path, start, end, text, label, split). A second call with the same files changes nothing."""
+import argparse, filecmp, inspect, os, sys
+from pathlib import Path
+if not __package__: sys.path.insert(0, str(Path(__file__).resolve().parents[1]))   # run as a script from a checkout
+from fastcore.script import Param, anno_parser
+from vidlab.core import progress, tilde, unknown, write_json
+from vidlab.data import annots as A
+
+EXAMPLES = """one example per format (--root is the folder of the videos, --annots the folder of the annotation files, default: the root):
+
+  msrvtt       make_manifest.py msrvtt --root MSRVTT/videos --annots msrvtt_data --train_csv MSRVTT_train.9k.csv --out msrvtt.csv
+  msvd         make_manifest.py msvd --root MSVD/videos --annots msvd_data --out msvd.csv      (also your own videos laid out like MSVD)
+  lsmdc        make_manifest.py lsmdc --root LSMDC/videos --annots lsmdc_data --missing drop --out lsmdc.csv
+  activitynet  make_manifest.py activitynet --root ActivityNet/videos --annots anet_data --missing drop --out anet.csv
+  didemo       make_manifest.py didemo --root DiDeMo/videos --annots didemo_data --out didemo.csv
+  table        make_manifest.py table --root clips --annots mine.csv --columns video=path caption=text --out mine_manifest.csv
+  folder       make_manifest.py folder --root clips --out clips/manifest.csv                     (no captions: to embed and search)
+  folder       make_manifest.py folder --root clips --sidecar txt --out clips/manifest.csv       (captions in name.txt beside name.mp4)
+  classes      make_manifest.py classes --root ucf101 --out ucf101/manifest.csv                  (class/video or split/class/video)
+
+Paths are written relative to the folder of --out if the videos lie below it, else relative to --root (then read with that root)."""
+
+# what each format understands beside --root, --out
+_common = ('annots', 'missing', 'missing_limit')
+TAKES = dict(msrvtt=(*_common, 'train_csv', 'data_json', 'test_csv', 'captions'), msvd=(*_common, 'splits'), lsmdc=(*_common, 'splits'),
+             activitynet=(*_common, 'splits'), didemo=(*_common, 'splits'),
+             table=(*_common, 'columns', 'sep', 'encoding', 'duplicates', 'label', 'classes'),
+             folder=('sidecar', 'split', 'frames'), classes=('classes', 'split', 'frames'))
+
+
+def renames(words: list  # e.g. ['video=path', 'caption=text']
+            ) -> dict:   # {'video': 'path', 'caption': 'text'}
+    "Column names of the file -> names of the manifest"
+    for w in words:
+        if w.count('=') != 1 or not all(w.split('=')): raise ValueError(f'--columns {w!r}: write name_in_file=name, e.g. video=path; names: {", ".join(A.COLUMNS)}')
+    return dict(w.split('=') for w in words)
+
+
+def read(format, root, annots=None, splits=None, columns=None, sep=None, classes=None, sidecar=None, **options):
+    "The manifest of a format; only options that the format takes arrive here"
+    if splits: options['splits'] = splits
+    if format == 'folder': return A.from_folder(root, captions=sidecar, **options)
+    if classes: classes = [o.strip() for o in Path(classes).read_text(encoding='utf-8').splitlines() if o.strip()]
+    if format == 'classes': return A.from_class_folders(root, classes=classes, **options)
+    if format == 'table':
+        if annots is None: raise ValueError('format table needs --annots, the table itself (.csv, .tsv, .jsonl or .parquet)')
+        return A.Manifest.read(annots, root, columns=renames(columns or []), sep='\t' if sep in ('tab', '\\t') else sep, classes=classes, **options)
+    return getattr(A, f'read_{format}')(annots or root, root, **options)
+
+
+def save(m, out):
+    "Write the manifest if it differs from what is there; True when it was written"
+    out = Path(out)
+    new = m.write(out.with_name(f'.{out.stem}.{os.getpid()}{out.suffix}'))
+    try:
+        if out.exists() and filecmp.cmp(new, out, shallow=False): return False
+        os.replace(new, out)
+        return True
+    finally:
+        if new.exists(): new.unlink()
+
+
+def main(format: Param('what to read: ' + ' '.join(TAKES), str),
+         root: str = None,  # folder of the videos
+         out: str = 'manifest.csv',  # manifest to write: .csv, .tsv, .jsonl or .parquet
+         annots: str = None,  # folder of the annotation files (table: the file); default: the root
+         splits: Param('only these splits, e.g. train test', str, nargs='+') = None,
+         missing: Param('videos that are not there: error, drop or keep (do not look)', str) = 'error',
+         missing_limit: float = .5,  # stop when more than this share of the videos is missing
+         train_csv: str = 'MSRVTT_train.9k.csv',  # msrvtt: ids of the training clips; 'none': no train split
+         data_json: str = 'MSRVTT_data.json',  # msrvtt: captions of the training clips
+         test_csv: str = 'MSRVTT_JSFUSION_test.csv',  # msrvtt: test pairs; 'none': no test split
+         captions: str = 'all',  # msrvtt: order of the training rows, all or one (video by video)
+         columns: Param('table: columns to rename, as name_in_file=name', str, nargs='+') = None,
+         sep: str = None,  # table: separator of a text table, e.g. ';' or tab
+         encoding: str = 'utf-8',  # table: encoding of a text table
+         duplicates: str = 'keep',  # table: equal rows: keep, drop or error
+         label: str = 'auto',  # table: kind of label: auto, class, several, float or name
+         classes: str = None,  # table, classes: file with one class name per line, in order
+         sidecar: str = None,  # folder: txt = captions in a text file beside each video
+         split: str = None,  # folder, classes: name of the split for all rows
+         frames: bool = False  # folder, classes: clips are folders of images
+         ):
+    "Annotation files, a table or a folder -> one manifest and a report beside it."
+    given = {k: v for k, v in locals().items() if k not in ('format', 'root', 'out')}
+    if format not in TAKES: raise unknown('format', format, TAKES)
+    if root is None: raise ValueError('--root is needed: the folder of the videos')
+    if not Path(root).is_dir(): raise ValueError(f'--root {root!r}: no such folder')
+    if Path(out).suffix.lower() not in A.FORMATS: raise unknown('ending of --out', Path(out).suffix, A.FORMATS)
+    for k, v in given.items():
+        if k not in TAKES[format] and v != DEFAULTS[k]: raise ValueError(f'--{k} has no meaning for format {format}, which takes: ' + ' '.join(f'--{o}' for o in TAKES[format]))
+    options = {k: None if v == 'none' and k.endswith('_csv') else v for k, v in given.items() if k in TAKES[format]}
+    bar = progress(None, f'make_manifest {format}', 2)
+    bar.note = 'reading'; bar.show()
+    m = read(format, root, **options)
+    bar.step(); bar.note = f'{len(m)} rows, writing'; bar.show()
+    new = save(m, out)
+    bar.step(); bar.note = ''; bar.close()
+    report = Path(out).with_suffix('.report.json')
+    write_json(report, dict(format=format, root=str(m.root), rows=len(m), clips=len(m.groups()), splits=m.splits(), hash=m.hash(), label=m.label_kind,
+                            classes=m.classes, **m.report))
+    gone = m.report.get('missing', [])
+    print(f"{tilde(out)}: {m.summary()}{'' if gone else ', missing: 0'}, hash {m.hash()}, {'written' if new else 'unchanged'}; report: {tilde(report)}")
+    for what in ('missing', 'without_caption'):
+        if m.report.get(what): print(f"{what.replace('_', ' ')}: {A._some(m.report[what])}")
+    inside = Path(root).resolve().is_relative_to(Path(out).resolve().parent)
+    if not inside: print(f'the videos do not lie below the manifest: read it with root={tilde(root)!r}')
+
+
+DEFAULTS = {k: v.default for k, v in inspect.signature(main).parameters.items()}
+
+
+def cli(argv=None):
+    "Command line: errors become one line and exit status 1"
+    p = anno_parser(main, prog='make_manifest')
+    p.formatter_class, p.epilog = argparse.RawDescriptionHelpFormatter, EXAMPLES
+    args = {k: v for k, v in vars(p.parse_args(argv)).items() if k not in ('pdb', 'xtra')}
+    try: main(**args)
+    except (ValueError, OSError) as e: raise SystemExit(f'make_manifest: {e}')
+
+
+if __name__ == '__main__': cli()

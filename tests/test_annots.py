@@ -1,0 +1,315 @@
+"""Manifests from bad and good files, and the importers on small official-looking folders."""
+import json, os, pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+from vidlab.data import annots as A
+from vidlab.data.annots import Manifest
+
+
+@pytest.fixture
+def videos(tmp_path):
+    for i in range(10): (tmp_path/f'{i}.mp4').touch()
+    return tmp_path
+
+
+BAD = {   # name -> (file name, content, words the error must hold)
+    'missing column':  ('m.csv', 'pth,text\n0.mp4,a\n', ["'pth'", "did you mean 'path'"]),
+    'usual other name': ('m.csv', 'video,caption\n0.mp4,a\n', ["columns={'video': 'path'}"]),
+    'misspelt column': ('m.csv', 'path,texts\n0.mp4,a\n', ["did you mean 'text'"]),
+    'two alike':       ('m.csv', 'path,text,text\n0.mp4,a,b\n', ["two columns are called 'text'"]),
+    'index column':    ('m.csv', ',path\n0,0.mp4\n', ['index=False']),
+    'nan caption':     ('m.csv', 'path,text\n0.mp4,a\n1.mp4,\n', ['row 2', "'text'", 'empty or NaN']),
+    'nan in json':     ('m.jsonl', '{"path": "0.mp4", "text": "a"}\n{"path": "1.mp4", "text": NaN}\n', ['row 2', 'NaN']),
+    'the word nan':    ('m.csv', 'path,text\n0.mp4,a\n1.mp4,nan\n', ['row 2']),
+    'no path':         ('m.csv', 'path,text\n0.mp4,a\n ,b\n', ['row 2', "'path'"]),
+    'absolute path':   ('m.csv', 'path\n0.mp4\n/etc/passwd\n', ['row 2', "'/etc/passwd'", 'outside the root']),
+    'way out':         ('m.csv', 'path\n0.mp4\nx/../../0.mp4\n', ['row 2', 'outside the root']),
+    'windows way out': ('m.csv', 'path\n0.mp4\n..\\0.mp4\n', ['row 2']),
+    'missing video':   ('m.csv', 'path\n0.mp4\n77.mp4\n', ['1 of 2 videos are missing', "'77.mp4'", "missing='drop'"]),
+    'start no number': ('m.csv', 'path,start\n0.mp4,1\n1.mp4,0:10\n', ['row 2', "'start'", "'0:10'"]),
+    'start negative':  ('m.csv', 'path,start\n0.mp4,-1\n', ['row 1', "'start'"]),
+    'start infinite':  ('m.csv', 'path,start\n0.mp4,inf\n', ['row 1']),
+    'end first':       ('m.csv', 'path,start,end\n0.mp4,0,2\n1.mp4,5,2\n', ['row 2', '5..2']),
+    'empty range':     ('m.csv', 'path,start,end\n0.mp4,5,5\n', ['row 1']),
+    'id of two clips': ('m.csv', 'id,path\na,0.mp4\nb,1.mp4\na,2.mp4\n', ['rows 1 and 3', "'a'", "'path'"]),
+    'id of two times': ('m.csv', 'id,path,start\na,0.mp4,1\na,0.mp4,2\n', ['rows 1 and 2', "'start'"]),
+    'id once timed':   ('m.csv', 'id,path,start\na,0.mp4,\na,0.mp4,2\n', ['rows 1 and 2', "'start'"]),
+    'no id':           ('m.csv', 'id,path\na,0.mp4\n,1.mp4\n', ['row 2', "'id'"]),
+    'negative class':  ('m.csv', 'path,label\n0.mp4,1\n1.mp4,-4\n', ['row 2', "'label'", '-4']),
+    'field too many':  ('m.csv', 'path,text\n0.mp4,a\n1.mp4,a, b\n', ['row 2 (line 3)', '3 fields', 'quotes']),
+    'field too few':   ('m.csv', 'path,text\n0.mp4\n', ['row 1', '1 fields']),
+    'tsv fields':      ('m.tsv', 'path\ttext\n0.mp4\ta\tb\n', ['row 1', '3 fields']),
+    'semicolons':      ('m.csv', 'path;text\n0.mp4;a\n', ["sep=';'"]),
+    'open quote':      ('m.csv', 'path,text\n0.mp4,"a\n', ['m.csv', 'line']),
+    'not utf-8':       ('m.csv', 'path,text\n0.mp4,a\n1.mp4,caf\xe9\n'.encode('latin-1'), ['line 3', 'utf-8', 'encoding=']),
+    'jsonl not utf-8': ('m.jsonl', b'{"path": "0.mp4"}\n{"path": "\xff.mp4"}\n', ['line 2']),
+    'utf-16':          ('m.csv', 'path,text\n0.mp4,a\n'.encode('utf-16'), ['line 1']),
+    'empty':           ('m.csv', '', ['empty']),
+    'blank first':     ('m.csv', '\npath\n0.mp4\n', ['first line is empty']),
+    'only a header':   ('m.csv', 'path,text\n', ['no rows']),
+    'empty jsonl':     ('m.jsonl', '\n', ['empty']),
+    'broken json':     ('m.jsonl', '{"path": "0.mp4"}\n{"path"\n', ['line 2', 'JSON']),
+    'json list':       ('m.jsonl', '["0.mp4"]\n', ['line 1', 'list']),
+    'no parquet':      ('m.parquet', 'path\n', ['parquet']),
+    'other ending':    ('m.xlsx', 'x', ['.parquet']),
+}
+
+
+@pytest.mark.parametrize('name', BAD)
+def test_bad_files(videos, name):
+    file, content, words = BAD[name]
+    (videos/file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError) as e: Manifest.read(videos/file)
+    for w in words: assert w in str(e.value), f'{w!r} not in: {e.value}'
+    assert file in str(e.value) or name == 'other ending'
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(FileNotFoundError): Manifest.read(tmp_path/'m.csv')
+
+
+GOOD = {  # name -> (file name, content, captions expected)
+    'bom and crlf':   ('m.csv', '\ufeffpath,text\r\n0.mp4,a\r\n1.mp4,"b, c"\r\n', ['a', 'b, c']),
+    'blank lines':    ('m.csv', 'path,text\n\n0.mp4,a\n\n', ['a']),
+    'quoted newline': ('m.csv', 'path,text\n0.mp4,"a\nb"\n', ['a\nb']),
+    'tsv':            ('m.tsv', 'path\ttext\n0.mp4\ta, "b" c\n'.replace('"b"', 'b'), ['a, b c']),
+    'json numbers':   ('m.jsonl', '{"path": "0.mp4", "text": "a", "start": 1, "end": 2.5}\n', ['a']),
+    'json later key': ('m.jsonl', '{"path": "0.mp4"}\n{"path": "1.mp4", "text": "b", "label": 3}\n{"path": "2.mp4", "label": 1}', None),
+    'no text':        ('m.csv', 'path,text\n0.mp4,\n1.mp4,\n', [None, None]),
+    'label, no text': ('m.csv', 'path,text,label\n0.mp4,a,\n1.mp4,,2\n', ['a', None]),
+    'another split':  ('m.csv', 'path,text,split\n0.mp4,a,train\n1.mp4,,test\n', ['a', None]),
+    'dots inside':    ('m.csv', 'path,text\n./x/../0.mp4,a\n', ['a']),
+}
+
+
+@pytest.mark.parametrize('name', GOOD)
+def test_good_files(videos, name):
+    file, content, texts = GOOD[name]
+    (videos/file).write_bytes(content.encode())
+    if name == 'json later key':
+        with pytest.raises(ValueError, match='row 1'): Manifest.read(videos/file)
+        return
+    m = Manifest.read(videos/file)
+    assert [m.row(i)['text'] for i in range(len(m))] == texts
+    assert all(os.path.exists(m.row(i)['path']) for i in range(len(m)))
+
+
+def test_duplicates(videos):
+    cols = dict(path=['0.mp4', '1.mp4', '0.mp4'], text=['a', 'b', 'a'])
+    assert Manifest.build(cols, videos).report['duplicates'] == 1
+    assert len(Manifest.build(cols, videos, duplicates='drop')) == 2
+    with pytest.raises(ValueError, match='row 3 repeats row 1'): Manifest.build(cols, videos, duplicates='error')
+    assert Manifest.build(dict(path=['0.mp4']*2, text=['a', 'b'], ), videos, duplicates='error').report['duplicates'] == 0
+    with pytest.raises(ValueError, match='duplicates'): Manifest.build(cols, videos, duplicates='warn')
+
+
+def test_missing_policies(videos):
+    cols = dict(path=['0.mp4', '0.mp4', 'gone.mp4', '1.mp4', 'd/gone2.mp4'], text=list('abcde'))
+    m = Manifest.build(cols, videos, missing='drop')
+    assert (len(m), m.report['missing'], m.report['dropped_rows']) == (3, ['gone.mp4', 'd/gone2.mp4'], 2)
+    assert len(Manifest.build(cols, videos, missing='keep')) == 5
+    with pytest.raises(ValueError, match='missing_limit'): Manifest.build(cols, videos, missing='drop', missing_limit=.4)
+    with pytest.raises(ValueError, match='missing policy'): Manifest.build(cols, videos, missing='ignore')
+
+
+def test_root(videos, tmp_path):
+    "Paths may be relative to the table's folder, to a root, or absolute inside the root"
+    (videos/'tables').mkdir()
+    (videos/'tables'/'m.csv').write_text(f'path\n0.mp4\n{videos}/1.mp4\n')
+    m = Manifest.read(videos/'tables'/'m.csv', root=videos)
+    assert m.column('path').to_pylist() == ['0.mp4', '1.mp4']
+    with pytest.raises(ValueError): Manifest.read(videos/'tables'/'m.csv')
+
+
+def test_labels_of_two_files(videos):
+    a = Manifest.build(dict(path=['0.mp4', '1.mp4'], label=['run', 'swim']), videos)
+    assert (a.classes, a.label_kind) == (['run', 'swim'], 'class')
+    b = Manifest.build(dict(path=['0.mp4'], label=['swim']), videos, classes=a.classes)
+    assert b.row(0)['label'] == 1 and b.row(0)['label_name'] == 'swim' and b.classes == ['', 'swim']
+    with pytest.raises(ValueError, match="'swin' is not in the class list"): Manifest.build(dict(path=['0.mp4'], label=['swin']), videos, classes=a.classes)
+    with pytest.raises(ValueError, match='label kind'): Manifest.build(dict(path=['0.mp4'], label=['1']), videos, label='klass')
+    with pytest.raises(ValueError, match="row 1, column 'label': 'x'"): Manifest.build(dict(path=['0.mp4'], label=['x']), videos, label='float')
+
+
+@pytest.mark.parametrize('label,kind,want', [(['3', '', '1'], 'class', [3, None, 1]), (['1 4', '', '2'], 'several', [[1, 4], None, [2]]), ([0.5, None, 3.0], 'float', [.5, None, 3.]),
+                                             ([[1, 4], [2], [0]], 'several', [[1, 4], [2], [0]]), (np.array([1, 2, 0]), 'class', [1, 2, 0])])
+@pytest.mark.parametrize('ext', A.FORMATS)
+def test_label_kinds_survive(videos, label, kind, want, ext):
+    m = Manifest.build(dict(path=['0.mp4', '1.mp4', '2.mp4'], label=label), videos)
+    back = Manifest.read(m.write(videos/f'm{ext}'))
+    for o in (m, back): assert o.label_kind == kind and [o.row(i)['label'] for i in range(3)] == want
+    assert back.hash() == m.hash()
+
+
+text = st.text(st.characters(exclude_categories=['Cs'], exclude_characters='\0'), min_size=1, max_size=20).filter(lambda s: s.strip() and s not in ('nan', 'NaN'))
+rows = st.lists(st.tuples(st.integers(0, 9), text, st.sampled_from(['train', 'test', 'val']), st.one_of(st.none(), st.integers(0, 99)),
+                          st.one_of(st.none(), st.floats(0, 1e4))), min_size=1, max_size=8)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows)
+def test_round_trip(videos, rows):
+    "Every format gives back what went in: any Unicode caption, quotes, newlines, times to the last bit"
+    cols = dict(path=[f'{r[0]}.mp4' for r in rows], text=[r[1] for r in rows], split=[r[2] for r in rows], label=[r[3] for r in rows], start=[r[4] for r in rows], note=[r[1] for r in rows])
+    m = Manifest.build(cols, videos)
+    for ext in A.FORMATS:
+        back = Manifest.read(m.write(videos/f'm{ext}'))
+        assert back.hash() == m.hash()
+        assert [back.row(i) for i in range(len(m))] == [m.row(i) for i in range(len(m))]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.sampled_from(['..', '.', 'a', 'b.mp4', '', '...', '..a', '\\', '..\\..']), min_size=1, max_size=6))
+def test_paths_stay_inside(parts):
+    p = '/'.join(parts)
+    got = A._inside(p, '/data/set')
+    if got is not None:
+        assert os.path.normpath(os.path.join('/data/set', got)).startswith('/data/set')
+        assert not got.startswith('/')
+    elif not p.startswith('/') and '\\' not in p: assert not (os.path.normpath(os.path.join('/data/set', p)) + '/').startswith('/data/set/')
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=40))
+def test_groups(ids):
+    m = Manifest.build(dict(id=[f'i{i}' for i in ids], path=[f'{i}.mp4' for i in ids], text=[str(i) for i in range(len(ids))]), '.', missing='keep')
+    g, seen = m.groups(), list(dict.fromkeys(ids))
+    assert len(g) == len(seen)
+    assert [g.rows(i).tolist() for i in range(len(g))] == [[j for j, o in enumerate(ids) if o == s] for s in seen]
+    assert g.first.tolist() == [ids.index(s) for s in seen]
+    assert g.code.tolist() == [seen.index(o) for o in ids]
+
+
+def test_buffers_not_lists(videos):
+    "Nothing in a manifest is a Python list that forked workers would copy page by page"
+    import pyarrow as pa
+    m = Manifest.build(dict(path=['0.mp4', '1.mp4'], text=['a', 'b'], label=[[1, 2], [3]], note=['x', 'y']), videos)
+    assert all(isinstance(v, (pa.Array, np.ndarray)) and getattr(v, 'dtype', None) != object for v in m.cols.values())
+    again = pickle.loads(pickle.dumps(m))
+    assert again.hash() == m.hash() and again.row(1) == m.row(1)
+
+
+def test_rows_and_select(videos):
+    m = Manifest.build(dict(path=[f'{i}.mp4' for i in range(4)], text=list('abcd'), split=['train', 'test', 'train', None]), videos)
+    assert [m.row(i)['text'] for i in (0, -1)] == ['a', 'd']
+    assert m.split('train').column('text').to_pylist() == ['a', 'c']
+    assert m.select([3, 0]).column('text').to_pylist() == ['d', 'a'] and len(m.select(np.zeros(4, bool))) == 0
+    for i in (4, -5):
+        with pytest.raises(IndexError): m.row(i)
+    with pytest.raises(ValueError, match="did you mean 'test'"): m.split('tests')
+    with pytest.raises(ValueError, match="no column 'split'"): Manifest.build(dict(path=['0.mp4']), videos).split('train')
+    assert m.hash() != m.select([1, 0, 2, 3]).hash()
+
+
+# --- importers
+
+def write_msvd(d, said, **lists):
+    for s in ('train', 'val', 'test'): (d/f'{s}_list.txt').write_text('\n'.join(lists.get(s, [])))
+    (d/'raw-captions.pkl').write_bytes(said if isinstance(said, bytes) else pickle.dumps(said))
+
+
+class Call:
+    def __init__(self, f, *args): self.f, self.args = f, args
+    def __reduce__(self): return self.f, self.args
+
+
+@pytest.mark.parametrize('evil', [Call(os.system, 'true'), Call(eval, '1'), Call(getattr, 1, 'real'), np.float64(1), Path('x')], ids=['system', 'eval', 'getattr', 'numpy', 'path'])
+def test_pickles_are_plain(tmp_path, evil):
+    write_msvd(tmp_path, {'a': [['x']], 'b': evil})
+    with pytest.raises(ValueError, match='raw-captions.pkl.*plain'): A.read_msvd(tmp_path, tmp_path)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=60))
+def test_any_bytes_are_no_pickle(tmp_path, raw):
+    (tmp_path/'x.pkl').write_bytes(raw)
+    try: A.load_plain_pickle(tmp_path/'x.pkl')
+    except ValueError as e: assert 'x.pkl' in str(e)
+
+
+@pytest.mark.parametrize('said,words', [({'a': []}, 'must be a list'), ({'a': 'text'}, 'must be a list'), ({'a': [[1, 2]]}, 'list of words'), (['a'], 'not a dictionary'), ({'b': [['x']]}, "no caption: 'a'")])
+def test_msvd_bad(tmp_path, said, words):
+    (tmp_path/'a.mp4').touch()
+    write_msvd(tmp_path, said, train=['a'])
+    with pytest.raises(ValueError, match=words): A.read_msvd(tmp_path, tmp_path)
+
+
+def test_msvd_policies(tmp_path):
+    (tmp_path/'deep').mkdir(); (tmp_path/'deep'/'a.b.avi').touch(); (tmp_path/'c.mp4').touch()
+    write_msvd(tmp_path, {k: [['one'], 'two words'] for k in ('a.b', 'c', 'gone')}, train=['a.b', 'gone'], test=['c', 'bare'])
+    with pytest.raises(ValueError, match='bare'): A.read_msvd(tmp_path, tmp_path)
+    m = A.read_msvd(tmp_path, tmp_path, missing='drop')
+    assert (m.report['missing'], m.report['without_caption'], m.report['dropped_rows']) == (['gone'], ['bare'], 2)
+    assert m.column('path').to_pylist() == ['deep/a.b.avi']*2 + ['c.mp4']*2 and m.splits() == {'train': 2, 'test': 2}
+    (tmp_path/'c.mkv').touch()
+    with pytest.raises(ValueError, match="two files for the video 'c'"): A.read_msvd(tmp_path, tmp_path, missing='drop')
+    (tmp_path/'val_list.txt').unlink()
+    with pytest.raises(FileNotFoundError, match='val_list.txt'): A.read_msvd(tmp_path, tmp_path)
+
+
+def test_msvd_json(tmp_path):
+    "raw-captions.json needs no pickle"
+    (tmp_path/'a.mp4').touch(); (tmp_path/'test_list.txt').write_text('a\n')
+    (tmp_path/'raw-captions.json').write_text('{"a": ["a dog", ["it", "barks"]]}')
+    assert A.read_msvd(tmp_path, tmp_path, splits=['test']).column('text').to_pylist() == ['a dog', 'it barks']
+
+
+@pytest.mark.parametrize('line,words', [('a\t1\t2\t3\tx', 'row 2 has 5 fields'), ('a\t1\t2\t3\t4\tx\ty', 'row 2 has 7 fields'), ('a b c', 'row 2 has 1 fields')])
+def test_lsmdc_bad(tmp_path, line, words):
+    for n in A.LSMDC.values(): (tmp_path/n).write_text('ok\t0\t1\t0\t1\tHe sits.\n' + line)
+    with pytest.raises(ValueError, match=words): A.read_lsmdc(tmp_path, tmp_path)
+
+
+def test_lsmdc_not_utf8(tmp_path):
+    for n in A.LSMDC.values(): (tmp_path/n).write_bytes(b'a\t0\t1\t0\t1\tcaf\xe9\n')
+    with pytest.raises(ValueError, match='line 1'): A.read_lsmdc(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize('data,words', [({}, 'sentences'), ({'sentences': [{'caption': 'x'}]}, 'video_id'), ([], 'sentences'), ('{', 'JSON')])
+def test_msrvtt_bad(tmp_path, data, words):
+    (tmp_path/'MSRVTT_train.9k.csv').write_text('video_id\nvideo0\n')
+    (tmp_path/'MSRVTT_data.json').write_text(data if isinstance(data, str) else json.dumps(data))
+    with pytest.raises(ValueError, match=words): A.read_msrvtt(tmp_path, tmp_path, test_csv=None)
+
+
+def test_msrvtt_columns(tmp_path):
+    (tmp_path/'MSRVTT_JSFUSION_test.csv').write_text('key,vid,sentences\nr,v,x\n')
+    with pytest.raises(ValueError, match="no column 'video_id'; nearest: vid"): A.read_msrvtt(tmp_path, tmp_path, train_csv=None)
+    with pytest.raises(FileNotFoundError, match='nearest there: MSRVTT_JSFUSION_test.csv'): A.read_msrvtt(tmp_path, tmp_path, train_csv=None, test_csv='MSRVTT_JSFUSION_tests.csv')
+
+
+def test_paragraph_bad(tmp_path):
+    (tmp_path/'train_ids.json').write_text('["v_a"]'); (tmp_path/'train.json').write_text('{"v_a": {"sentences": ["x"]}}')
+    with pytest.raises(ValueError, match="'v_a' needs 'sentences' and 'duration'"): A.read_activitynet(tmp_path, tmp_path, splits=['train'])
+    (tmp_path/'val_list.txt').write_text('a.mp4\n'); (tmp_path/'val_data.json').write_text('[{"video": "a.mp4"}]')
+    with pytest.raises(ValueError, match='entry 1'): A.read_didemo(tmp_path, tmp_path, splits=['val'])
+    with pytest.raises(ValueError, match='split'): A.read_activitynet(tmp_path, tmp_path, splits=['test'])
+
+
+def test_folders(tmp_path):
+    for p in ['a/1.mp4', 'a/2.MOV', 'b/1.webm', 'b/notes.txt', '.hidden/x.mp4', 'b/.y.mp4']:
+        (tmp_path/p).parent.mkdir(exist_ok=True); (tmp_path/p).touch()
+    os.symlink(tmp_path, tmp_path/'a'/'loop')                                    # a link back up must not loop for ever
+    assert A.from_folder(tmp_path).column('path').to_pylist() == ['a/1.mp4', 'a/2.MOV', 'b/1.webm']
+    m = A.from_class_folders(tmp_path, split='train')
+    assert m.classes == ['a', 'b'] and m.column('label').tolist() == [0, 0, 1] and m.splits() == {'train': 3}
+    assert A.from_class_folders(tmp_path, classes=['b', 'c', 'a']).column('label').tolist() == [2, 2, 0]
+    (tmp_path/'top.mp4').touch()
+    with pytest.raises(ValueError, match="'top.mp4' lies in no class folder"): A.from_class_folders(tmp_path)
+    with pytest.raises(ValueError, match='no such folder'): A.from_folder(tmp_path/'nowhere')
+
+
+def test_folder_name_not_utf8(tmp_path):
+    try: open(os.fsencode(tmp_path) + b'/caf\xe9.mp4', 'w').close()
+    except OSError: pytest.skip('this file system takes only valid UTF-8')
+    with pytest.raises(ValueError, match='not valid UTF-8'): A.from_folder(tmp_path)
+
+
+def test_wide_fields(videos):
+    "A transcript of 300 kB in one field"
+    m = Manifest.build(dict(path=['0.mp4'], asr=['x'*300_000]), videos)
+    assert len(Manifest.read(m.write(videos/'m.csv')).row(0)['asr']) == 300_000
