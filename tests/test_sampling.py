@@ -1,0 +1,92 @@
+"""Frame samplers against loops, the image transform against torchvision on arbitrary sizes, tokens on arbitrary text."""
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from vidlab.data import sample as S
+from vidlab.data.text import END, START, tokenize
+from vidlab.data.transforms import square
+
+
+def walk(n, fps, rate, start, end):
+    "The published extractor in words: second by second, stop at the first frame that is not there"
+    whole, out = int(fps), []
+    total = (n + whole - 1)//whole
+    first, last = (0, total) if start is None else (start, min(end, total))
+    step = max(whole//rate, 1) if rate else 1
+    for sec in range(first, last + 1):
+        for j in range(rate or whole):
+            i = sec*whole + j*step
+            if i >= n: return out
+            out.append(i)
+    return out
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 400), st.floats(1, 61), st.integers(0, 5), st.one_of(st.none(), st.tuples(st.integers(0, 40), st.integers(1, 40))))
+def test_grid(n, fps, rate, span):
+    start, end = (None, None) if span is None else (span[0], span[0] + span[1])
+    if rate > int(fps):
+        with pytest.raises(ValueError, match='rate'): S.frames_per_second(n, fps, rate, start, end)
+    else: assert S.frames_per_second(n, fps, rate, start, end).tolist() == walk(n, fps, rate, start, end)
+
+
+@pytest.mark.parametrize('fps', [0, .9, float('nan'), float('inf'), -3])
+def test_bad_rate(fps):
+    with pytest.raises(ValueError, match='fps'): S.GridSampler(4)(10, fps, np.arange(10.))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 40), st.integers(0, 9))
+def test_segments(n, t, seed):
+    draw = S.segments(n, t, True, np.random.default_rng(seed))
+    for idx in (S.segments(n, t), draw):
+        assert idx.shape == (t,) and idx.dtype == np.int64 and (np.diff(idx) >= 0).all() and 0 <= idx[0] and idx[-1] < n
+    assert all(i*n//t <= d <= max((i+1)*n//t - 1, i*n//t) for i, d in enumerate(draw))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(.005, 2), min_size=3, max_size=80), st.integers(1, 12))
+def test_uneven_times(gaps, most):
+    "On a varying frame rate: rising indices inside the video, each frame shown at or after its grid time (or the last)"
+    times = np.concatenate([[0], np.cumsum(gaps)])
+    n, fps = len(times), len(times)/(times[-1] + .1)
+    if fps < 1:
+        with pytest.raises(ValueError): S.GridSampler(most)(n, fps, times)
+        return
+    plain, timed = [S.GridSampler(most, timed=o)(n, fps, times) for o in (False, True)]
+    assert len(plain) == len(timed) <= most and (np.diff(timed) >= 0).all() and timed[-1] < n
+    if not S.evenly_spaced(times): assert all(times[j] >= i/fps - 1.1e-3 or j == n - 1 for i, j in zip(plain, timed))
+
+
+@pytest.mark.parametrize('rate', [3., 23.976, 25., 29.97, 59.94, 240.])
+@pytest.mark.parametrize('stamp', [3, 6])
+def test_even_times_are_the_index_grid(rate, stamp):
+    "Rounded time stamps of a constant rate change nothing"
+    n = int(rate*37)
+    times = np.round(np.arange(n)/rate, stamp)
+    for kw in (dict(), dict(start=3, end=9), dict(start=30)):
+        assert S.GridSampler(12)(n, rate, times, **kw).tolist() == S.GridSampler(12, timed=False)(n, rate, times, **kw).tolist()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(2, 70), st.integers(2, 70), st.integers(1, 48), st.integers(0, 3))
+def test_square(h, w, size, seed):
+    from PIL import Image
+    from torchvision import transforms as T
+    if max(h, w) > 64*min(h, w): return
+    frame = np.random.default_rng(seed).integers(0, 256, (h, w, 3), dtype=np.uint8)
+    want = T.Compose([T.Resize(size, T.InterpolationMode.BICUBIC), T.CenterCrop(size), T.PILToTensor()])(Image.fromarray(frame))
+    got = square(frame[None], size)[0]
+    assert torch.equal(got, want)
+    assert (square(frame[None], size, 'fast')[0].int() - want.int()).abs().max() <= 3
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(max_size=60), st.integers(2, 20))
+def test_any_text(text, words):
+    ids, mask = tokenize([text], words)
+    n = int(mask.sum())
+    assert ids.shape == (1, words) and ids[0, 0] == START and ids[0, n-1] == END and not ids[0, n:].any() and mask[0, :n].all()
+    assert torch.equal(tokenize([text], 77)[0][0, :n-1], ids[0, :n-1])
