@@ -8,7 +8,7 @@ __all__ = ['LIMITS', 'FORMATS', 'BROKEN', 'LOOK', 'INTRA', 'SKIPS', 'MOV', 'MKV'
            'PyAV', 'Images', 'Decord', 'TorchCodec', 'read_frames', 'DecodeSlots', 'audit']
 
 # %% ../../nbs/11_data.decode.ipynb #c34a1de6
-import contextlib, dataclasses, hashlib, json, mmap, os, pickle, re, signal, stat, struct, subprocess, sys, tempfile, threading, time, warnings, weakref
+import contextlib, dataclasses, functools, hashlib, importlib, importlib.util, json, mmap, os, pickle, re, signal, stat, struct, subprocess, sys, tempfile, threading, time, warnings, weakref
 from collections import OrderedDict
 from fractions import Fraction
 from pathlib import Path
@@ -67,6 +67,7 @@ class VideoIndex:
     damaged:int = 0            # packets or frames found broken
     how:str = 'demux'          # 'demux', 'decode' or 'folder'
     seek:bool = True           # frames may be found by seeking
+    interlaced:bool = False    # fields; nothing is done about them
     skip:bool = False          # unreferenced pictures may be left undecoded
     closed:bool = False        # no frame needs anything before its own key frame
     deep:bool = False          # every frame has been decoded once
@@ -108,7 +109,7 @@ def _real_streams(c):
     return moving or vs
 
 # %% ../../nbs/11_data.decode.ipynb #9bc9489d
-BROKEN = (0, False, False, False)   # (pictures, may start here, B picture, temporal layer > 0)
+BROKEN = (0, False, False, False)   # (pictures, may start here, B picture, temporal layer > 0); pictures -1: meant to show nothing
 
 def _nals(b, # packet bytes
           lead # bytes of the length field; 0: Annex B start codes
@@ -163,16 +164,16 @@ def _look_hevc(b, lead):
 # %% ../../nbs/11_data.decode.ipynb #718bb9bc
 def _look_mpeg4(b, lead):
     kinds = [b[m.end()] >> 6 for m in re.finditer(b'\0\0\1\xb6', b) if m.end() < len(b)]
-    n = len(kinds) if len(b) > 16 else 0                   # a "not coded" picture is a few bytes long and shows nothing
+    n = -1 if kinds and len(b) <= 16 else len(kinds)       # a "not coded" picture is a few bytes long and shows nothing
     return n, kinds[:1] == [0], 2 in kinds, False
 
-def _look_vp8(b, lead): return int(bool(b[0] & 16)), not b[0] & 1, False, False   # show_frame, frame type
+def _look_vp8(b, lead): return 1 if b[0] & 16 else -1, not b[0] & 1, False, False   # show_frame, frame type
 
 def _look_vp9(b, lead):
     if b[0] >> 6 != 2: return BROKEN
     at = 2 if b[0] & 0x30 == 0x30 else 3                     # profile 3 has a reserved bit
     if b[-1] & 0xe0 == 0xc0 or b[0] >> at & 1: return 1, not b[0] >> at & 1 and not b[0] >> (at-1) & 1, False, False   # superframe, or an older frame shown
-    return b[0] >> (at-2) & 1, not b[0] >> (at-1) & 1, False, False
+    return 1 if b[0] >> (at-2) & 1 else -1, not b[0] >> (at-1) & 1, False, False
 
 LOOK = dict(h264=_look_h264, hevc=_look_hevc, mpeg4=_look_mpeg4, vp8=_look_vp8, vp9=_look_vp9)
 INTRA = {'mjpeg', 'prores', 'dnxhd', 'ffv1', 'png', 'rawvideo', 'huffyuv', 'ffvhuff', 'utvideo', 'v210', 'dvvideo'}   # one packet, one picture
@@ -205,7 +206,7 @@ def _packets(c, s, # container, stream
 class _Scan:
     "Pass one: the shown frames by packets, and every reason not to believe them"
     pts:np.ndarray; key:np.ndarray; key_dts:np.ndarray
-    packets:int; discarded:int; damaged:int
+    packets:int; discarded:int; damaged:int; hidden:int
     closed:bool; skip:bool; doubts:list
 
 def _scan(c, s):
@@ -215,8 +216,8 @@ def _scan(c, s):
     for p in _packets(c, s, log):
         if not p.size and p.dts is None: continue                    # the flush packet
         b = bytes(p) if look and p.size else b''
-        pics, start, bpic, layered = look(b, lead) if b else (1 if p.size and not look else 0, p.is_keyframe, False, False)
-        rows.append((p.pts, p.dts if p.dts is not None else p.pts, p.is_keyframe and start, p.is_discard, p.is_corrupt, pics, bpic, layered))
+        pics, start, bpic, layered = look(b, lead) if b else (1 if p.size else -1, p.is_keyframe, False, False)
+        rows.append((p.pts, p.dts if p.dts is not None else p.pts, p.is_keyframe and start, p.is_discard, p.is_corrupt, pics, bpic, layered, p.is_keyframe))
     return _judge(c, s, rows, log)
 
 # %% ../../nbs/11_data.decode.ipynb #db4be34b
@@ -225,14 +226,13 @@ MOV, MKV = 'mov,mp4,m4a,3gp,3g2,mj2', 'matroska,webm'
 def _judge(c, s, rows, log):
     "From packet rows to a `_Scan`"
     cc, doubts, name = s.codec_context, [], c.format.name
-    shown = [r for r in rows if not r[3] and r[5]]
+    shown = [r for r in rows if not r[3] and r[5] > 0]
     pts = [r[0] for r in shown]
-    empty = sum(not r[5] for r in rows)
-    hidden = empty if cc.name in ('vp8', 'vp9') else 0              # invisible reference frames are part of these codecs
-    damaged = empty - hidden + sum(bool(r[4]) for r in rows) + len(log)
+    empty, hidden = sum(r[5] == 0 for r in rows), sum(r[5] < 0 for r in rows)
+    damaged = empty + sum(bool(r[4]) for r in rows) + len(log)
     rising = all(a is not None and b is not None and a < b for a, b in zip(pts, pts[1:]))
     if log: doubts.append(f'the container breaks off: {log[0]}')
-    if empty - hidden: doubts.append(f'{empty - hidden} of {len(rows)} packets hold no picture')
+    if empty: doubts.append(f'{empty} of {len(rows)} packets hold no picture')
     if any(r[4] for r in rows): doubts.append('packets are marked corrupt')
     if any(r[5] > 1 for r in rows): doubts.append('packets hold several pictures (fields or packed frames)')
     if None in pts: doubts.append('packets without timestamp'); pts = [p for p in pts if p is not None]
@@ -240,17 +240,18 @@ def _judge(c, s, rows, log):
     if rows and not rows[0][2]: doubts.append('does not start with a key frame')
     if rising and len(pts) > 8 and (any(r[6] for r in shown) or cc.name == 'hevc' and cc.has_b_frames): doubts.append('B pictures but no reordering in the timestamps')
     if getattr(cc, 'field_order', 0) not in (0, 1): doubts.append('interlaced')
-    if name not in (MOV, MKV) and not (name == 'avi' and rising and (cc.name == 'mpeg4' and not any(r[6] for r in rows) or cc.name in INTRA)):
+    if name not in (MOV, MKV) and not (name == 'avi' and rising and (cc.name == 'mpeg4' and not hidden and not any(r[6] for r in rows) or cc.name in INTRA)):
         doubts.append(f'{name} needs counting')
-    elif cc.name not in LOOK and cc.name not in INTRA and cc.name not in ('av1', 'libdav1d', 'libaom-av1'): doubts.append(f'{cc.name} needs counting')
+    elif cc.name == 'mpeg4' and hidden or cc.name not in LOOK and cc.name not in INTRA and cc.name not in ('av1', 'libdav1d', 'libaom-av1'): doubts.append(f'{cc.name} needs counting')
     keys = sorted((r[0], r[1]) for r in rows if r[2] and r[0] is not None)
     return _Scan(np.array(sorted(pts), np.int64), np.array([k[0] for k in keys], np.int64), np.array([k[1] for k in keys], np.int64), len(rows),
-                 sum(bool(r[3]) for r in rows), damaged, _closed(rows), cc.name in SKIPS and not any(r[7] for r in rows), doubts)
+                 sum(bool(r[3]) for r in rows), damaged, hidden, _closed(rows), cc.name in SKIPS and not any(r[7] for r in rows), doubts)
 
 def _closed(rows):
     "Does every key packet start afresh: is nothing after it, up to the next one, shown before it?"
     floor = None
-    for pts, dts, start, *_ in rows:
+    for pts, dts, start, *_, flagged in rows:
+        if flagged and not start: return False                      # called a key frame, but decoding cannot start there (intra refresh)
         if start: floor = pts
         elif pts is None or floor is None or pts < floor: return False
     return bool(rows) and rows[0][2]
@@ -293,7 +294,7 @@ def _first(f, s):
     m = _turn_of(f)
     a, b, c, d = m or (1, 0, 0, 1)
     w, h = (f.height, f.width) if a == 0 else (f.width, f.height)
-    return dict(width=w, height=h, pix_fmt=f.format.name, turn=(a, b, c, d), rotation=int(round(np.degrees(np.arctan2(-b, a)))) % 360), m is None
+    return dict(width=w, height=h, pix_fmt=f.format.name, interlaced=bool(f.interlaced_frame), turn=(a, b, c, d), rotation=int(round(np.degrees(np.arctan2(-b, a)))) % 360), m is None
 
 def _decode_pass(path, stream):
     "Every frame that comes out: (pts list, facts of the first frame, sizes, corrupt frames, error texts)"
@@ -304,7 +305,7 @@ def _decode_pass(path, stream):
             if first is None: first = _first(f, s)
             pts.append(NOPTS if f.pts is None else f.pts)
             sizes[f.width, f.height] = sizes.get((f.width, f.height), 0) + 1
-            corrupt += bool(f.is_corrupt)
+            corrupt += bool(f.is_corrupt); first[0]['interlaced'] |= bool(f.interlaced_frame)
             if len(pts) % 8 == 0: _beat(len(pts))
     return pts, first, sizes, corrupt, log
 
@@ -371,13 +372,14 @@ def _settle(path, c, s, scan, streams, deep):
         if not pts: raise VideoError(path, 'index', f'no frame decodes ({scan.packets} packets' + (f'; {(log + scan.doubts)[0]})' if log or scan.doubts else ')'))
     else: first = alone[0]
     facts, odd = first
+    facts['interlaced'] |= 'interlaced' in scan.doubts
     proved = not decode or not log and not corrupt and pts == scan.pts.tolist() and len(set(pts)) == len(pts)
     serious = [d for d in scan.doubts if 'needs counting' not in d and d not in ('interlaced', 'packets without timestamp')]
     if decode and not proved:
-        promised = scan.packets - scan.discarded
+        promised = scan.packets - scan.discarded - scan.hidden
         if len(pts) < promised - (c.format.name == 'avi') or log or corrupt or scan.damaged:
             reasons += [f'damaged: {len(pts)} frames decode of {max(promised, s.frames if s.frames < 10**7 else 0)} promised' + (f', {corrupt} of them with errors' if corrupt else '')]
-            reasons += serious + [f'decoder: {log[0]}'] * bool(log)
+            reasons += serious + [f'decoder: {m}' for m in log[:1]]
         elif serious and c.format.name != 'avi': reasons += serious
     elif s.frames > scan.packets + 2: reasons.append(f'the header promises {s.frames} frames, the file holds {scan.packets}')
     if len(sizes) > 1: reasons.append('picture size changes: ' + ', '.join(f'{n} frames {w}x{h}' for (w, h), n in sizes.items()) + '; all are scaled to the first')
@@ -431,7 +433,7 @@ def _serve(memory:int # bytes of address space
           ):
     "Main loop of the child: one request after the other over stdin and stdout"
     global _beat
-    import importlib, resource
+    import resource
     from multiprocessing.connection import Connection
     into, out = Connection(os.dup(0), writable=False), Connection(os.dup(1), readable=False)
     null = os.open(os.devnull, os.O_RDWR)
@@ -507,7 +509,7 @@ class Child:
 # %% ../../nbs/11_data.decode.ipynb #f1a1b8d5
 _children = {}     # process id -> Child: a forked worker must not talk through its parent's pipe
 _recent = OrderedDict()
-VERSION = 1        # of the records on disk; changed when the code above changes its mind about a file
+VERSION = 2        # of the records on disk; changed when the code above changes its mind about a file
 
 def _child():
     "The kept child of this process"
@@ -744,15 +746,18 @@ def _certify(ix, codecs):
     if ix.codec not in codecs: return f'codec {ix.codec}'
     if not ix.seek or ix.damaged or ix.verdict != 'ok': return 'frames of this file can only be found by counting' if not ix.reasons else '; '.join(ix.reasons)
     if ix.streams > 1: return f'{ix.streams} video streams'
+    if ix.interlaced: return 'interlaced: colours come out differently'
     if ix.packets - ix.discarded != ix.n: return f'{ix.packets} packets for {ix.n} frames'
     try: ix.path.encode('utf-8')
     except UnicodeEncodeError: return 'the file name is not UTF-8'
+
+@functools.lru_cache
+def _installed(name): return importlib.util.find_spec(name) is not None
 
 @register_decoder('decord')
 class Decord:
     "decord, for files it is certified for"
     def refuses(self, ix):
-        import importlib.util
         why = _certify(ix, ('h264', 'vp8', 'vp9', 'mpeg4'))
         if why: return why
         if ix.discarded: return f'{ix.discarded} packets are hidden by the edit list (decord counts them, or hangs)'
@@ -760,7 +765,7 @@ class Decord:
         if ix.pix_fmt not in ('yuv420p', 'yuvj420p'): return f'colour format {ix.pix_fmt}'
         if ix.width % 2 or ix.height % 2 or min(ix.width, ix.height) < 16: return f'size {ix.width}x{ix.height}'
         if abs(ix.turn[0]*ix.turn[3] - ix.turn[1]*ix.turn[2] - 1) > 0: return 'mirrored by its display matrix'
-        if importlib.util.find_spec('decord') is None: return 'decord is not installed'
+        if not _installed('decord'): return 'decord is not installed'
 
     def read(self, ix, idx, size):
         if 'vidlab.core' in sys.modules: import torch              # decord hangs in some set-ups when it is imported before torch
@@ -771,7 +776,8 @@ class Decord:
             vr = decord.VideoReader(os.path.abspath(ix.path), ctx=decord.cpu(0), num_threads=1, fault_tol=1e-6, **kw)
             if len(vr) != ix.n: raise VideoError(ix.path, 'decode', f'decord counts {len(vr)} frames, the file has {ix.n}')
             out = vr.get_batch(idx.tolist()).asnumpy()
-        except (RuntimeError, IndexError, decord.DECORDError, decord.base.DECORDLimitReachedError) as e:
+        except VideoError: raise
+        except Exception as e:                                      # it has four kinds of its own, and RuntimeError and IndexError besides
             raise VideoError(ix.path, 'decode', str(e).strip().split('\n')[0][-300:], frame=int(idx[0])) from e
         if any(np.array_equal(a[::16], b[::16]) and np.array_equal(a, b) for a, b in zip(out, out[1:])): return _decoders['pyav'].read(ix, idx, size)
         return out
@@ -888,7 +894,6 @@ def read_frames(path_or_index, # file, folder of pictures, or `VideoIndex`
 
 def _read_with(path, ix, idx, decoder, size, missing, module):
     "In the child: import the module that registers the decoder, then read"
-    import importlib
     importlib.import_module(module)
     return _read_here(path, ix, idx, decoder, size, missing)
 
