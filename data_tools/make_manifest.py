@@ -1,5 +1,5 @@
 """Turn the annotation files of a data set, a table of your own or a folder of videos into one manifest
-(one row per clip and caption: id, path, start, end, text, label, split). A second call with the same files changes nothing."""
+(one row per clip and caption: id, path, start, end, text, label, split). A second call changes nothing."""
 import argparse, filecmp, inspect, os, sys
 from pathlib import Path
 if not __package__: sys.path.insert(0, str(Path(__file__).resolve().parents[1]))   # run as a script from a checkout
@@ -7,23 +7,25 @@ from fastcore.script import Param, anno_parser
 from vidlab.core import progress, tilde, unknown, write_json
 from vidlab.data import annots as A
 
-EXAMPLES = """one example per format (--root is the folder of the videos, --annots the folder of the annotation files, default: the root):
+EXAMPLES = """one example per format (--root: folder of the videos, --annots: of the annotation files if elsewhere):
 
-  msrvtt       make_manifest.py msrvtt --root MSRVTT/videos --annots msrvtt_data --train_csv MSRVTT_train.9k.csv --out msrvtt.csv
-  msvd         make_manifest.py msvd --root MSVD/videos --annots msvd_data --out msvd.csv      (also your own videos laid out like MSVD)
-  lsmdc        make_manifest.py lsmdc --root LSMDC/videos --annots lsmdc_data --missing drop --out lsmdc.csv
-  activitynet  make_manifest.py activitynet --root ActivityNet/videos --annots anet_data --missing drop --out anet.csv
-  didemo       make_manifest.py didemo --root DiDeMo/videos --annots didemo_data --out didemo.csv
-  table        make_manifest.py table --root clips --annots mine.csv --columns video=path caption=text --out mine_manifest.csv
-  folder       make_manifest.py folder --root clips --out clips/manifest.csv                     (no captions: to embed and search)
-  folder       make_manifest.py folder --root clips --sidecar txt --out clips/manifest.csv       (captions in name.txt beside name.mp4)
-  classes      make_manifest.py classes --root ucf101 --out ucf101/manifest.csv                  (class/video or split/class/video)
+  make_manifest.py msrvtt --root MSRVTT/videos --annots msrvtt_data --train_csv MSRVTT_train.9k.csv --out msrvtt.csv
+  make_manifest.py msvd --root MSVD/videos --annots msvd_data --out msvd.csv    (also your videos laid out like MSVD)
+  make_manifest.py lsmdc --root LSMDC/videos --annots lsmdc_data --missing drop --out lsmdc.csv
+  make_manifest.py activitynet --root ActivityNet/videos --annots anet_data --missing drop --out anet.csv
+  make_manifest.py didemo --root DiDeMo/videos --annots didemo_data --out didemo.csv
+  make_manifest.py table --root clips --annots mine.csv --columns video=path caption=text --out mine_manifest.csv
+  make_manifest.py folder --root clips --out clips/manifest.csv                  (no captions: to embed and search)
+  make_manifest.py folder --root clips --sidecar txt --out clips/manifest.csv    (captions in name.txt beside name.mp4)
+  make_manifest.py classes --root ucf101 --out ucf101/manifest.csv               (class/video or split/class/video)
 
-Paths are written relative to the folder of --out if the videos lie below it, else relative to --root (then read with that root)."""
+Paths are written relative to the folder of --out if the videos lie below it, else relative to --root: then name that
+root when reading."""
 
 # what each format understands beside --root, --out
 _common = ('annots', 'missing', 'missing_limit')
-TAKES = dict(msrvtt=(*_common, 'train_csv', 'data_json', 'test_csv', 'captions'), msvd=(*_common, 'splits'), lsmdc=(*_common, 'splits'),
+TAKES = dict(msrvtt=(*_common, 'train_csv', 'data_json', 'test_csv', 'captions'), msvd=(*_common, 'splits'),
+             lsmdc=(*_common, 'splits'),
              activitynet=(*_common, 'splits'), didemo=(*_common, 'splits'),
              table=(*_common, 'columns', 'sep', 'encoding', 'duplicates', 'label', 'classes'),
              folder=('sidecar', 'split', 'frames'), classes=('classes', 'split', 'frames'))
@@ -33,7 +35,9 @@ def renames(words: list  # e.g. ['video=path', 'caption=text']
             ) -> dict:   # {'video': 'path', 'caption': 'text'}
     "Column names of the file -> names of the manifest"
     for w in words:
-        if w.count('=') != 1 or not all(w.split('=')): raise ValueError(f'--columns {w!r}: write name_in_file=name, e.g. video=path; names: {", ".join(A.COLUMNS)}')
+        if w.count('=') != 1 or not all(w.split('=')):
+            raise ValueError(f'--columns {w!r}: write name_in_file=name, e.g. video=path; names: '
+                             f'{", ".join(A.COLUMNS)}')
     return dict(w.split('=') for w in words)
 
 
@@ -44,8 +48,10 @@ def read(format, root, annots=None, splits=None, columns=None, sep=None, classes
     if classes: classes = [o.strip() for o in Path(classes).read_text(encoding='utf-8').splitlines() if o.strip()]
     if format == 'classes': return A.from_class_folders(root, classes=classes, **options)
     if format == 'table':
-        if annots is None: raise ValueError('format table needs --annots, the table itself (.csv, .tsv, .jsonl or .parquet)')
-        return A.Manifest.read(annots, root, columns=renames(columns or []), sep='\t' if sep in ('tab', '\\t') else sep, classes=classes, **options)
+        if annots is None:
+            raise ValueError('format table needs --annots, the table itself (.csv, .tsv, .jsonl or .parquet)')
+        return A.Manifest.read(annots, root, columns=renames(columns or []), sep='\t' if sep in ('tab', '\\t')
+                               else sep, classes=classes, **options)
     return getattr(A, f'read_{format}')(annots or root, root, **options)
 
 
@@ -89,7 +95,9 @@ def main(format: Param('what to read: ' + ' '.join(TAKES), str),
     if not Path(root).is_dir(): raise ValueError(f'--root {root!r}: no such folder')
     if Path(out).suffix.lower() not in A.FORMATS: raise unknown('ending of --out', Path(out).suffix, A.FORMATS)
     for k, v in given.items():
-        if k not in TAKES[format] and v != DEFAULTS[k]: raise ValueError(f'--{k} has no meaning for format {format}, which takes: ' + ' '.join(f'--{o}' for o in TAKES[format]))
+        if k not in TAKES[format] and v != DEFAULTS[k]:
+            raise ValueError(f'--{k} has no meaning for format {format}, which '
+                             f'takes: ' + ' '.join(f'--{o}' for o in TAKES[format]))
     options = {k: None if v == 'none' and k.endswith('_csv') else v for k, v in given.items() if k in TAKES[format]}
     bar = progress(None, f'make_manifest {format}', 2)
     bar.note = 'reading'; bar.show()
@@ -98,10 +106,12 @@ def main(format: Param('what to read: ' + ' '.join(TAKES), str),
     new = save(m, out)
     bar.step(); bar.note = ''; bar.close()
     report = Path(out).with_suffix('.report.json')
-    write_json(report, dict(format=format, root=str(m.root), rows=len(m), clips=len(m.groups()), splits=m.splits(), hash=m.hash(), label=m.label_kind,
+    write_json(report, dict(format=format, root=str(m.root), rows=len(m), clips=len(m.groups()), splits=m.splits(),
+                            hash=m.hash(), label=m.label_kind,
                             classes=m.classes, **m.report))
     gone = m.report.get('missing', [])
-    print(f"{tilde(out)}: {m.summary()}{'' if gone else ', missing: 0'}, hash {m.hash()}, {'written' if new else 'unchanged'}; report: {tilde(report)}")
+    print(f"{tilde(out)}: {m.summary()}{'' if gone else ', missing: 0'}, hash {m.hash()}, "
+          f"{'written' if new else 'unchanged'}; report: {tilde(report)}")
     for what in ('missing', 'without_caption'):
         if m.report.get(what): print(f"{what.replace('_', ' ')}: {A._some(m.report[what])}")
     inside = Path(root).resolve().is_relative_to(Path(out).resolve().parent)

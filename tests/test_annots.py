@@ -23,7 +23,8 @@ BAD = {   # name -> (file name, content, words the error must hold)
     'two alike':       ('m.csv', 'path,text,text\n0.mp4,a,b\n', ["two columns are called 'text'"]),
     'index column':    ('m.csv', ',path\n0,0.mp4\n', ['index=False']),
     'nan caption':     ('m.csv', 'path,text\n0.mp4,a\n1.mp4,\n', ['row 2', "'text'", 'empty or NaN']),
-    'nan in json':     ('m.jsonl', '{"path": "0.mp4", "text": "a"}\n{"path": "1.mp4", "text": NaN}\n', ['row 2', 'NaN']),
+    'nan in json':     ('m.jsonl', '{"path": "0.mp4", "text": "a"}\n{"path": "1.mp4", "text": NaN}\n',
+                        ['row 2', 'NaN']),
     'the word nan':    ('m.csv', 'path,text\n0.mp4,a\n1.mp4,nan\n', ['row 2']),
     'no path':         ('m.csv', 'path,text\n0.mp4,a\n ,b\n', ['row 2', "'path'"]),
     'absolute path':   ('m.csv', 'path\n0.mp4\n/etc/passwd\n', ['row 2', "'/etc/passwd'", 'outside the root']),
@@ -45,7 +46,8 @@ BAD = {   # name -> (file name, content, words the error must hold)
     'tsv fields':      ('m.tsv', 'path\ttext\n0.mp4\ta\tb\n', ['row 1', '3 fields']),
     'semicolons':      ('m.csv', 'path;text\n0.mp4;a\n', ["sep=';'"]),
     'open quote':      ('m.csv', 'path,text\n0.mp4,"a\n', ['m.csv', 'line']),
-    'not utf-8':       ('m.csv', 'path,text\n0.mp4,a\n1.mp4,caf\xe9\n'.encode('latin-1'), ['line 3', 'utf-8', 'encoding=']),
+    'not utf-8':       ('m.csv', 'path,text\n0.mp4,a\n1.mp4,caf\xe9\n'.encode('latin-1'),
+                        ['line 3', 'utf-8', 'encoding=']),
     'jsonl not utf-8': ('m.jsonl', b'{"path": "0.mp4"}\n{"path": "\xff.mp4"}\n', ['line 2']),
     'utf-16':          ('m.csv', 'path,text\n0.mp4,a\n'.encode('utf-16'), ['line 1']),
     'empty':           ('m.csv', '', ['empty']),
@@ -78,7 +80,8 @@ GOOD = {  # name -> (file name, content, captions expected)
     'quoted newline': ('m.csv', 'path,text\n0.mp4,"a\nb"\n', ['a\nb']),
     'tsv':            ('m.tsv', 'path\ttext\n0.mp4\ta, "b" c\n'.replace('"b"', 'b'), ['a, b c']),
     'json numbers':   ('m.jsonl', '{"path": "0.mp4", "text": "a", "start": 1, "end": 2.5}\n', ['a']),
-    'json later key': ('m.jsonl', '{"path": "0.mp4"}\n{"path": "1.mp4", "text": "b", "label": 3}\n{"path": "2.mp4", "label": 1}', None),
+    'json later key': ('m.jsonl', '{"path": "0.mp4"}\n{"path": "1.mp4", "text": "b", "label": 3}\n{"path": "2.mp4", '
+                                  '"label": 1}', None),
     'no text':        ('m.csv', 'path,text\n0.mp4,\n1.mp4,\n', [None, None]),
     'label, no text': ('m.csv', 'path,text,label\n0.mp4,a,\n1.mp4,,2\n', ['a', None]),
     'another split':  ('m.csv', 'path,text,split\n0.mp4,a,train\n1.mp4,,test\n', ['a', None]),
@@ -103,7 +106,8 @@ def test_duplicates(videos):
     assert Manifest.build(cols, videos).report['duplicates'] == 1
     assert len(Manifest.build(cols, videos, duplicates='drop')) == 2
     with pytest.raises(ValueError, match='row 3 repeats row 1'): Manifest.build(cols, videos, duplicates='error')
-    assert Manifest.build(dict(path=['0.mp4']*2, text=['a', 'b'], ), videos, duplicates='error').report['duplicates'] == 0
+    assert Manifest.build(dict(path=['0.mp4']*2, text=['a', 'b'], ), videos,
+                          duplicates='error').report['duplicates'] == 0
     with pytest.raises(ValueError, match='duplicates'): Manifest.build(cols, videos, duplicates='warn')
 
 
@@ -112,7 +116,8 @@ def test_missing_policies(videos):
     m = Manifest.build(cols, videos, missing='drop')
     assert (len(m), m.report['missing'], m.report['dropped_rows']) == (3, ['gone.mp4', 'd/gone2.mp4'], 2)
     assert len(Manifest.build(cols, videos, missing='keep')) == 5
-    with pytest.raises(ValueError, match='missing_limit'): Manifest.build(cols, videos, missing='drop', missing_limit=.4)
+    with pytest.raises(ValueError, match='missing_limit'):
+        Manifest.build(cols, videos, missing='drop', missing_limit=.4)
     with pytest.raises(ValueError, match='missing policy'): Manifest.build(cols, videos, missing='ignore')
 
 
@@ -130,13 +135,19 @@ def test_labels_of_two_files(videos):
     assert (a.classes, a.label_kind) == (['run', 'swim'], 'class')
     b = Manifest.build(dict(path=['0.mp4'], label=['swim']), videos, classes=a.classes)
     assert b.row(0)['label'] == 1 and b.row(0)['label_name'] == 'swim' and b.classes == ['', 'swim']
-    with pytest.raises(ValueError, match="'swin' is not in the class list"): Manifest.build(dict(path=['0.mp4'], label=['swin']), videos, classes=a.classes)
-    with pytest.raises(ValueError, match='label kind'): Manifest.build(dict(path=['0.mp4'], label=['1']), videos, label='klass')
-    with pytest.raises(ValueError, match="row 1, column 'label': 'x'"): Manifest.build(dict(path=['0.mp4'], label=['x']), videos, label='float')
+    with pytest.raises(ValueError, match="'swin' is not in the class list"):
+        Manifest.build(dict(path=['0.mp4'], label=['swin']), videos, classes=a.classes)
+    with pytest.raises(ValueError, match='label kind'):
+        Manifest.build(dict(path=['0.mp4'], label=['1']), videos, label='klass')
+    with pytest.raises(ValueError, match="row 1, column 'label': 'x'"):
+        Manifest.build(dict(path=['0.mp4'], label=['x']), videos, label='float')
 
 
-@pytest.mark.parametrize('label,kind,want', [(['3', '', '1'], 'class', [3, None, 1]), (['1 4', '', '2'], 'several', [[1, 4], None, [2]]), ([0.5, None, 3.0], 'float', [.5, None, 3.]),
-                                             ([[1, 4], [2], [0]], 'several', [[1, 4], [2], [0]]), (np.array([1, 2, 0]), 'class', [1, 2, 0])])
+@pytest.mark.parametrize('label,kind,want', [(['3', '', '1'], 'class', [3, None, 1]),
+                                             (['1 4', '', '2'], 'several', [[1, 4], None, [2]]),
+                                             ([0.5, None, 3.0], 'float', [.5, None, 3.]),
+                                             ([[1, 4], [2], [0]], 'several', [[1, 4], [2], [0]]),
+                                             (np.array([1, 2, 0]), 'class', [1, 2, 0])])
 @pytest.mark.parametrize('ext', A.FORMATS)
 def test_label_kinds_survive(videos, label, kind, want, ext):
     m = Manifest.build(dict(path=['0.mp4', '1.mp4', '2.mp4'], label=label), videos)
@@ -145,8 +156,10 @@ def test_label_kinds_survive(videos, label, kind, want, ext):
     assert back.hash() == m.hash()
 
 
-text = st.text(st.characters(exclude_categories=['Cs'], exclude_characters='\0'), min_size=1, max_size=20).filter(lambda s: s.strip() and s not in ('nan', 'NaN'))
-rows = st.lists(st.tuples(st.integers(0, 9), text, st.sampled_from(['train', 'test', 'val']), st.one_of(st.none(), st.integers(0, 99)),
+text = st.text(st.characters(exclude_categories=['Cs'], exclude_characters='\0'), min_size=1,
+               max_size=20).filter(lambda s: s.strip() and s not in ('nan', 'NaN'))
+rows = st.lists(st.tuples(st.integers(0, 9), text, st.sampled_from(['train', 'test', 'val']),
+                          st.one_of(st.none(), st.integers(0, 99)),
                           st.one_of(st.none(), st.floats(0, 1e4))), min_size=1, max_size=8)
 
 
@@ -154,7 +167,8 @@ rows = st.lists(st.tuples(st.integers(0, 9), text, st.sampled_from(['train', 'te
 @given(rows)
 def test_round_trip(videos, rows):
     "Every format gives back what went in: any Unicode caption, quotes, newlines, times to the last bit"
-    cols = dict(path=[f'{r[0]}.mp4' for r in rows], text=[r[1] for r in rows], split=[r[2] for r in rows], label=[r[3] for r in rows], start=[r[4] for r in rows], note=[r[1] for r in rows])
+    cols = dict(path=[f'{r[0]}.mp4' for r in rows], text=[r[1] for r in rows], split=[r[2] for r in rows],
+                label=[r[3] for r in rows], start=[r[4] for r in rows], note=[r[1] for r in rows])
     m = Manifest.build(cols, videos)
     for ext in A.FORMATS:
         back = Manifest.read(m.write(videos/f'm{ext}'))
@@ -170,13 +184,15 @@ def test_paths_stay_inside(parts):
     if got is not None:
         assert os.path.normpath(os.path.join('/data/set', got)).startswith('/data/set')
         assert not got.startswith('/')
-    elif not p.startswith('/') and '\\' not in p: assert not (os.path.normpath(os.path.join('/data/set', p)) + '/').startswith('/data/set/')
+    elif not p.startswith('/') and '\\' not in p:
+        assert not (os.path.normpath(os.path.join('/data/set', p)) + '/').startswith('/data/set/')
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=40))
 def test_groups(ids):
-    m = Manifest.build(dict(id=[f'i{i}' for i in ids], path=[f'{i}.mp4' for i in ids], text=[str(i) for i in range(len(ids))]), '.', missing='keep')
+    m = Manifest.build(dict(id=[f'i{i}' for i in ids], path=[f'{i}.mp4' for i in ids],
+                            text=[str(i) for i in range(len(ids))]), '.', missing='keep')
     g, seen = m.groups(), list(dict.fromkeys(ids))
     assert len(g) == len(seen)
     assert [g.rows(i).tolist() for i in range(len(g))] == [[j for j, o in enumerate(ids) if o == s] for s in seen]
@@ -194,14 +210,16 @@ def test_buffers_not_lists(videos):
 
 
 def test_rows_and_select(videos):
-    m = Manifest.build(dict(path=[f'{i}.mp4' for i in range(4)], text=list('abcd'), split=['train', 'test', 'train', None]), videos)
+    m = Manifest.build(dict(path=[f'{i}.mp4' for i in range(4)], text=list('abcd'),
+                            split=['train', 'test', 'train', None]), videos)
     assert [m.row(i)['text'] for i in (0, -1)] == ['a', 'd']
     assert m.split('train').column('text').to_pylist() == ['a', 'c']
     assert m.select([3, 0]).column('text').to_pylist() == ['d', 'a'] and len(m.select(np.zeros(4, bool))) == 0
     for i in (4, -5):
         with pytest.raises(IndexError): m.row(i)
     with pytest.raises(ValueError, match="did you mean 'test'"): m.split('tests')
-    with pytest.raises(ValueError, match="no column 'split'"): Manifest.build(dict(path=['0.mp4']), videos).split('train')
+    with pytest.raises(ValueError, match="no column 'split'"):
+        Manifest.build(dict(path=['0.mp4']), videos).split('train')
     assert m.hash() != m.select([1, 0, 2, 3]).hash()
 
 
@@ -217,7 +235,8 @@ class Call:
     def __reduce__(self): return self.f, self.args
 
 
-@pytest.mark.parametrize('evil', [Call(os.system, 'true'), Call(eval, '1'), Call(getattr, 1, 'real'), np.float64(1), Path('x')], ids=['system', 'eval', 'getattr', 'numpy', 'path'])
+@pytest.mark.parametrize('evil', [Call(os.system, 'true'), Call(eval, '1'), Call(getattr, 1, 'real'), np.float64(1),
+                                  Path('x')], ids=['system', 'eval', 'getattr', 'numpy', 'path'])
 def test_pickles_are_plain(tmp_path, evil):
     write_msvd(tmp_path, {'a': [['x']], 'b': evil})
     with pytest.raises(ValueError, match='raw-captions.pkl.*plain'): A.read_msvd(tmp_path, tmp_path)
@@ -231,7 +250,9 @@ def test_any_bytes_are_no_pickle(tmp_path, raw):
     except ValueError as e: assert 'x.pkl' in str(e)
 
 
-@pytest.mark.parametrize('said,words', [({'a': []}, 'must be a list'), ({'a': 'text'}, 'must be a list'), ({'a': [[1, 2]]}, 'list of words'), (['a'], 'not a dictionary'), ({'b': [['x']]}, "no caption: 'a'")])
+@pytest.mark.parametrize('said,words', [({'a': []}, 'must be a list'), ({'a': 'text'}, 'must be a list'),
+                                        ({'a': [[1, 2]]}, 'list of words'), (['a'], 'not a dictionary'),
+                                        ({'b': [['x']]}, "no caption: 'a'")])
 def test_msvd_bad(tmp_path, said, words):
     (tmp_path/'a.mp4').touch()
     write_msvd(tmp_path, said, train=['a'])
@@ -240,7 +261,8 @@ def test_msvd_bad(tmp_path, said, words):
 
 def test_msvd_policies(tmp_path):
     (tmp_path/'deep').mkdir(); (tmp_path/'deep'/'a.b.avi').touch(); (tmp_path/'c.mp4').touch()
-    write_msvd(tmp_path, {k: [['one'], 'two words'] for k in ('a.b', 'c', 'gone')}, train=['a.b', 'gone'], test=['c', 'bare'])
+    write_msvd(tmp_path, {k: [['one'], 'two words'] for k in ('a.b', 'c', 'gone')}, train=['a.b', 'gone'],
+               test=['c', 'bare'])
     with pytest.raises(ValueError, match='bare'): A.read_msvd(tmp_path, tmp_path)
     m = A.read_msvd(tmp_path, tmp_path, missing='drop')
     assert (m.report['missing'], m.report['without_caption'], m.report['dropped_rows']) == (['gone'], ['bare'], 2)
@@ -258,7 +280,8 @@ def test_msvd_json(tmp_path):
     assert A.read_msvd(tmp_path, tmp_path, splits=['test']).column('text').to_pylist() == ['a dog', 'it barks']
 
 
-@pytest.mark.parametrize('line,words', [('a\t1\t2\t3\tx', 'row 2 has 5 fields'), ('a\t1\t2\t3\t4\tx\ty', 'row 2 has 7 fields'), ('a b c', 'row 2 has 1 fields')])
+@pytest.mark.parametrize('line,words', [('a\t1\t2\t3\tx', 'row 2 has 5 fields'),
+                                        ('a\t1\t2\t3\t4\tx\ty', 'row 2 has 7 fields'), ('a b c', 'row 2 has 1 fields')])
 def test_lsmdc_bad(tmp_path, line, words):
     for n in A.LSMDC.values(): (tmp_path/n).write_text('ok\t0\t1\t0\t1\tHe sits.\n' + line)
     with pytest.raises(ValueError, match=words): A.read_lsmdc(tmp_path, tmp_path)
@@ -269,7 +292,8 @@ def test_lsmdc_not_utf8(tmp_path):
     with pytest.raises(ValueError, match='line 1'): A.read_lsmdc(tmp_path, tmp_path)
 
 
-@pytest.mark.parametrize('data,words', [({}, 'sentences'), ({'sentences': [{'caption': 'x'}]}, 'video_id'), ([], 'sentences'), ('{', 'JSON')])
+@pytest.mark.parametrize('data,words', [({}, 'sentences'), ({'sentences': [{'caption': 'x'}]}, 'video_id'),
+                                        ([], 'sentences'), ('{', 'JSON')])
 def test_msrvtt_bad(tmp_path, data, words):
     (tmp_path/'MSRVTT_train.9k.csv').write_text('video_id\nvideo0\n')
     (tmp_path/'MSRVTT_data.json').write_text(data if isinstance(data, str) else json.dumps(data))
@@ -278,13 +302,17 @@ def test_msrvtt_bad(tmp_path, data, words):
 
 def test_msrvtt_columns(tmp_path):
     (tmp_path/'MSRVTT_JSFUSION_test.csv').write_text('key,vid,sentences\nr,v,x\n')
-    with pytest.raises(ValueError, match="no column 'video_id'; nearest: vid"): A.read_msrvtt(tmp_path, tmp_path, train_csv=None)
-    with pytest.raises(FileNotFoundError, match='nearest there: MSRVTT_JSFUSION_test.csv'): A.read_msrvtt(tmp_path, tmp_path, train_csv=None, test_csv='MSRVTT_JSFUSION_tests.csv')
+    with pytest.raises(ValueError, match="no column 'video_id'; nearest: vid"):
+        A.read_msrvtt(tmp_path, tmp_path, train_csv=None)
+    with pytest.raises(FileNotFoundError, match='nearest there: MSRVTT_JSFUSION_test.csv'):
+        A.read_msrvtt(tmp_path, tmp_path, train_csv=None, test_csv='MSRVTT_JSFUSION_tests.csv')
 
 
 def test_paragraph_bad(tmp_path):
-    (tmp_path/'train_ids.json').write_text('["v_a"]'); (tmp_path/'train.json').write_text('{"v_a": {"sentences": ["x"]}}')
-    with pytest.raises(ValueError, match="'v_a' needs 'sentences' and 'duration'"): A.read_activitynet(tmp_path, tmp_path, splits=['train'])
+    (tmp_path/'train_ids.json').write_text('["v_a"]')
+    (tmp_path/'train.json').write_text('{"v_a": {"sentences": ["x"]}}')
+    with pytest.raises(ValueError, match="'v_a' needs 'sentences' and 'duration'"):
+        A.read_activitynet(tmp_path, tmp_path, splits=['train'])
     (tmp_path/'val_list.txt').write_text('a.mp4\n'); (tmp_path/'val_data.json').write_text('[{"video": "a.mp4"}]')
     with pytest.raises(ValueError, match='entry 1'): A.read_didemo(tmp_path, tmp_path, splits=['val'])
     with pytest.raises(ValueError, match='split'): A.read_activitynet(tmp_path, tmp_path, splits=['test'])

@@ -29,7 +29,8 @@ def find_cases(folder):
         try: case = json.loads(p.read_text(encoding='utf-8'))
         except ValueError as e: raise pytest.UsageError(f'{p}: not JSON: {e}')
         if isinstance(case, dict) and 'system' in case and 'kind' in case: found.append((p, case))
-    if not found: raise pytest.UsageError(f'--golden {folder}: no golden cases (JSON files with "system" and "kind") in it')
+    if not found:
+        raise pytest.UsageError(f'--golden {folder}: no golden cases (JSON files with "system" and "kind") in it')
     return found
 
 
@@ -37,7 +38,8 @@ def pytest_generate_tests(metafunc):
     if 'golden' in metafunc.fixturenames:
         goldens.load_kinds()
         cases = find_cases(metafunc.config.getoption('--golden'))
-        metafunc.parametrize('golden', cases, ids=[f"{c['system']}/{c['kind']}/{c.get('case', p.stem)}" for p, c in cases])
+        ids = [f"{c['system']}/{c['kind']}/{c.get('case', p.stem)}" for p, c in cases]
+        metafunc.parametrize('golden', cases, ids=ids)
 
 
 def test_golden(golden):
@@ -64,10 +66,11 @@ def test_differs_known():
 
 
 def test_runner_refuses(tmp_path):
-    "Empty or missing folders and unknown kinds are failures; a listed sub-case is reported with its reason; `close` follows the rule"
+    "Empty folders and unknown kinds fail; a listed sub-case is reported with its reason; `close` follows the rule"
     with pytest.raises(pytest.UsageError): find_cases(tmp_path)
     with pytest.raises(pytest.UsageError): find_cases(tmp_path/'nowhere')
-    (tmp_path/'a').mkdir(); (tmp_path/'a'/'x.json').write_text('{"system": "s", "kind": "k"}'); (tmp_path/'b.json').write_text('[1]')
+    (tmp_path/'a').mkdir(); (tmp_path/'b.json').write_text('[1]')
+    (tmp_path/'a'/'x.json').write_text('{"system": "s", "kind": "k"}')
     assert [c['kind'] for _, c in find_cases(tmp_path)] == ['k']
     with pytest.raises(AssertionError, match='no check'): goldens.run_case(dict(system='s', kind='nope'), None, [])
     try:

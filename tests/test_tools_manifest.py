@@ -10,7 +10,8 @@ from vidlab.data.annots import Manifest
 ROOT = Path(__file__).parents[1]
 
 
-def call(*args): return subprocess.run([sys.executable, *map(str, args)], cwd=ROOT, capture_output=True, text=True, timeout=60)
+def call(*args): return subprocess.run([sys.executable, *map(str, args)], cwd=ROOT, capture_output=True, text=True,
+                                       timeout=60)
 
 
 @pytest.fixture
@@ -19,26 +20,36 @@ def data(tmp_path):
     def js(p, o): p.write_text(json.dumps(o))
     for f in T.TAKES: (tmp_path/f/'videos').mkdir(parents=True)
     def videos(f, *names):
-        for n in names: (tmp_path/f/'videos'/n).parent.mkdir(parents=True, exist_ok=True); (tmp_path/f/'videos'/n).touch()
+        for n in names:
+            (tmp_path/f/'videos'/n).parent.mkdir(parents=True, exist_ok=True); (tmp_path/f/'videos'/n).touch()
     d = tmp_path/'msrvtt'; videos('msrvtt', 'video0.mp4', 'video1.webm', 'video9.mp4')
-    (d/'MSRVTT_train.9k.csv').write_text('video_id\nvideo1\nvideo0\n'); (d/'MSRVTT_JSFUSION_test.csv').write_text('key,vid_key,video_id,sentence\nret0,msr9,video9,a test\n')
-    js(d/'MSRVTT_data.json', {'sentences': [dict(video_id=v, caption=c) for v, c in [('video0', 'a'), ('video1', 'b'), ('video0', 'c')]]})
+    (d/'MSRVTT_train.9k.csv').write_text('video_id\nvideo1\nvideo0\n')
+    (d/'MSRVTT_JSFUSION_test.csv').write_text('key,vid_key,video_id,sentence\nret0,msr9,video9,a test\n')
+    js(d/'MSRVTT_data.json', {'sentences': [dict(video_id=v, caption=c) for v,
+                                            c in [('video0', 'a'), ('video1', 'b'), ('video0', 'c')]]})
     d = tmp_path/'msvd'; videos('msvd', 'x.avi', 'sub/y.mp4')
     for s, ids in dict(train=['x'], val=['y'], test=['y']).items(): (d/f'{s}_list.txt').write_text('\n'.join(ids))
     (d/'raw-captions.pkl').write_bytes(pickle.dumps({'x': [['a', 'dog'], ['dogs']], 'y': [['cat']]}))
     d = tmp_path/'lsmdc'; videos('lsmdc', 'A/c1.avi')
     for s in T.A.LSMDC.values(): (d/s).write_text('c1\t0\t1\t0\t1\tHe sits.\n')
     d = tmp_path/'activitynet'; videos('activitynet', 'abc.mp4')
-    for n, o in dict(train_ids=['v_abc'], val_ids=['v_abc'], train={'v_abc': dict(duration=9.5, sentences=['a', 'b'])}, val_1={'v_abc': dict(duration=9.5, sentences=['a', 'b'])}).items(): js(d/f'{n}.json', o)
+    for n, o in dict(train_ids=['v_abc'], val_ids=['v_abc'], train={'v_abc': dict(duration=9.5,
+            sentences=['a', 'b'])}, val_1={'v_abc': dict(duration=9.5, sentences=['a', 'b'])}).items():
+        js(d/f'{n}.json', o)
     d = tmp_path/'didemo'; videos('didemo', 'a.mov')
-    for s in ('train', 'val', 'test'): (d/f'{s}_list.txt').write_text('a.mov'); js(d/f'{s}_data.json', [dict(video='a.mov', description='x')])
-    videos('table', '0.mp4', '1.mp4'); (tmp_path/'table'/'mine.csv').write_text('video;caption\n0.mp4;a dog\n1.mp4;a cat\n')
-    videos('folder', 'a.mp4', 'b.mp4'); (tmp_path/'folder'/'videos'/'a.txt').write_text('one\ntwo\n'); (tmp_path/'folder'/'videos'/'b.txt').write_text('three\n')
+    for s in ('train', 'val', 'test'):
+        (d/f'{s}_list.txt').write_text('a.mov'); js(d/f'{s}_data.json', [dict(video='a.mov', description='x')])
+    videos('table', '0.mp4', '1.mp4'); (tmp_path/'table'/'mine.csv').write_text('video;caption\n0.mp4;a dog\n1.mp4;a '
+                                                                                'cat\n')
+    videos('folder', 'a.mp4', 'b.mp4')
+    (tmp_path/'folder'/'videos'/'a.txt').write_text('one\ntwo\n')
+    (tmp_path/'folder'/'videos'/'b.txt').write_text('three\n')
     videos('classes', 'run/1.mp4', 'jump/1.mp4')
     return tmp_path
 
 
-EXTRA = dict(table=['--columns', 'video=path', 'caption=text', '--sep', ';'], folder=['--sidecar', 'txt', '--split', 'test'])
+EXTRA = dict(table=['--columns', 'video=path', 'caption=text', '--sep', ';'],
+             folder=['--sidecar', 'txt', '--split', 'test'])
 ROWS = dict(msrvtt=4, msvd=4, lsmdc=3, activitynet=2, didemo=3, table=2, folder=3, classes=2)
 
 
@@ -50,7 +61,7 @@ def test_every_format(data, format, capsys):
     if 'annots' in T.TAKES[format]: args += ['--annots', str(d/'mine.csv' if format == 'table' else d)]
     T.cli(args)
     said, stamp = capsys.readouterr(), out.stat().st_mtime_ns
-    assert f'{ROWS[format]} rows' in said.out and 'clips' in said.out and 'missing: 0' in said.out and 'written' in said.out
+    for w in (f'{ROWS[format]} rows', 'clips', 'missing: 0', 'written'): assert w in said.out
     assert f'make_manifest {format}' in said.err
     m = Manifest.read(out)
     report = json.loads((d/'m.report.json').read_text())
@@ -84,9 +95,12 @@ def test_missing(data, capsys):
     assert json.loads((data/'m.report.json').read_text())['missing'] == ['x']
 
 
-BAD = [(['msrvt', '--root', '.'], "did you mean 'msrvtt'"), (['folder'], '--root is needed'), (['folder', '--root', 'nowhere'], 'no such folder'),
-       (['folder', '--root', '.', '--sep', ';'], '--sep has no meaning for format folder'), (['table', '--root', '.'], '--annots'),
-       (['folder', '--root', '.', '--out', 'm.xls'], 'ending of --out'), (['table', '--root', '.', '--annots', 'x.csv', '--columns', 'video'], 'name_in_file=name'),
+BAD = [(['msrvt', '--root', '.'], "did you mean 'msrvtt'"), (['folder'], '--root is needed'),
+       (['folder', '--root', 'nowhere'], 'no such folder'),
+       (['folder', '--root', '.', '--sep', ';'], '--sep has no meaning for format folder'),
+       (['table', '--root', '.'], '--annots'),
+       (['folder', '--root', '.', '--out', 'm.xls'], 'ending of --out'),
+       (['table', '--root', '.', '--annots', 'x.csv', '--columns', 'video'], 'name_in_file=name'),
        (['msvd', '--root', '.', '--missing', 'perhaps', '--annots', 'nowhere'], 'no such annotation file')]
 
 
@@ -100,7 +114,9 @@ def test_bad_calls(args, words, tmp_path, monkeypatch):
 
 def test_row_number(data):
     (data/'table'/'mine.csv').write_text('path,text\n0.mp4,a\n1.mp4,\n')
-    with pytest.raises(SystemExit, match='mine.csv: row 2'): T.cli(['table', '--root', str(data/'table'/'videos'), '--annots', str(data/'table'/'mine.csv'), '--out', str(data/'m.csv')])
+    with pytest.raises(SystemExit, match='mine.csv: row 2'):
+        T.cli(['table', '--root', str(data/'table'/'videos'), '--annots', str(data/'table'/'mine.csv'), '--out',
+               str(data/'m.csv')])
 
 
 def test_as_script_and_module(data):

@@ -1,8 +1,8 @@
 """The golden runner's table: which function checks which kind of case.
 
-A module in this folder registers its checks with `@kind(system, name)`; a check takes the case (the parsed JSON) and its tensors
-(`weight/..`, `input/..`, `output/..`, `grad/..`; None for a case without a safetensors file) and raises AssertionError where vidlab
-disagrees. Everything is read from the case; its name carries no information. Several names may be given for one function."""
+A module in this folder registers its checks with `@kind(system, name)`; a check takes the case (the parsed JSON) and
+its tensors (`weight/..`, `input/..`, `output/..`, `grad/..`; None for a case without a safetensors file) and raises
+AssertionError where vidlab disagrees. Everything is read from the case; its name carries no information."""
 import importlib, pkgutil, traceback
 from contextlib import contextmanager
 
@@ -26,7 +26,7 @@ def kind(system, *names):
 
 
 def load_kinds():
-    "Import every module of this folder; one that does not import is remembered in `BROKEN` and does not stop the others"
+    "Import every module of this folder; one that does not import is remembered in `BROKEN`, the others go on"
     for m in pkgutil.iter_modules(__path__):
         name = f'{__name__}.{m.name}'
         try: importlib.import_module(name)
@@ -44,7 +44,7 @@ def _array(x):
 
 
 def close(name, got, expected, tol=0., own=False, unit=1.):
-    """Assert max|got - expected| <= tol * max(unit, max|expected|), shapes equal, NaN and infinities at the same places.
+    """Assert max|got - expected| <= tol * max(unit, max|expected|), equal shapes, NaN and inf at the same places.
     `own=True` (gradients): relative to the tensor's own maximum alone. Returns the relative difference."""
     g, e = _array(got), _array(expected)
     assert g.shape == e.shape, f'{name}: shape {g.shape}, expected {e.shape}'
@@ -58,8 +58,9 @@ def close(name, got, expected, tol=0., own=False, unit=1.):
     diff = np.abs(np.where(fin, g, 0) - np.where(fin, e, 0))
     at = np.unravel_index(diff.argmax(), diff.shape)
     rel = float(diff[at]/scale) if scale > 0 else float(diff[at])
-    assert diff[at] <= tol*scale, (f'{name}: |got - expected| is {diff[at]:.3g} at {tuple(map(int, at))} (got {g[at]:.8g}, '
-                                   f'expected {e[at]:.8g}); allowed {tol:g} * {scale:.3g}')
+    assert diff[at] <= tol*scale, (
+        f'{name}: |got - expected| is {diff[at]:.3g} at {tuple(map(int, at))} (got {g[at]:.8g}, '
+        f'expected {e[at]:.8g}); allowed {tol:g} * {scale:.3g}')
     return rel
 
 
@@ -68,21 +69,23 @@ def close_grad(name, got, expected, tol): return close(name, got, expected, tol,
 
 @contextmanager
 def sub(name):
-    """One named sub-case of a case: a failure inside is collected as a known difference when `differs.toml` lists (system, kind, name),
-    and raised otherwise"""
+    """One named sub-case of a case: a failure inside is collected as a known difference when `differs.toml` lists
+    (system, kind, name), and raised otherwise"""
     try: yield
     except Exception as e:
-        if name not in _listed: raise AssertionError(f'{name}: {e if isinstance(e, AssertionError) else repr(e)}') from e
+        if name not in _listed:
+            raise AssertionError(f'{name}: {e if isinstance(e, AssertionError) else repr(e)}') from e
         _differs.append((name, _listed[name]))
 
 
 def run_case(case, tensors, differs):
-    """Run one case. `differs`: the entries of `differs.toml`. Returns the (sub-case, reason) pairs that were found to differ;
-    an entry with sub-case "*" covers whatever the check raises."""
+    """Run one case. `differs`: the entries of `differs.toml`. Returns the (sub-case, reason) pairs that were found to
+    differ; an entry with sub-case "*" covers whatever the check raises."""
     key = case['system'], case['kind']
     if key not in KINDS:
         broken = ''.join(f'\n{k} does not import:\n{v}' for k, v in BROKEN.items())
-        raise AssertionError(f"no check for golden kind {key[0]}/{key[1]}; known: {', '.join('/'.join(k) for k in sorted(KINDS))}{broken}")
+        raise AssertionError(f"no check for golden kind {key[0]}/{key[1]}; known: "
+                             f"{', '.join('/'.join(k) for k in sorted(KINDS))}{broken}")
     _listed.clear(); _differs.clear()
     _listed.update({d['sub']: d['reason'] for d in differs if (d['system'], d['kind']) == key})
     try: KINDS[key](case, tensors)

@@ -15,7 +15,8 @@ def frame_index(case, tensors):
         args = r['frame_count'], r['fps'], r['feature_framerate'], r['start'], r['end']
         try: got = frames_per_second(*args).tolist()
         except ValueError: got = 'ValueError'
-        if isinstance(r['frames'], str): assert got == 'ValueError', f"{args}: the official code raises {r['frames']}, got {got}"
+        if isinstance(r['frames'], str):
+            assert got == 'ValueError', f"{args}: the official code raises {r['frames']}, got {got}"
         else: assert got == r['frames'], f'{args}: {got}, expected {r["frames"]}'
     for r in case.get('slice', []):
         pos = slice_frames(r['n_extracted'], r['max_frames'], r['slice_framepos'])
@@ -53,7 +54,7 @@ def tokenize_rows(case, tensors):
             ids, mask = tokenize([r['caption']], words)
             n = want['n_valid']
             assert ids.shape == mask.shape == (1, words)
-            assert ids[0].tolist() == want['ids'] + [0]*(words - n), f"{r['caption']!r}, {words} words: {ids[0].tolist()}"
+            assert ids[0].tolist() == want['ids'] + [0]*(words - n), f"{r['caption']!r}, {words}: {ids[0].tolist()}"
             assert mask[0].tolist() == [1]*n + [0]*(words - n)
             assert int(ids[0].argmax()) == want['argmax_position']
 
@@ -81,24 +82,27 @@ def _annotation_files(data, said, root):
         (root/'MSRVTT_JSFUSION_test.csv').write_text(said['test_csv'], encoding='utf-8')
         js('MSRVTT_data.json', said['data'])
     elif data == 'msvd':
-        for s in ('train', 'val', 'test'): (root/f'{s}_list.txt').write_text('\n'.join(said[s]) + '\n', encoding='utf-8')
+        for s in ('train', 'val', 'test'):
+            (root/f'{s}_list.txt').write_text('\n'.join(said.get(s, [])) + '\n', encoding='utf-8')
         (root/'raw-captions.pkl').write_bytes(pickle.dumps(said['captions']))
     elif data == 'lsmdc':
         from vidlab.data.annots import LSMDC
-        for s, name in LSMDC.items(): (root/name).write_text(said[s], encoding='utf-8')
+        for s, name in LSMDC.items(): (root/name).write_text(said.get(s, ''), encoding='utf-8')
     elif data == 'activity':
-        for name, k in [('train_ids', 'train_ids'), ('val_ids', 'val_ids'), ('train', 'train'), ('val_1', 'val')]: js(f'{name}.json', said[k])
+        for name, k in [('train_ids', 'train_ids'), ('val_ids', 'val_ids'), ('train', 'train'), ('val_1', 'val')]:
+            js(f'{name}.json', said.get(k, []))
     elif data == 'didemo':
         for s in ('train', 'val', 'test'):
-            (root/f'{s}_list.txt').write_text('\n'.join(said[f'{s}_list']) + '\n', encoding='utf-8')
-            js(f'{s}_data.json', said[s])
+            (root/f'{s}_list.txt').write_text('\n'.join(said.get(f'{s}_list', [])) + '\n', encoding='utf-8')
+            js(f'{s}_data.json', said.get(s, []))
 
 
 def _read(data, root, videos):
     from vidlab.data import annots as A
     how = dict(missing='drop', missing_limit=1.)                     # what the official loaders do, silently
     if data == 'msrvtt': return {c: A.read_msrvtt(root, videos, captions=c, missing='keep') for c in ('all', 'one')}
-    return getattr(A, dict(msvd='read_msvd', lsmdc='read_lsmdc', activity='read_activitynet', didemo='read_didemo')[data])(root, videos, **how)
+    return getattr(A, dict(msvd='read_msvd', lsmdc='read_lsmdc', activity='read_activitynet',
+                           didemo='read_didemo')[data])(root, videos, **how)
 
 
 @kind('clip4clip', 'annotations')

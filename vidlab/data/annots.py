@@ -8,7 +8,7 @@ __all__ = ['COLUMNS', 'LABELS', 'MISSING', 'DUPLICATES', 'FORMATS', 'VIDEO', 'IM
            'read_msvd', 'read_lsmdc', 'read_activitynet', 'read_didemo', 'from_folder', 'from_class_folders']
 
 # %% ../../nbs/14_data.annots.ipynb #e5d89713
-import contextlib, csv, difflib, hashlib, io, json, math, os, pickle, re
+import contextlib, csv, difflib, hashlib, json, math, os, pickle, re
 from collections import OrderedDict, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,8 @@ def _strings(values):
     "Any column as an arrow string array, empty strings as null"
     if isinstance(values, pa.ChunkedArray): values = values.combine_chunks()
     if not isinstance(values, pa.Array):
-        values = pa.array([None if v is None or v != v else v if isinstance(v, str) else str(v) for v in values], pa.large_string())
+        values = pa.array([None if v is None or v != v else v if isinstance(v, str) else str(v) for v in values],
+                          pa.large_string())
     values = pc.cast(values, pa.large_string())
     return pc.if_else(pc.equal(pc.utf8_trim_whitespace(values), ''), pa.scalar(None, pa.large_string()), values)
 
@@ -45,19 +46,23 @@ def _seconds(values, name, source):
     except pa.ArrowInvalid:
         for i,v in enumerate(text.to_pylist()):
             try: float(v or 0)
-            except ValueError: raise ValueError(f'{source}: row {i+1}, column {name!r}: {v!r} is not a number of seconds') from None
+            except ValueError:
+                raise ValueError(f'{source}: row {i+1}, column {name!r}: {v!r} is not a number of seconds') from None
         out = np.array([math.nan if v is None else float(v) for v in text.to_pylist()])
     bad = _first(np.isinf(out) | (out < 0))
-    if bad is not None: raise ValueError(f'{source}: row {bad+1}, column {name!r}: {out[bad]:g} is not a time within a video; seconds from 0 on are')
+    if bad is not None:
+        raise ValueError(f'{source}: row {bad+1}, column {name!r}: {out[bad]:g} is not a time within a video; seconds '
+                         f'from 0 on are')
     return out.astype(np.float64)
 
 # %% ../../nbs/14_data.annots.ipynb #2e5bf727
 def _inside(path, root):
     "`path` relative to `root`, tidied; None when it leaves the root"
     if os.path.isabs(path): path = os.path.relpath(path, root)
-    if '\0' in path or '..' in path.replace('\\', '/').split('/') and os.path.normpath(path).split(os.sep)[0] == '..': return None
+    if '\0' in path or '..' in path.replace('\\', '/').split('/') and os.path.normpath(path).split(os.sep)[0] == '..':
+        return None
     path = os.path.normpath(path)
-    return None if path.startswith('..' + os.sep) or path == '..' or re.match(r'\.\.[\\/]|[A-Za-z]:[\\/]', path) else path
+    return None if path == '..' or re.match(r'\.\.[\\/]|[A-Za-z]:[\\/]', path) else path
 
 def _paths(values, root, source):
     "The path column, tidied and checked; each distinct path once"
@@ -67,7 +72,9 @@ def _paths(values, root, source):
     names = enc.dictionary.to_pylist()
     tidy = [_inside(p, root) for p in names]
     for code,(p,t) in enumerate(zip(names, tidy)):
-        if t is None: raise ValueError(f"{source}: row {_first(pc.equal(codes, code))+1}, column 'path': {p!r} lies outside the root folder; "
+        if t is None:
+            raise ValueError(f"{source}: row {_first(pc.equal(codes, code))+1}, column 'path': {p!r} lies outside the "
+                             f"root folder; "
                                        'paths are relative to the root, without a way out of it')
     return pa.array(tidy, pa.large_string()).take(codes)
 
@@ -85,9 +92,11 @@ def _label_kind(values):
 def _labels(values, kind, classes, source):
     "Label column -> (array or None, names or None): int64 with -1 missing, float64 with NaN missing, or a list array"
     if kind not in LABELS: raise unknown('label kind', kind, LABELS)
-    if isinstance(values, (pa.Array, pa.ChunkedArray)) and (pa.types.is_floating(values.type) or pa.types.is_nested(values.type)):
+    if isinstance(values, (pa.Array, pa.ChunkedArray)) and (pa.types.is_floating(values.type)
+                                                            or pa.types.is_nested(values.type)):
         values = values.to_pylist()                                    # floats keep the point of 1.0
-    if not isinstance(values, (pa.Array, pa.ChunkedArray)): values = [' '.join(map(str, v)) if isinstance(v, (list, tuple, np.ndarray)) else v for v in values]
+    if not isinstance(values, (pa.Array, pa.ChunkedArray)):
+        values = [' '.join(map(str, v)) if isinstance(v, (list, tuple, np.ndarray)) else v for v in values]
     enc = pc.utf8_trim_whitespace(_strings(values)).dictionary_encode()
     names, codes = enc.dictionary.to_pylist(), enc.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     if not names: return None, None
@@ -102,7 +111,9 @@ def _labels(values, kind, classes, source):
     if kind == 'name':
         known = sorted(set(names)) if classes is None else list(classes)
         for i,v in enumerate(names):
-            if v not in known: fail(i, f"is not in the class list of {len(known)}; nearest: {', '.join(difflib.get_close_matches(v, known)) or 'none'}")
+            if v not in known:
+                fail(i, f"is not in the class list of {len(known)}; nearest: "
+                        f"{', '.join(difflib.get_close_matches(v, known)) or 'none'}")
         number = {v: i for i,v in enumerate(known)}
         return np.append([number[v] for v in names], -1)[codes], pa.array(names, pa.large_string()).take(enc.indices)
     if kind == 'several':
@@ -115,21 +126,26 @@ def _labels(values, kind, classes, source):
     return np.append(each(whole, 'is not a class number (0, 1, ...)'), -1)[codes], None
 
 # %% ../../nbs/14_data.annots.ipynb #89a3be2c
-_USUAL = dict(path=('video', 'video_path', 'file', 'filename', 'video_id', 'filepath'), text=('caption', 'sentence', 'description'))
+_USUAL = dict(path=('video', 'video_path', 'file', 'filename', 'video_id', 'filepath'),
+              text=('caption', 'sentence', 'description'))
 
 def _rename(names, columns, source):
     "Final name of every column; duplicates, misspellings and a missing path are errors"
     columns = columns or {}
     for c in columns:
         if c not in names: raise ValueError(f"{source}: columns= renames {c!r}, which the file does not have; nearest: "
-                                            f"{', '.join(difflib.get_close_matches(c, names)) or 'none'}; columns: {', '.join(names)}")
+                                            f"{', '.join(difflib.get_close_matches(c, names)) or 'none'}; columns: "
+                                            f"{', '.join(names)}")
     out = [columns.get(c, c) for c in names]
     for i,c in enumerate(out):
-        if not c.strip(): raise ValueError(f'{source}: column {i+1} has no name (an index written by pandas? use to_csv(index=False)); columns: {names}')
+        if not c.strip():
+            raise ValueError(f'{source}: column {i+1} has no name (an index written by pandas? use '
+                             f'to_csv(index=False)); columns: {names}')
         if out.index(c) != i: raise ValueError(f'{source}: two columns are called {c!r}')
         near = difflib.get_close_matches(c.lower().strip(), [k for k in COLUMNS if k not in out], 1, .75)
         if c not in COLUMNS and c not in columns.values() and near:
-            raise ValueError(f"{source}: column {c!r} is not known; did you mean {near[0]!r}? Rename it with columns={{{c!r}: {near[0]!r}}}, "
+            raise ValueError(f"{source}: column {c!r} is not known; did you mean {near[0]!r}? Rename it with "
+                             f"columns={{{c!r}: {near[0]!r}}}, "
                              f"or pass columns={{{c!r}: {c!r}}} to keep it as an extra column")
     if 'path' not in out:
         near = [c for c in out if c.lower() in _USUAL['path']] or difflib.get_close_matches('path', out, 1, .4)
@@ -156,15 +172,20 @@ def absent(paths, # distinct paths relative to root
         out |= {os.path.join(d, n) for n in names if n not in there}
     return [p for p in paths if p in out]
 
-def _some(names, n=5): return ', '.join(repr(o) for o in names[:n]) + (f' and {len(names)-n} more' if len(names) > n else '')
+def _some(names, n=5):
+    more = f' and {len(names)-n} more' if len(names) > n else ''
+    return ', '.join(repr(o) for o in names[:n]) + more
 
 def _missing_policy(what, gone, total, policy, limit, source, root):
     "Raise or let pass according to the policy; `gone` are names"
     if policy not in MISSING: raise unknown('missing policy', policy, MISSING)
     if not gone or policy == 'keep': return
-    said = f'{source}: {len(gone)} of {total} {what}' + (f' under {os.fspath(root)!r}' if root else '') + f': {_some(gone)}'
-    if policy == 'error': raise ValueError(f"{said}. Check the root folder, or pass missing='drop' to go on without them")
-    if len(gone) > limit*total: raise ValueError(f'{said}. That is more than missing_limit={limit:g} of them; is the root folder right?')
+    where = f' under {os.fspath(root)!r}' if root else ''
+    said = f'{source}: {len(gone)} of {total} {what}{where}: {_some(gone)}'
+    if policy == 'error':
+        raise ValueError(f"{said}. Check the root folder, or pass missing='drop' to go on without them")
+    if len(gone) > limit*total:
+        raise ValueError(f'{said}. That is more than missing_limit={limit:g} of them; is the root folder right?')
 
 # %% ../../nbs/14_data.annots.ipynb #b95f4eca
 class Manifest:
@@ -182,7 +203,8 @@ class Manifest:
     def label_kind(self):
         "'class', 'several', 'float' or None"
         x = self.cols.get('label')
-        return None if x is None else 'several' if isinstance(x, pa.Array) else 'class' if x.dtype == np.int64 else 'float'
+        if x is None: return None
+        return 'several' if isinstance(x, pa.Array) else 'class' if x.dtype == np.int64 else 'float'
 
     def column(self, name:str # a column of the table
               ): # numpy array of numbers, or arrow array of strings
@@ -197,15 +219,18 @@ class Manifest:
         i = int(i) % len(self)
         out = {k: v[i].as_py() if isinstance(v, pa.Array) else v[i].item() for k,v in self.cols.items()}
         for k in ('start', 'end', 'label'):
-            if out.get(k) != out.get(k) or (k == 'label' and self.label_kind == 'class' and out.get(k) == -1): out[k] = None
-        return {'start': None, 'end': None, 'text': None, 'label': None, 'split': None} | out | {'path': os.path.join(self.root, out['path'])}
+            if out.get(k) != out.get(k) or (k == 'label' and self.label_kind == 'class' and out.get(k) == -1):
+                out[k] = None
+        empty = dict(start=None, end=None, text=None, label=None, split=None)
+        return empty | out | {'path': os.path.join(self.root, out['path'])}
 
     def select(self, rows # integer indices or boolean mask
               ): # Manifest
         "The given rows, in the given order"
         rows = np.asarray(rows)
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
-        return Manifest({k: v.take(pa.array(rows)) if isinstance(v, pa.Array) else v[rows] for k,v in self.cols.items()}, self.root, dict(self.report))
+        cols = {k: v.take(pa.array(rows)) if isinstance(v, pa.Array) else v[rows] for k,v in self.cols.items()}
+        return Manifest(cols, self.root, dict(self.report))
 
 # %% ../../nbs/14_data.annots.ipynb #4223168e
 @dataclass
@@ -240,7 +265,8 @@ def splits(self:Manifest) -> dict:
 def split(self:Manifest, name:str # e.g. 'train'
          ) -> Manifest:
     "The rows of one split"
-    if 'split' not in self.cols: raise ValueError(f"the manifest has no column 'split', so there is no split {name!r} to choose; use all of it")
+    if 'split' not in self.cols:
+        raise ValueError(f"the manifest has no column 'split', so there is no split {name!r} to choose; use all of it")
     if name not in self.splits(): raise unknown('split', name, [str(o) for o in self.splits()])
     return self.select(pc.equal(self.cols['split'], name).fill_null(False).to_numpy(zero_copy_only=False))
 
@@ -271,10 +297,16 @@ def classes(self:Manifest) -> list: # name of class i at place i, '' where no ro
 def summary(self:Manifest) -> str:
     "One line: rows, clips, splits, and what the report holds"
     out = [f'{len(self)} rows', f'{len(self.groups())} clips'] + [f'{k} {n}' for k,n in self.splits().items()]
-    if self.label_kind: out.append(f'labels: {self.label_kind}' + (f' ({len(self.classes)} names)' if self.classes else ''))
-    return ', '.join(out + [f"{k.replace('_', ' ')}: {v if isinstance(v, int) else len(v)}" for k,v in self.report.items() if v])
+    if self.label_kind:
+        out.append(f'labels: {self.label_kind}' + (f' ({len(self.classes)} names)' if self.classes else ''))
+    found = {k.replace('_', ' '): v if isinstance(v, int) else len(v) for k,v in self.report.items() if v}
+    return ', '.join(out + [f'{k}: {v}' for k,v in found.items()])
 
 # %% ../../nbs/14_data.annots.ipynb #0c2bea11
+def _codes(v):
+    "Numbers of equal strings, in the order of first appearance; -1 for null"
+    return v.dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+
 def _captions(values, label, split, source):
     "The text column; a hole in it is an error where the row has no label and others of the split have text"
     text = _strings(values)
@@ -282,22 +314,28 @@ def _captions(values, label, split, source):
     hole = pc.is_null(text).to_numpy(zero_copy_only=False)
     if not hole.any(): return text
     if hole.all(): return None
-    if label is not None: hole &= ~(label.is_valid().to_numpy(zero_copy_only=False) if isinstance(label, pa.Array) else (label == label) & (label != -1))
-    codes = np.zeros(len(hole), np.int64) if split is None else split.dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    if label is not None:
+        hole &= ~(label.is_valid().to_numpy(zero_copy_only=False) if isinstance(label, pa.Array)
+                  else (label == label) & (label != -1))
+    codes = np.zeros(len(hole), np.int64) if split is None else _codes(split)
     hole &= np.isin(codes, codes[~pc.is_null(text).to_numpy(zero_copy_only=False)])
     i = _first(hole)
-    if i is not None: raise ValueError(f"{source}: row {i+1}, column 'text': the caption is empty or NaN, but other rows of its split have one ({hole.sum()} such rows); "
+    if i is not None:
+        raise ValueError(f"{source}: row {i+1}, column 'text': the caption is empty or NaN, but other rows of its "
+                         f"split have one ({hole.sum()} such rows); "
                                        'fill it in or remove the row')
     return text
 
 def _same_clip(id, path, start, end, source):
     "Rows with one id must be one clip"
-    code = id.dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    code = _codes(id)
     _, first = np.unique(code, return_index=True)
-    ref, pcode = first[code], path.dictionary_encode().indices.to_numpy(zero_copy_only=False)
-    for k,v in [('path', pcode), ('start', start), ('end', end)]:
+    ref = first[code]
+    for k,v in [('path', _codes(path)), ('start', start), ('end', end)]:
         i = _first((v != v[ref]) & ((v == v) | (v[ref] == v[ref])))
-        if i is not None: raise ValueError(f'{source}: rows {ref[i]+1} and {i+1} share the id {id[i].as_py()!r} but differ in {k!r}; captions of one clip share an id, other clips need their own')
+        if i is not None:
+            raise ValueError(f'{source}: rows {ref[i]+1} and {i+1} share the id {id[i].as_py()!r} but differ in '
+                             f'{k!r}; captions of one clip share an id, other clips need their own')
 
 def _duplicates(m):
     "Rows equal to an earlier one in all known columns"
@@ -306,7 +344,7 @@ def _duplicates(m):
         v = m.cols.get(k)
         if v is None or k == 'path': continue
         if isinstance(v, pa.Array) and pa.types.is_large_list(v.type): v = pa.array([str(o) for o in v.to_pylist()])
-        c = v.dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False) if isinstance(v, pa.Array) else np.unique(v, return_inverse=True)[1]
+        c = _codes(v) if isinstance(v, pa.Array) else np.unique(v, return_inverse=True)[1]
         code = np.unique(code*(int(c.max(initial=0)) + 2) + c, return_inverse=True)[1].astype(np.int64)
     first = np.unique(code, return_index=True)[1]
     return np.setdiff1d(np.arange(len(m)), first), first[code] if len(code) else first
@@ -320,23 +358,28 @@ def _assemble(cols, root, source, label, classes):
     out = dict(path=_paths(cols['path'], root, source))
     for k in ('start', 'end'): out[k] = _seconds(cols[k], k, source) if k in cols else np.full(n, math.nan)
     i = _first(out['end'] <= out['start'])
-    if i is not None: raise ValueError(f"{source}: row {i+1}, columns 'start', 'end': {out['start'][i]:g}..{out['end'][i]:g} s ends before it begins (or is empty)")
+    if i is not None:
+        raise ValueError(f"{source}: row {i+1}, columns 'start', 'end': {out['start'][i]:g}..{out['end'][i]:g} s ends "
+                         f"before it begins (or is empty)")
     if 'id' in cols:
         out['id'] = _strings(cols['id'])
         i = _first(pc.is_null(out['id']))
-        if i is not None: raise ValueError(f"{source}: row {i+1}, column 'id': no id; fill it in, or leave the whole column out")
+        if i is not None:
+            raise ValueError(f"{source}: row {i+1}, column 'id': no id; fill it in, or leave the whole column out")
         _same_clip(out['id'], out['path'], out['start'], out['end'], source)
     else:
         cut = ~np.isnan(out['start']) | ~np.isnan(out['end'])
         out['id'] = out['path'] if not cut.any() else pa.array(
-            [f'{p}#{s:g}-{e:g}' if c else p for p,s,e,c in zip(out['path'].to_pylist(), out['start'], out['end'], cut)], pa.large_string())
+            [f'{p}#{s:g}-{e:g}' if c else p
+             for p,s,e,c in zip(out['path'].to_pylist(), out['start'], out['end'], cut)], pa.large_string())
     if 'split' in cols: out['split'] = _strings(cols['split'])
     names = None
     if 'label' in cols: out['label'], names = _labels(cols['label'], label, classes, source)
     if 'text' in cols: out['text'] = _captions(cols['text'], out.get('label'), out.get('split'), source)
     if names is not None: out['label_name'] = names
     for k,v in cols.items():
-        if k not in COLUMNS and k not in out: out[k] = v if isinstance(v, pa.Array) and not pa.types.is_string(v.type) else _strings(v)
+        if k not in COLUMNS and k not in out:
+            out[k] = v if isinstance(v, pa.Array) and not pa.types.is_string(v.type) else _strings(v)
     order = [k for k in COLUMNS if k in out] + [k for k in out if k not in COLUMNS]
     return {k: out[k] for k in order if out[k] is not None}
 
@@ -361,7 +404,8 @@ def build(cls:Manifest, cols:dict, # column name -> list or array of equal lengt
     m = cls(_assemble(cols, root, source, label, classes), root, dict(report or {}))
     again, first = _duplicates(m)
     if len(again) and duplicates == 'error':
-        raise ValueError(f"{source}: row {again[0]+1} repeats row {first[again[0]]+1} ({len(again)} such rows); pass duplicates='drop' or 'keep'")
+        raise ValueError(f"{source}: row {again[0]+1} repeats row {first[again[0]]+1} ({len(again)} such rows); pass "
+                         f"duplicates='drop' or 'keep'")
     m.report['duplicates'] = int(len(again))
     if len(again) and duplicates == 'drop': m = m.select(np.setdiff1d(np.arange(len(m)), again))
     if missing != 'keep':
@@ -380,7 +424,9 @@ def _not_utf8(path, encoding, err):
     with open(path, 'rb') as f:
         for n,line in enumerate(f, 1):
             try: line.decode(encoding)
-            except UnicodeDecodeError: return ValueError(f"{path}: line {n} is not {encoding}: {line[:60]!r}; save the file as UTF-8 or pass its encoding, e.g. encoding='latin-1'")
+            except UnicodeDecodeError:
+                return ValueError(f"{path}: line {n} is not {encoding}: {line[:60]!r}; save the file as UTF-8 or pass "
+                                  f"its encoding, e.g. encoding='latin-1'")
     return ValueError(f'{path}: not {encoding}: {err}')
 
 @contextlib.contextmanager
@@ -401,13 +447,16 @@ def read_rows(path, # text file
         rows = csv.reader(f, delimiter=sep, strict=True)
         try:
             head = next(rows, None)
-            if not head: raise ValueError(f'{path}: the file is empty' if head is None else f'{path}: the first line is empty; it must hold the column names')
+            if head is None: raise ValueError(f'{path}: the file is empty')
+            if not head: raise ValueError(f'{path}: the first line is empty; it must hold the column names')
             yield head
             cols, n = [[] for _ in head], 0
             for row in rows:
                 if not row: continue                                         # a blank line
                 n += 1
-                if len(row) != len(head): raise ValueError(f'{path}: row {n} (line {rows.line_num}) has {len(row)} fields, the header {len(head)}: {_some(row)}; '
+                if len(row) != len(head):
+                    raise ValueError(f'{path}: row {n} (line {rows.line_num}) has {len(row)} fields, the header '
+                                     f'{len(head)}: {_some(row)}; '
                                                            'a separator inside a field needs quotes')
                 for c,v in zip(cols, row): c.append(v)
                 if n % block == 0: yield cols; cols = [[] for _ in head]
@@ -421,7 +470,8 @@ def _read_csv(path, sep, encoding):
     if len(head) == 1 and (other := next((o for o in ';\t,|' if o != sep and o in head[0]), None)):
         raise ValueError(f'{path}: one column only, called {head[0]!r}; is the separator {other!r}? Pass sep={other!r}')
     parts = [[pa.array(c, pa.large_string()) for c in cols] for cols in blocks]
-    return head, [pa.concat_arrays([p[i] for p in parts]) if parts else pa.array([], pa.large_string()) for i in range(len(head))]
+    return head, [pa.concat_arrays([p[i] for p in parts]) if parts else pa.array([], pa.large_string())
+                  for i in range(len(head))]
 
 # %% ../../nbs/14_data.annots.ipynb #3b158739
 def _cell(v, name):
@@ -438,8 +488,10 @@ def _read_jsonl(path, encoding):
             for line_no,line in enumerate(f, 1):
                 if not line.strip(): continue
                 try: row = json.loads(line)
-                except (ValueError, RecursionError) as e: raise ValueError(f'{path}: line {line_no} is not JSON: {e}') from None
-                if not isinstance(row, dict): raise ValueError(f'{path}: line {line_no} is not an object with columns but {type(row).__name__}')
+                except (ValueError, RecursionError) as e:
+                    raise ValueError(f'{path}: line {line_no} is not JSON: {e}') from None
+                if not isinstance(row, dict):
+                    raise ValueError(f'{path}: line {line_no} is not an object with columns but {type(row).__name__}')
                 for k,v in row.items(): cols.setdefault(k, [None]*n).append(_cell(v, k))
                 n += 1
                 for c in cols.values():
@@ -463,7 +515,7 @@ def _read_parquet(path, encoding=None):
 FORMATS = ('.csv', '.tsv', '.jsonl', '.parquet')
 
 class _Lines:
-    "Rows of a csv writer with plain line ends (asked for those itself, it would leave a carriage return in a caption unquoted)"
+    "Rows of a csv writer with plain line ends (asked for those, csv itself would leave a carriage return unquoted)"
     def __init__(self, f): self.f = f
     def write(self, row): return self.f.write(row[:-2] + '\n')
 
@@ -489,12 +541,13 @@ def read(cls:Manifest, path, # .csv, .tsv, .jsonl or .parquet
     else: names, cols = _read_csv(path, sep or ('\t' if kind == '.tsv' else ','), encoding)
     names = _rename(names, columns, path)
     if not len(cols[0]): raise ValueError(f'{path}: a header, but no rows')
-    return cls.build(dict(zip(names, cols)), root or path.parent, str(path), missing, missing_limit, duplicates, label, classes)
+    return cls.build(dict(zip(names, cols)), root or path.parent, str(path), missing, missing_limit, duplicates,
+                     label, classes)
 
 @patch
 def write(self:Manifest, path # .csv, .tsv, .jsonl or .parquet; replaced in one step
          ) -> Path:
-    "Save the table. If the videos lie below the folder of the file, the paths are written relative to that folder and `read` needs no root"
+    "Save the table; if the videos lie below its folder, paths become relative to it and `read` needs no root"
     path = Path(path)
     kind = path.suffix.lower()
     if kind not in FORMATS: raise unknown('manifest format', kind, FORMATS)
@@ -502,7 +555,8 @@ def write(self:Manifest, path # .csv, .tsv, .jsonl or .parquet; replaced in one 
     cols = dict(self.cols)
     if pre != '.' and not pre.startswith('..') and not os.path.isabs(pre):
         enc = cols['path'].dictionary_encode()
-        cols['path'] = pa.array([os.path.join(pre, p) for p in enc.dictionary.to_pylist()], pa.large_string()).take(enc.indices)
+        cols['path'] = pa.array([os.path.join(pre, p) for p in enc.dictionary.to_pylist()],
+                                pa.large_string()).take(enc.indices)
     cols = {k: v for k,v in cols.items() if not (k in ('start', 'end') and np.isnan(v).all())}
     def plain(k, v):
         if isinstance(v, pa.Array): return v.to_pylist()
@@ -510,19 +564,25 @@ def write(self:Manifest, path # .csv, .tsv, .jsonl or .parquet; replaced in one 
     path.parent.mkdir(parents=True, exist_ok=True)
     if kind == '.parquet':
         import pyarrow.parquet as pq
-        with atomic_write(path, 'wb') as f: pq.write_table(pa.table({k: v if isinstance(v, pa.Array) else pa.array(plain(k, v)) for k,v in cols.items()}), f)
+        with atomic_write(path, 'wb') as f:
+            pq.write_table(pa.table({k: v if isinstance(v, pa.Array) else pa.array(plain(k, v))
+                                     for k,v in cols.items()}), f)
         return path
     rows = zip(*(plain(k, v) for k,v in cols.items()))
     with atomic_write(path, 'w') as f:
-        if kind == '.jsonl': f.writelines(json.dumps({k: v for k,v in zip(cols, r) if v is not None}, ensure_ascii=False) + '\n' for r in rows)
+        if kind == '.jsonl':
+            f.writelines(json.dumps({k: v for k,v in zip(cols, r) if v is not None}, ensure_ascii=False) + '\n'
+                         for r in rows)
         else:
             w = csv.writer(_Lines(f), delimiter='\t' if kind == '.tsv' else ',')
             w.writerow(cols)
-            w.writerows([' '.join(map(str, v)) if isinstance(v, list) else '' if v is None else v for v in r] for r in rows)
+            w.writerows([' '.join(map(str, v)) if isinstance(v, list) else '' if v is None else v for v in r]
+                        for r in rows)
     return path
 
 # %% ../../nbs/14_data.annots.ipynb #b94b5c38
-VIDEO = frozenset('.mp4 .webm .mkv .avi .mov .m4v .mpg .mpeg .wmv .flv .3gp .3g2 .ts .mts .m2ts .ogv .gif .vob .asf .divx .h264 .264 .hevc'.split())
+VIDEO = frozenset('.mp4 .webm .mkv .avi .mov .m4v .mpg .mpeg .wmv .flv .3gp .3g2 .ts .mts .m2ts .ogv .gif .vob .asf '
+                  '.divx .h264 .264 .hevc'.split())
 IMAGE = frozenset('.jpg .jpeg .png .bmp .webp'.split())
 
 def walk_files(root # folder
@@ -547,7 +607,9 @@ def _named(files, wanted, key):
             if k not in wanted: continue
             p, is_video = os.path.join(d, n), os.path.splitext(n)[1].lower() in VIDEO
             old = found.get(k)
-            if old and old[1] == is_video: raise ValueError(f'two files for the video {k!r}: {old[0]!r} and {p!r}; keep one of them below the root')
+            if old and old[1] == is_video:
+                raise ValueError(f'two files for the video {k!r}: {old[0]!r} and {p!r}; keep one of them below the '
+                                 f'root')
             if not old or is_video: found[k] = (p, is_video)
     return {k: v[0] for k,v in found.items()}
 
@@ -575,13 +637,17 @@ def _lines(path):
     except FileNotFoundError: raise FileNotFoundError(f'{path}: no such annotation file{_beside(path)}') from None
     except UnicodeDecodeError as e: raise _not_utf8(path, 'utf-8', e) from None
 
+def _list(words): return ", ".join(words) or "none"
+
 def _pick(path, names, sep=','):
     "Named columns of an official CSV as lists"
     if not Path(path).is_file(): raise FileNotFoundError(f'{path}: no such annotation file{_beside(path)}')
     blocks = read_rows(path, sep)
     head = next(blocks)
     for n in names:
-        if n not in head: raise ValueError(f"{path}: no column {n!r}; nearest: {', '.join(difflib.get_close_matches(n, head, 3, .5)) or 'none'}; columns: {', '.join(head)}")
+        if n not in head:
+            near = difflib.get_close_matches(n, head, 3, .5)
+            raise ValueError(f"{path}: no column {n!r}; nearest: {_list(near)}; columns: {_list(head)}")
     out = [[] for _ in names]
     for cols in blocks:
         for o,n in zip(out, names): o += cols[head.index(n)]
@@ -592,14 +658,16 @@ def _import(rows, root, source, missing, missing_limit, bare=(), **extra):
     listed = {r['id'] for r in rows} | set(bare)
     _missing_policy('listed clips have no caption', list(bare), len(listed), missing, missing_limit, source, None)
     lost = list(dict.fromkeys(r['id'] for r in rows if r['path'] is None))
-    if missing == 'keep' and lost: raise ValueError(f"{source}: no file for {_some(lost)}; missing='keep' cannot invent a path here, use 'drop'")
+    if missing == 'keep' and lost:
+        raise ValueError(f"{source}: no file for {_some(lost)}; missing='keep' cannot invent a path here, use 'drop'")
     _missing_policy('videos are missing', lost, len(listed), missing, missing_limit, source, root)
     n, rows = len(rows), [r for r in rows if r['path'] is not None]
     keys = list(dict.fromkeys(k for r in rows for k in r)) or ['id', 'path', 'text', 'split']
     # paths were found on disk, or are checked here when they were composed from an id
     m = Manifest.build({k: [r.get(k) for r in rows] for k in keys}, root, source, missing, missing_limit)
     gone = m.report.get('missing', [])
-    return Manifest(m.cols, m.root, dict(missing=lost + gone, dropped_rows=n - len(m), without_caption=list(bare), duplicates=m.report['duplicates'], **extra))
+    return Manifest(m.cols, m.root, dict(missing=lost + gone, dropped_rows=n - len(m), without_caption=list(bare),
+                                         duplicates=m.report['duplicates'], **extra))
 
 # %% ../../nbs/14_data.annots.ipynb #9a91ffe7
 CAPTIONS = ('all', 'one')
@@ -622,25 +690,31 @@ def read_msrvtt(folder, # with the annotation files
         ids, = _pick(folder/train_csv, ['video_id'])
         said = _json(folder/data_json)
         try: pairs = [(s['video_id'], s['caption']) for s in said['sentences']]
-        except (KeyError, TypeError) as e: raise ValueError(f"{folder/data_json}: expects 'sentences', a list of objects with 'video_id' and 'caption'; failed on {e}") from None
+        except (KeyError, TypeError) as e:
+            raise ValueError(f"{folder/data_json}: expects 'sentences', a list of objects with 'video_id' and "
+                             f"'caption'; failed on {e}") from None
         place = {v: i for i,v in reversed(list(enumerate(ids)))}
         pairs = [p for p in pairs if p[0] in place]
         if captions == 'one': pairs = sorted(pairs, key=lambda p: place[p[0]])       # stable: captions keep their order
         rows += [dict(id=v, path=file(v), text=c, split='train') for v,c in pairs]
         have = {v for v,_ in pairs}
         bare = [v for v in place if v not in have]
-    if test_csv: rows += [dict(id=v, path=file(v), text=c, split='test') for v,c in zip(*_pick(folder/test_csv, ['video_id', 'sentence']))]
+    if test_csv:
+        pairs = zip(*_pick(folder/test_csv, ['video_id', 'sentence']))
+        rows += [dict(id=v, path=file(v), text=c, split='test') for v,c in pairs]
     return _import(rows, videos, str(folder), missing, missing_limit, bare)
 
 # %% ../../nbs/14_data.annots.ipynb #18cb3474
-_PLAIN = {('builtins', n): t for n,t in dict(list=list, dict=dict, tuple=tuple, set=set, frozenset=frozenset, str=str, int=int, float=float, bool=bool).items()}
+_PLAIN = {('builtins', n): t for n,t in dict(list=list, dict=dict, tuple=tuple, set=set, frozenset=frozenset, str=str,
+                                             int=int, float=float, bool=bool).items()}
 _PLAIN |= {('collections', 'OrderedDict'): OrderedDict, ('collections', 'defaultdict'): defaultdict}
 
 class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module, name):
         module = 'builtins' if module == '__builtin__' else module
         if (module, name) in _PLAIN: return _PLAIN[module, name]
-        raise pickle.UnpicklingError(f'it asks for {module}.{name}, which is not a plain container; a pickle may run any code, so it is not loaded')
+        raise pickle.UnpicklingError(f'it asks for {module}.{name}, which is not a plain container; a pickle may run '
+                                     f'any code, so it is not loaded')
 
 def load_plain_pickle(path # file
                      ): # dicts, lists, tuples, sets, strings and numbers
@@ -648,12 +722,14 @@ def load_plain_pickle(path # file
     try:
         with open(path, 'rb') as f: return _PlainUnpickler(f, encoding='utf-8').load()
     except FileNotFoundError: raise FileNotFoundError(f'{path}: no such annotation file{_beside(path)}') from None
-    except Exception as e: raise ValueError(f'{path}: not readable as a pickle of plain containers: {e or type(e).__name__}') from None
+    except Exception as e:
+        raise ValueError(f'{path}: not readable as a pickle of plain containers: {e or type(e).__name__}') from None
 
 # %% ../../nbs/14_data.annots.ipynb #67850ffe
 def _sentences(id, said, source):
     "Captions of one video as strings"
-    if not isinstance(said, (list, tuple)) or not said: raise ValueError(f'{source}: the captions of {id!r} must be a list that is not empty, not {said!r:.80}')
+    if not isinstance(said, (list, tuple)) or not said:
+        raise ValueError(f'{source}: the captions of {id!r} must be a list that is not empty, not {said!r:.80}')
     out = []
     for c in said:
         if not isinstance(c, (str, list, tuple)) or not all(isinstance(w, str) for w in c):
@@ -671,7 +747,8 @@ def read_msvd(folder, # with train_list.txt, val_list.txt, test_list.txt and raw
     folder = Path(folder)
     file = folder/'raw-captions.json'
     said = _json(file) if file.exists() else load_plain_pickle(file := folder/'raw-captions.pkl')
-    if not isinstance(said, dict): raise ValueError(f'{file}: holds a {type(said).__name__}, not a dictionary from id to captions')
+    if not isinstance(said, dict):
+        raise ValueError(f'{file}: holds a {type(said).__name__}, not a dictionary from id to captions')
     lists = {s: _lines(folder/f'{s}_list.txt') for s in splits}
     found = find_videos(videos, [v for ids in lists.values() for v in ids])
     rows, bare = [], []
@@ -682,7 +759,8 @@ def read_msvd(folder, # with train_list.txt, val_list.txt, test_list.txt and raw
     return _import(rows, videos, str(folder), missing, missing_limit, bare)
 
 # %% ../../nbs/14_data.annots.ipynb #948ce6bf
-LSMDC = dict(train='LSMDC16_annos_training.csv', val='LSMDC16_annos_val.csv', test='LSMDC16_challenge_1000_publictect.csv')
+LSMDC = dict(train='LSMDC16_annos_training.csv', val='LSMDC16_annos_val.csv',
+             test='LSMDC16_challenge_1000_publictect.csv')
 
 def read_lsmdc(folder, # with the three LSMDC16 files
                videos, # folder of the video files, searched through all its folders
@@ -701,7 +779,8 @@ def read_lsmdc(folder, # with the three LSMDC16 files
         for n,line in enumerate(lines, 1):
             if not line.strip(): continue
             part = line.strip().split('\t')
-            if len(part) != 6: raise ValueError(f'{file}: row {n} has {len(part)} fields separated by tabs, not 6: {line[:80]!r}')
+            if len(part) != 6:
+                raise ValueError(f'{file}: row {n} has {len(part)} fields separated by tabs, not 6: {line[:80]!r}')
             rows.append(dict(id=part[0], path=None, text=part[5], split=s))
     found = find_videos(videos, {r['id'] for r in rows})
     for r in rows: r['path'] = found.get(r['id'])
@@ -723,9 +802,11 @@ def read_activitynet(folder, # with train_ids.json, val_ids.json, train.json, va
         for v in dict.fromkeys(ids):                                        # repeated ids once
             if v not in said: bare.append(v); continue
             try: text, seconds = ' '.join(said[v]['sentences']), float(said[v]['duration'])
-            except (KeyError, TypeError, ValueError) as e: raise ValueError(f"{folder/names[s]}: {v!r} needs 'sentences' and 'duration'; failed on {e}") from None
+            except (KeyError, TypeError, ValueError) as e:
+                raise ValueError(f"{folder/names[s]}: {v!r} needs 'sentences' and 'duration'; failed on {e}") from None
             start, end = clip_times(0, math.ceil(seconds))
-            rows.append(dict(id=v[2:] if v.startswith('v_') else v, path=None, start=start, end=end, text=text, split=s))
+            rows.append(dict(id=v[2:] if v.startswith('v_') else v, path=None, start=start, end=end, text=text,
+                             split=s))
     found = find_videos(videos, {r['id'] for r in rows})
     for r in rows: r['path'] = found.get(r['id'])
     return _import(rows, videos, str(folder), missing, missing_limit, bare)
@@ -742,7 +823,8 @@ def read_didemo(folder, # with {train,val,test}_list.txt and {train,val,test}_da
         listed, file, said = set(_lines(folder/f'{s}_list.txt')), folder/f'{s}_data.json', {}
         for i,o in enumerate(_json(file)):
             try: v, text = o['video'], o['description']
-            except (KeyError, TypeError): raise ValueError(f"{file}: entry {i+1} needs 'video' and 'description', not {o!r:.80}") from None
+            except (KeyError, TypeError):
+                raise ValueError(f"{file}: entry {i+1} needs 'video' and 'description', not {o!r:.80}") from None
             if v in listed: said.setdefault(v, []).append(text)
         rows += [dict(id=v, path=None, start=0, end=31, text=' '.join(t), split=s) for v,t in said.items()]
         bare += sorted(listed - set(said))
@@ -760,13 +842,15 @@ def _clips_below(root, frames):
         else: out += [os.path.join(d, n) for n in names if os.path.splitext(n)[1].lower() in VIDEO]
     for p in out:
         try: p.encode()
-        except UnicodeEncodeError: raise ValueError(f'{root}: the file name {os.fsencode(p)!r} is not valid UTF-8; rename it') from None
-    if not out: raise ValueError(f"{root}: no {'folders with images' if frames else 'video files'} below it; known endings: "
+        except UnicodeEncodeError:
+            raise ValueError(f'{root}: the file name {os.fsencode(p)!r} is not valid UTF-8; rename it') from None
+    if not out:
+        raise ValueError(f"{root}: no {'folders with images' if frames else 'video files'} below it; known endings: "
                                  f"{' '.join(sorted(IMAGE if frames else VIDEO))}")
     return sorted(out)
 
 def from_folder(root, # searched through all its folders
-                captions:str=None, # 'txt': take captions from a text file beside each video, one per line; None: no captions
+                captions:str=None, # 'txt': from a text file beside each video, one per line; None: no captions
                 split:str=None, # name for all rows
                 frames:bool=False # every folder that holds images is a clip, instead of every video file
                ) -> Manifest:
@@ -776,12 +860,15 @@ def from_folder(root, # searched through all its folders
     for p in _clips_below(root, frames):
         texts = [None]
         if captions:
-            beside = Path(root, p if frames else os.path.splitext(p)[0] + '.txt').with_suffix('.txt') if frames else Path(root, os.path.splitext(p)[0] + '.txt')
+            beside = Path(root, (p if frames else os.path.splitext(p)[0]) + '.txt')
             texts = _lines(beside) if beside.is_file() else []
             if not texts: bare.append(p)
         rows += [dict(id=p, path=p, text=t, split=split) for t in texts]
-    if bare: raise ValueError(f"{root}: {len(bare)} videos have no caption file beside them: {_some(bare)}; captions=None reads the folder without captions")
-    return Manifest.build({k: [r[k] for r in rows] for k in ('id', 'path') + (('text',) if captions else ()) + (('split',) if split else ())}, root, str(root), missing='keep')
+    if bare:
+        raise ValueError(f"{root}: {len(bare)} videos have no caption file beside them: {_some(bare)}; captions=None "
+                         f"reads the folder without captions")
+    return Manifest.build({k: [r[k] for r in rows] for k in ('id', 'path') + (('text',) if captions
+            else ()) + (('split',) if split else ())}, root, str(root), missing='keep')
 
 # %% ../../nbs/14_data.annots.ipynb #b0624b95
 SPLITS = ('train', 'training', 'val', 'valid', 'validation', 'test', 'testing')
@@ -791,16 +878,20 @@ def from_class_folders(root, # root/class/video or root/split/class/video
                        split:str=None, # name for all rows when there are no split folders
                        frames:bool=False # clips are folders of images: root/class/clip/0001.jpg
                       ) -> Manifest:
-    "A folder per class; if all folders at the top are called train, val, test or the like, they are splits and the classes lie below them"
+    "A folder per class; top folders that are all called train, val, test or the like are splits"
     paths = _clips_below(root, frames)
     tops = sorted({p.split(os.sep)[0] for p in paths if os.sep in p})
     deep = bool(tops) and all(t.lower() in SPLITS for t in tops)
     rows = []
     for p in paths:
         part = p.split(os.sep)
-        if len(part) < 2 + deep: raise ValueError(f"{root}: {p!r} lies in no class folder; expected {'split/class/video' if deep else 'class/video'}")
+        if len(part) < 2 + deep:
+            raise ValueError(f"{root}: {p!r} lies in no class folder; expected "
+                             f"{'split/class/video' if deep else 'class/video'}")
         rows.append((p, part[deep], part[0] if deep else split))
     path, label, where = map(list, zip(*rows))
-    empty = [] if deep else sorted(d.name for d in os.scandir(root) if d.is_dir() and not d.name.startswith('.') and d.name not in set(label))
-    return Manifest.build(dict(id=path, path=path, label=label) | (dict(split=where) if where[0] else {}), root, str(root), missing='keep', label='name',
+    empty = [] if deep else sorted(d.name for d in os.scandir(root) if d.is_dir() and not d.name.startswith('.')
+                                   and d.name not in set(label))
+    return Manifest.build(dict(id=path, path=path, label=label) | (dict(split=where) if where[0] else {}), root,
+                          str(root), missing='keep', label='name',
                           classes=classes, report=dict(empty_classes=empty))

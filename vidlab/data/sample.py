@@ -22,13 +22,19 @@ def frames_per_second(n:int, # frames in the video
                      ) -> np.ndarray: # int64 frame indices, rising
     "Frames of CLIP4Clip's one-second grid (arXiv 2104.08860, section 4.1: one frame per second)"
     whole = int(fps) if np.isfinite(fps) else 0
-    if whole < 1: raise ValueError(f'fps is {fps}: a grid of frames per second needs at least 1; the file may be damaged, or pass the true rate')
+    if whole < 1:
+        raise ValueError(f'fps is {fps}: a grid of frames per second needs at least 1; the file may be damaged, or '
+                         f'pass the true rate')
     if n < 0 or rate < 0: raise ValueError(f'frame count {n} and rate {rate} must not be negative')
-    if rate > whole: raise ValueError(f'rate {rate} is more frames per second than the video has ({whole}, from fps={fps}); use rate <= {whole}')
-    if (start is None) != (end is None): raise ValueError(f'give both start and end or neither, not start={start}, end={end}')
+    if rate > whole:
+        raise ValueError(f'rate {rate} is more frames per second than the video has ({whole}, from fps={fps}); use '
+                         f'rate <= {whole}')
+    if (start is None) != (end is None):
+        raise ValueError(f'give both start and end or neither, not start={start}, end={end}')
     seconds = -(-n//whole)                                            # duration, rounded up
     if start is None: start, end = 0, seconds
-    elif not 0 <= start < end: raise ValueError(f'clip range {start}..{end} s: needs 0 <= start < end (see `clip_times`)')
+    elif not 0 <= start < end:
+        raise ValueError(f'clip range {start}..{end} s: needs 0 <= start < end (see `clip_times`)')
     step, take = (whole//rate, rate) if rate else (1, whole)
     sec = np.arange(start, min(end, seconds) + 1)
     idx = ((sec*whole).astype(np.int64)[:, None] + np.arange(take, dtype=np.int64)*step).ravel()
@@ -39,7 +45,7 @@ def frames_per_second(n:int, # frames in the video
 def clip_times(start, # seconds
                end # seconds
               ) -> tuple: # (start, end) with 0 <= start < end
-    "Repair a clip range as CLIP4Clip's paragraph loaders do: negatives become 0, reversed ends are swapped, an empty range gets one second"
+    "Repair a clip range as the paragraph loaders do: negatives to 0, reversed ends swapped, at least one second"
     start, end = max(start, 0), max(end, 0)
     if start > end: start, end = end, start
     return (start, end+1) if start == end else (start, end)
@@ -70,7 +76,8 @@ def order_frames(idx:np.ndarray, # (t,) chosen indices
     idx = np.asarray(idx, dtype=np.int64)
     if order == 1: return idx[::-1].copy()
     if order == 2:
-        if gen is None: raise ValueError('frame order 2 (random) needs a generator, e.g. vidlab.core.rng(seed, epoch, index)')
+        if gen is None:
+            raise ValueError('frame order 2 (random) needs a generator, e.g. vidlab.core.rng(seed, epoch, index)')
         return idx[gen.permutation(len(idx))]
     return idx
 
@@ -94,7 +101,8 @@ def evenly_spaced(times:np.ndarray # (n,) seconds
     "Whether frames follow each other at one rate, up to the rounding of time stamps"
     if len(times) < 3: return True
     d = np.diff(times)
-    return bool(np.abs(d - np.median(d)).max() <= max(.25*np.median(d), 1.1e-3))   # containers with millisecond stamps jitter by 1 ms
+    slack = max(.25*np.median(d), 1.1e-3)                  # containers with millisecond stamps jitter by 1 ms
+    return bool(np.abs(d - np.median(d)).max() <= slack)
 
 def at_times(times:np.ndarray, # (n,) rising seconds of the shown frames
              want:np.ndarray, # seconds wanted
@@ -114,7 +122,7 @@ def _window(times, n, start, end):
 
 @dataclass
 class GridSampler:
-    "Frames on a one-second grid, then at most `max_frames`: what CLIP4Clip trains and tests with (the same in both, no jitter)"
+    "Frames on a one-second grid, then at most `max_frames`: CLIP4Clip's choice, in training and test alike"
     max_frames:int # most frames in the clip
     rate:int=1 # frames per second; 0: all
     pos:int=2 # which to keep: 0 first, 1 last, 2 uniform
@@ -131,9 +139,12 @@ class GridSampler:
             start = 0 if start is None else start
             end = max(n, start + 1) if end is None else end
         idx = frames_per_second(n, fps, self.rate, start, end)
-        if not len(idx): raise ValueError(f'no frame lies within {start}..{end} s of a video of {n} frames at {fps:g} frames per second')
+        if not len(idx):
+            raise ValueError(f'no frame lies within {start}..{end} s of a video of {n} frames at {fps:g} frames per '
+                             f'second')
         idx = idx[slice_frames(len(idx), self.max_frames, self.pos)]
-        if self.timed and times is not None and not evenly_spaced(times): idx = at_times(times, idx/fps, min(1e-3, .25/fps))
+        if self.timed and times is not None and not evenly_spaced(times):
+            idx = at_times(times, idx/fps, min(1e-3, .25/fps))
         return order_frames(idx, self.order, gen)
 
 # %% ../../nbs/10_data.sample.ipynb #d0999fe0

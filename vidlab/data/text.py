@@ -39,7 +39,8 @@ def piece_ids(text:str, # one caption
         if most is not None and len(ids) >= most: break
         w = m.group()
         if w in _SPECIAL: ids.append(_SPECIAL[w])
-        else: ids += [tok.encoder[p] for p in tok.bpe(''.join(tok.byte_encoder[b] for b in w.encode('utf-8'))).split(' ')]
+        else:
+            ids += [tok.encoder[p] for p in tok.bpe(''.join(tok.byte_encoder[b] for b in w.encode('utf-8'))).split(' ')]
     return ids if most is None else ids[:most]
 
 def pieces(ids # token ids
@@ -57,7 +58,9 @@ def tokenize(texts, # list of N captions (or one)
     if max_words < 2: raise ValueError(f'max_words must be at least 2 (start and end token), not {max_words}')
     ids, mask = torch.zeros(2, len(texts), max_words, dtype=torch.int64)
     for i,t in enumerate(texts):
-        if not isinstance(t, str): raise ValueError(f'row {i}: the caption is {t!r}, not text (a missing caption? fill or drop it in the manifest)')
+        if not isinstance(t, str):
+            raise ValueError(f'row {i}: the caption is {t!r}, not text (a missing caption? fill or drop it in the '
+                             f'manifest)')
         row = [START] + piece_ids(t, max_words - 2) + [END]
         ids[i, :len(row)] = torch.tensor(row)
         mask[i, :len(row)] = 1

@@ -27,12 +27,13 @@ def _square_pil(frames, size):
     from PIL import Image
     (nh, nw), (t, l) = resized(*frames.shape[1:3], size)
     out = np.empty((len(frames), size, size, 3), np.uint8)
-    for o,f in zip(out, frames): o[:] = Image.fromarray(f).resize((nw, nh), Image.Resampling.BICUBIC).crop((l, t, l+size, t+size))
+    for o,f in zip(out, frames):
+        o[:] = Image.fromarray(f).resize((nw, nh), Image.Resampling.BICUBIC).crop((l, t, l+size, t+size))
     return torch.from_numpy(out).permute(0, 3, 1, 2)
 
 def _square_torch(frames, size):
     (nh, nw), (t, l) = resized(*frames.shape[1:3], size)
-    x = torch.from_numpy(frames).permute(0, 3, 1, 2)                  # channels-last in memory: the kernel is up to 3x faster there
+    x = torch.from_numpy(frames).permute(0, 3, 1, 2)       # channels-last in memory: the kernel is faster there
     if x.shape[-2:] != (nh, nw): x = torch.nn.functional.interpolate(x, (nh, nw), mode='bicubic', antialias=True)
     return x[..., t:t+size, l:l+size].clone(memory_format=torch.channels_last)
 
@@ -47,8 +48,9 @@ def square(frames:np.ndarray, # (T,H,W,3) uint8, upright
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
         raise ValueError(f'frames must be uint8 (T,H,W,3), not {frames.dtype} {frames.shape}')
     if 0 in frames.shape or size < 1: raise ValueError(f'nothing to resize: frames {frames.shape}, size {size}')
-    if max(frames.shape[1:3]) > 64*min(frames.shape[1:3]):            # the long side would not fit into memory before the crop
-        raise ValueError(f'frames of {frames.shape[2]}x{frames.shape[1]} pixels: one side is more than 64 times the other')
+    if max(frames.shape[1:3]) > 64*min(frames.shape[1:3]): # the long side would not fit into memory before the crop
+        raise ValueError(f'frames of {frames.shape[2]}x{frames.shape[1]} pixels: one side is more than 64 times the '
+                         f'other')
     frames = np.require(frames, requirements='CW')
     return (_square_pil if how == 'official' else _square_torch)(frames, size)
 
@@ -63,8 +65,10 @@ def normalise(video:torch.Tensor, # (..., 3, H, W) uint8, or float in 0..1
               dtype=torch.float32 # of the result
              ) -> torch.Tensor: # (..., 3, H, W), on the device of `video`
     "Scale to 0..1, subtract the mean, divide by the deviation; masked frames become exactly zero"
-    if video.ndim < 3 or video.shape[-3] != len(mean): raise ValueError(f'video must be (..., {len(mean)}, H, W), not {tuple(video.shape)}')
-    if not (video.dtype == torch.uint8 or video.is_floating_point()): raise ValueError(f'video must be uint8 or floating point, not {video.dtype}')
+    if video.ndim < 3 or video.shape[-3] != len(mean):
+        raise ValueError(f'video must be (..., {len(mean)}, H, W), not {tuple(video.shape)}')
+    if not (video.dtype == torch.uint8 or video.is_floating_point()):
+        raise ValueError(f'video must be uint8 or floating point, not {video.dtype}')
     top = 255. if video.dtype == torch.uint8 else 1.
     mean, std = (torch.tensor(o, dtype=torch.float64).view(-1, 1, 1) for o in (mean, std))
     scale, shift = ((o).float().to(video.device) for o in (1/(top*std), -mean/std))
