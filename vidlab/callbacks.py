@@ -39,7 +39,7 @@ class Log:
         self._write(learn)
         if learn.main:
             learn.folder.log(kind='epoch', step=learn.step, epoch=learn.epoch, clips_per_s=round(self.epoch_clips/max(self.epoch_time, 1e-9), 2),
-                             unread=len(getattr(learn.train, 'unread', {})), **learn.metrics)
+                             unread_train=len(getattr(learn.train, 'unread', {})), **learn.metrics)
         self.epoch_clips, self.epoch_time = 0, 0.
 
 # %% ../nbs/41_callbacks.ipynb #529fec73

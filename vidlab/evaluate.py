@@ -21,21 +21,16 @@ def unique_samples(part:dict # per-sample tensors with `sid` and `view`
     first = torch.full((int(inv.max())+1,), len(inv)).scatter_reduce(0, inv, torch.arange(len(inv)), 'amin')
     return {k: v[first] for k, v in part.items()}
 
-def _shares(loader, rank, world):
-    "Batches rank, rank+world, ... of the loader"
-    for i, b in enumerate(loader):
-        if i % world == rank: yield b
-
 @torch.no_grad()
 def collect(task, # with `eval_step`
-            loader, # batches in any order; the whole set on every process
+            loader, # the batches of this process, in any order
             engine, # accelerator of the run
             desc:str='' # for the progress line
            ) -> dict: # per-sample tensors of all processes, on the CPU
     "Run `eval_step` over a loader and bring the parts together"
     from accelerate.utils import gather_object
-    parts, it = [], _shares(loader, engine.process_index, engine.num_processes)
-    for b in (progress(it, f'evaluating {desc}', len(loader)//engine.num_processes or 1) if engine.is_main_process else it):
+    parts = []
+    for b in (progress(loader, f'evaluating {desc}') if engine.is_main_process else loader):
         with engine.autocast(): out = task.eval_step(to_device(b, engine.device))
         parts.append({k: v.cpu() for k, v in out.items()})
     if engine.num_processes > 1: parts = gather_object(parts)
@@ -51,7 +46,9 @@ def evaluate(task, # vidlab.tasks.Task, the bare one
     mode, t = task.training, time.perf_counter()
     task.to(engine.device).eval()
     try: res = task.score({name: collect(task, dl, engine, name) for name, dl in loaders.items()})
-    finally: task.train(mode)
+    finally:
+        task.train(mode)
+        for dl in loaders.values(): getattr(dl, 'close', lambda: None)()   # decoding workers of an evaluation do not wait for the next one
     res['seconds'] = round(time.perf_counter() - t, 2)
     return res
 

@@ -216,7 +216,10 @@ def save(self:Learner, best:bool=False # also as `best`
     "Write `ckpt/last` (and `best`); a collective of all processes"
     from accelerate.utils import gather_object
     rngs = gather_object([rng_state()])
-    if not self.main: return
+    if self.main: self._write(rngs, best)
+    self.engine.wait_for_everyone()
+
+def _write(self, rngs, best):
     opt = getattr(self.opt, 'optimizer', self.opt)
     state = dict(epoch=self.epoch, batch=self.batch, step=self.step, best=self.best, optimizer=opt.state_dict(), rng=rngs, total_steps=self.total_steps,
                  world=self.engine.num_processes, scaler=self.engine.scaler.state_dict() if self.engine.scaler is not None else None)
@@ -241,4 +244,4 @@ def resume(self:Learner, path=None # checkpoint folder; default this run's `last
     set_rng_state(s['rng'][self.engine.process_index])
     return True
 
-Learner._model, Learner.save, Learner.resume = _model, save, resume
+Learner._model, Learner.save, Learner._write, Learner.resume = _model, save, _write, resume

@@ -6,7 +6,7 @@
 __all__ = ['UNITS', 'Order', 'Unread', 'Clips', 'check', 'collate', 'TooManyUnread', 'Loader']
 
 # %% ../../nbs/15_data.clips.ipynb #253d41d6
-import math, warnings
+import math, signal, warnings
 from dataclasses import dataclass
 import numpy as np
 import torch
@@ -161,6 +161,11 @@ def collate(samples:list # dicts or `Unread`
 class TooManyUnread(RuntimeError):
     "More files of the training set are unreadable than the limit allows"
 
+def _worker_init(worker:int):
+    "A worker ends on SIGTERM even inside a native call, and leaves Ctrl-C to the process that started it"
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
 class Loader:
     "Batches of a `Clips`, one epoch at a time, from any batch on"
     def __init__(self, ds, # `Clips` or another map-style dataset that takes keys (epoch, index)
@@ -176,7 +181,7 @@ class Loader:
         self._stop_above_limit()
         if workers and isinstance(ds, Clips): ds.slots = DecodeSlots(workers)
         # an own generator: a DataLoader draws its workers' base seed, and the run's random state must not depend on how often one is started
-        self.dl = DataLoader(ds, batch_sampler=self.order, num_workers=workers, collate_fn=collate, timeout=timeout if workers else 0,
+        self.dl = DataLoader(ds, batch_sampler=self.order, num_workers=workers, collate_fn=collate, worker_init_fn=_worker_init, timeout=timeout if workers else 0,
                              persistent_workers=workers > 0, pin_memory=torch.cuda.is_available(), generator=torch.Generator().manual_seed(seed))
 
     def __len__(self):
@@ -209,15 +214,16 @@ class Loader:
         except RuntimeError as e:
             if self.workers and ('timed out' in str(e) or 'exited unexpectedly' in str(e)):
                 paths = self.ds.slots.paths() if getattr(self.ds, 'slots', None) else []
-                self.close()
+                self.close(hung=True)
                 raise VideoError(paths[0] if paths else '?', 'decode', f'a worker {"hung" if "timed out" in str(e) else "died"} while reading one of {paths}: {e}') from e
             raise
         finally: self.order.start = 0
 
     def __iter__(self): return self.epoch()
 
-    def close(self):
-        "End the worker processes, hung ones too"
+    def close(self, hung:bool=False):
+        "End the worker processes; hung ones are killed"
         it, self.dl._iterator = self.dl._iterator, None
-        for w in getattr(it, '_workers', ()):
-            if w.is_alive(): w.kill()
+        if hung:
+            for w in getattr(it, '_workers', ()): w.kill()
+        if hasattr(it, '_shutdown_workers'): it._shutdown_workers()

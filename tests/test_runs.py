@@ -1,0 +1,165 @@
+"Whole runs on a few rendered clips: resume to the last bit, two processes equal one, bad files, papermill."
+import json, os, shutil, signal, subprocess, sys, time
+from pathlib import Path
+import numpy as np
+import pytest
+import torch
+from vidlab.core import RunFolder, read_json
+from vidlab.data.shapes import make_shapes
+from vidlab.train import config_from, launch, make_config, run, run_eval, start_folder
+
+ROOT = Path(__file__).parents[1]
+
+@pytest.fixture(scope='session')
+def shapes(tmp_path_factory):
+    "A small embedded data set: 32 train, 8 val, 8 test clips"
+    return make_shapes(tmp_path_factory.mktemp('shapes'), kinds=('clips',), sizes=dict(clips=dict(train=32, val=8, test=8)))
+
+@pytest.fixture(autouse=True)
+def outputs(tmp_path, monkeypatch): monkeypatch.setenv('VIDLAB_OUTPUTS', str(tmp_path/'outputs'))
+
+def small(shapes, **kw):
+    "Config of a run of 2 x 4 steps with an untrained tiny CLIP; tightTransf has dropout, so random states matter"
+    base = dict(data='shapes', data_path=str(shapes), clip='random', head='seqTransf', temporal_layers=1, sampler='segment', max_frames=4, epochs=2, batch_size=8,
+                eval_batch_size=8, lr=1e-3, workers=0, log_every=1, device='cpu')
+    return make_config(**{**base, **kw})
+
+def weights(folder, which='last'):
+    from safetensors.torch import load_file
+    return load_file(folder/'ckpt'/which/'weights.safetensors')
+
+def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+def losses(folder): return [r['loss'] for r in folder.metrics() if r['kind'] == 'step']
+
+def spawn(folder, **env):
+    return subprocess.Popen([sys.executable, '-m', 'vidlab.train', str(folder.path)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            env={**os.environ, **env})
+
+# ---------------------------------------------------------------------------------------------------- resume
+
+@pytest.mark.parametrize('workers,sig,head', [(0, signal.SIGKILL, 'tightTransf'), (2, signal.SIGKILL, 'seqTransf'), (2, signal.SIGTERM, 'seqTransf')])
+def test_stop_anywhere_and_resume_is_bit_for_bit(shapes, workers, sig, head):
+    cfg = small(shapes, workers=workers, head=head, save_every=1, test_split='')
+    whole = run(cfg)
+    cut = start_folder(cfg)
+    p = spawn(cut)
+    t = time.time()
+    while len(losses(cut)) < 3 and p.poll() is None and time.time() - t < 120: time.sleep(.02)
+    p.send_signal(sig); out = p.communicate(timeout=60)[0]
+    state = cut.status()
+    if sig == signal.SIGKILL: assert (p.returncode, state['state']) == (-9, 'running'), out[-2000:]
+    else: assert (p.returncode, state['state']) == (0, 'stopped'), out[-2000:]
+    assert 0 < len(losses(cut)) < 8, 'the signal came too late to prove anything'
+    run(cfg, resume=str(cut.path))
+    assert cut.status()['state'] == 'done'
+    assert same(weights(whole), weights(cut))
+    assert not same(weights(whole), weights(run(small(shapes, head=head, seed=1, test_split=''))))     # the comparison can fail
+
+def test_resume_refuses_other_settings(shapes):
+    cfg = small(shapes, epochs=1, test_split='')
+    folder = run(cfg)
+    with pytest.raises(ValueError, match='lr 0.001 -> 0.01'): run(small(shapes, epochs=1, lr=.01, test_split=''), resume=str(folder.path))
+    with pytest.raises(FileNotFoundError, match='no run there'): run(cfg, resume='nowhere')
+    more = run(small(shapes, epochs=2, test_split=''), resume=str(folder.path))      # more epochs are allowed, and trained
+    assert more.status()['epoch'] == 2 and more.status()['state'] == 'done'
+
+def test_optimiser_state_is_safe_to_load(shapes):
+    folder = run(small(shapes, epochs=1, test_split='', optimizer='bertadam', ema=.9, accum=2))
+    state = torch.load(folder/'ckpt'/'last'/'state.pt', weights_only=True)
+    assert state['step'] == 2 and len(state['optimizer']['state'])
+    assert (folder/'ckpt'/'last'/'ema.safetensors').exists()
+
+# ---------------------------------------------------------------------------------------------------- processes
+
+@pytest.mark.parametrize('head', ['seqTransf', 'tightTransf'])
+def test_two_processes_train_as_one(shapes, head):
+    "Same losses and weights as one process on the joined batch, and the same evaluation"
+    kw = dict(epochs=1, head=head, dropout=0.) if head == 'tightTransf' else dict(epochs=1, head=head)
+    one, two = run(small(shapes, **kw)), launch(small(shapes, **kw), 2)
+    np.testing.assert_allclose(losses(one), losses(two), rtol=1e-4, atol=1e-5)        # float32 sums in another order
+    a, b = weights(one), weights(two)
+    # Adam turns a rounding difference of a gradient near zero into a whole step, so compare what most weights did
+    moved = torch.cat([(a[k] - b[k]).abs().flatten() for k in a if a[k].is_floating_point()])
+    assert (moved > 1e-4).float().mean() < .01
+    ma, mb = (read_json(f/'eval'/'test.json')['metrics'] for f in (one, two))
+    assert (ma['texts'], ma['videos']) == (mb['texts'], mb['videos']) == (8, 8)
+
+def test_launch_reports_failure(shapes):
+    with pytest.raises(RuntimeError, match='multiple of 2'): launch(small(shapes, batch_size=7), 2)
+
+# ---------------------------------------------------------------------------------------------------- unreadable files
+
+@pytest.fixture
+def mixed(shapes, tmp_path):
+    "The data set with an empty, a cut and a missing-header file among the clips of every split"
+    root = tmp_path/'mixed'
+    shutil.copytree(shapes, root)
+    import pandas as pd
+    broken = {}
+    for split in ('train', 'test'):
+        rows = pd.read_csv(root/'clips'/f'{split}.csv')
+        for path, data in zip(rows['path'][:2], (b'', b'<html>not found</html>')):
+            p = root/'clips'/path
+            p.unlink(); p.write_bytes(data)
+            broken.setdefault(split, []).append(p.name)
+    return root, broken
+
+def test_training_goes_on_without_bad_files_and_names_them(mixed):
+    root, broken = mixed
+    folder = run(small(root, epochs=1, val_split='', test_split=''))
+    assert folder.status()['state'] == 'done'
+    report = read_json(folder/'unread.json')
+    assert sorted(Path(p).name for p in report) == sorted(broken['train'])
+    assert all(report.values())
+
+def test_training_stops_above_the_limit(mixed):
+    root, _ = mixed
+    with pytest.raises(RuntimeError, match='bad_limit=0.01'): run(small(root, epochs=1, val_split='', test_split='', bad_limit=.01))
+
+def test_evaluation_refuses_bad_files_or_counts_them_as_missed(mixed):
+    root, broken = mixed
+    with pytest.raises(Exception, match=broken['test'][0].replace('.', r'\.')): run_eval(small(root))
+    m = read_json(run_eval(small(root, on_bad='miss'))/'eval'/'test.json')['metrics']
+    assert (m['texts'], m['videos'], m['unread'], m['t2v/nan_queries']) == (8, 8, 2, 2)
+
+# ---------------------------------------------------------------------------------------------------- parameters
+
+def test_precisions_and_options(shapes):
+    with pytest.raises(ValueError, match='fp16'): run(small(shapes, precision='fp16'))
+    folder = run(small(shapes, epochs=1, precision='bf16', accum=2, grad_checkpointing=True, layer_decay=.8, test_split=''))
+    assert folder.status()['step'] == 2
+
+def test_weights_of_another_head(shapes):
+    first = run(small(shapes, epochs=1, head='meanP', test_split=''))
+    second = run(small(shapes, epochs=1, head='seqTransf', weights=str(first.path), test_split=''))
+    assert second.status()['state'] == 'done'
+
+def test_typos_name_the_nearest_word(shapes):
+    with pytest.raises(ValueError, match="did you mean 'epochs'"): make_config(epcohs=3)
+    with pytest.raises(ValueError, match="did you mean 'seqTransf'"): run(small(shapes, head='seqTranf'))
+    with pytest.raises(ValueError, match="did you mean 'msrvtt9k_meanP_b32'"): config_from('msrvtt9k_meanP_b23')
+    with pytest.raises(ValueError, match='not an int'): make_config(epochs='many')
+
+def test_official_data_missing_says_which_path():
+    with pytest.raises(FileNotFoundError, match='data_path'): run(config_from('msrvtt9k_meanP_b32', device='cpu'))
+
+# ---------------------------------------------------------------------------------------------------- papermill
+
+def papermill(page, out, *args):
+    return subprocess.run([sys.executable, '-m', 'papermill', str(ROOT/'nbs'/'runs'/page), str(out), '--no-progress-bar', *args], capture_output=True, text=True, cwd=ROOT)
+
+def test_papermill_train(shapes, tmp_path):
+    args = [x for k, v in dict(recipe='shapes_smoke', data_path=shapes, clip='random', epochs=2, batch_size=8, workers=0).items() for x in ('-p', k, str(v))]
+    r = papermill('train.ipynb', tmp_path/'out.ipynb', *args)
+    assert r.returncode == 0, r.stderr[-3000:]
+    folder = next((tmp_path/'outputs').glob('*/*'))
+    assert read_json(folder/'config.json')['epochs'] == 2 and read_json(folder/'status.json')['state'] == 'done'
+    text = (tmp_path/'out.ipynb').read_text()
+    assert text.count('training 8/8') == 1, 'progress leaves exactly one line'
+
+@pytest.mark.parametrize('arg', [('epcohs', '2', 'epochs'), ('recipe', 'shapes_smok', 'shapes_smoke')])
+def test_papermill_typo(tmp_path, arg):
+    name, value, near = arg
+    r = papermill('train.ipynb', tmp_path/'out.ipynb', '-p', name, value)
+    assert r.returncode != 0 and f"did you mean '{near}'" in r.stderr
