@@ -164,7 +164,7 @@ def _look_hevc(b, lead):
 # %% ../../nbs/11_data.decode.ipynb #718bb9bc
 def _look_mpeg4(b, lead):
     kinds = [b[m.end()] >> 6 for m in re.finditer(b'\0\0\1\xb6', b) if m.end() < len(b)]
-    n = -1 if kinds and len(b) <= 16 else len(kinds)       # a "not coded" picture is a few bytes long and shows nothing
+    n = -1 if len(b) <= 16 else len(kinds)                 # a "not coded" picture, or the placeholder after packed frames, is a few bytes long and shows nothing
     return n, kinds[:1] == [0], 2 in kinds, False
 
 def _look_vp8(b, lead): return 1 if b[0] & 16 else -1, not b[0] & 1, False, False   # show_frame, frame type
@@ -330,7 +330,7 @@ def _times(pts, s, reasons, usual):
     if NOPTS not in pts and all(a < b for a, b in zip(pts, pts[1:])):
         t = (np.array(pts, np.float64) - pts[0]) * float(tb)
         fps = _rate(s, len(pts), float(t[-1]))
-    elif NOPTS not in pts and 20*sum(a >= b for a, b in zip(pts, pts[1:])) <= len(pts) > 20:
+    elif NOPTS not in pts and 20*np.sum(np.maximum.accumulate(pts)[:-1] >= pts[1:]) <= len(pts):
         t = (np.maximum.accumulate(np.array(pts, np.float64)) - pts[0]) * float(tb)
         fps = _rate(s, len(pts), float(t[-1]))
         reasons.append('a few frames come out of order; they carry the time of the frame before')
@@ -441,9 +441,11 @@ def _serve(memory:int # bytes of address space
     signal.signal(signal.SIGALRM, signal.SIG_DFL); signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(ValueError, OSError): resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     last = [0.]
+    out.send(('beat', 0))                                   # awake
     while True:
-        try: module, name, args, timeout = into.recv()
+        try: module, name, args, timeout, limits = into.recv()
         except (EOFError, OSError): return
+        vars(LIMITS).update(limits)
         def _beat(n):
             if time.monotonic() - last[0] > .2: last[0] = time.monotonic(); _arm(timeout); out.send(('beat', n))
         _arm(timeout)
@@ -457,6 +459,7 @@ def _serve(memory:int # bytes of address space
 # %% ../../nbs/11_data.decode.ipynb #a13becaa
 class Child:
     "A kept process for calls that may hang or crash; a call past its time limit kills it, the next call starts a new one"
+    late = 'no sign of life for {:g} s: the process that read it was killed'
     def __init__(self): self.proc,self.lock,self.warm = None,threading.Lock(),False
 
     def start(self):
@@ -489,7 +492,7 @@ class Child:
         with self.lock:
             self.start()
             try:
-                self.into.send((module or 'vidlab.data.decode', func, args, float(timeout)))
+                self.into.send((module or 'vidlab.data.decode', func, args, float(timeout), vars(LIMITS)))
                 while True:
                     if not self.out.poll(timeout + (0 if self.warm else 20)): raise TimeoutError
                     kind, value = self.out.recv()
@@ -497,11 +500,11 @@ class Child:
                     if kind == 'ok': return value
                     if kind == 'error': raise VideoError(*value)
             except TimeoutError:
-                self.kill(); raise VideoError(args[0], 'decode', f'no sign of life for {timeout:g} s: the process that read it was killed') from None
+                self.kill(); raise VideoError(args[0], 'decode', self.late.format(timeout)) from None
             except (EOFError, OSError):
                 code = self.proc.wait(); self.kill()
-                why = 'ran out of time' if code in (-signal.SIGALRM, -signal.SIGXCPU) else f'died (exit {code})'
-                raise VideoError(args[0], 'decode', f'the process that read it {why}') from None
+                late = code in (-signal.SIGALRM, -signal.SIGXCPU)
+                raise VideoError(args[0], 'decode', self.late.format(timeout) if late else f'the process that read it died (exit {code})') from None
             except BaseException as e:                       # e.g. Ctrl-C: an answer may still be under way
                 if not isinstance(e, VideoError): self.kill()
                 raise
@@ -557,7 +560,7 @@ def _make_record(path, deep, fps, size, mtime, folder, child, timeout):
     except VideoError as e:
         lost = e.stage == 'decode'                              # the child hung or died
         rec, keep = dict(path=path, deep=deep, error=['index' if lost else e.stage, e.reason, e.frame]), not lost
-    return rec | dict(bytes=size, mtime=mtime), keep and not folder
+    return rec | dict(bytes=size, mtime=mtime), keep and not folder and 'LIMITS.' not in str(rec.get('error'))
 
 def _record(path, cache, timeout, deep, fps, child):
     "The record of a path, from memory, disk or the child"
@@ -574,7 +577,7 @@ def _record(path, cache, timeout, deep, fps, child):
         if keep:
             from vidlab.core import atomic_write
             with contextlib.suppress(OSError), atomic_write(file, 'wb') as f: f.write(_pack(rec))
-    _recent[name] = tag, rec
+    if 'LIMITS.' not in str(rec.get('error')): _recent[name] = tag, rec       # a limit may be raised
     if len(_recent) > 4096: _recent.popitem(last=False)
     return rec
 
@@ -838,6 +841,7 @@ def _check(ix, indices, size, missing, decoder):
     if size is not None and (len(size) != 2 or min(size) < 1): raise ValueError(f'size is (height, width), not {size!r}')
     if missing not in ('raise', 'nearest'): raise unknown('policy for missing frames', missing, ('raise', 'nearest'))
     if decoder != 'auto' and decoder not in _decoders: raise unknown('decoder', decoder, ('auto', *_decoders))
+    if ix.width*ix.height > LIMITS.pixels: raise VideoError(ix.path, 'decode', f'pictures of {ix.width}x{ix.height} are over the limit of {LIMITS.pixels} pixels (LIMITS.pixels)')
     h, w = size or (ix.height, ix.width)
     if (need := h*w*3*len(idx)) > LIMITS.output: raise VideoError(ix.path, 'decode', f'{len(idx)} frames of {w}x{h} are {need >> 20} MiB, over LIMITS.output ({LIMITS.output >> 20} MiB)')
     return idx

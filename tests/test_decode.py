@@ -1,0 +1,444 @@
+"""vidlab.data.decode on real files: every decoder against a sequential decode, damage, odd names, hangs."""
+import csv, os, pickle, shutil, struct, sys, time, warnings
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+av = pytest.importorskip('av')
+from vidlab.data import decode as D
+from vidlab.data.decode import DecodeSlots, VideoError, VideoIndex, VideoWarning, audit, index_video, read_frames
+
+W, H = 160, 120
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _cache(tmp_path_factory):
+    "An index cache of our own"
+    old = os.environ.get('VIDLAB_CACHE')
+    os.environ['VIDLAB_CACHE'] = str(tmp_path_factory.mktemp('cache'))
+    yield
+    D._child().kill()
+    os.environ.pop('VIDLAB_CACHE') if old is None else os.environ.update(VIDLAB_CACHE=old)
+
+
+def encode(path, codec='libx264', pix='yuv420p', n=40, w=W, h=H, rate=30, times=None, fmt=None, audio=False, **options):
+    "A small moving picture; `times`: ms of each frame"
+    if codec not in av.codecs_available: pytest.skip(f'this PyAV has no {codec}')
+    options = {k: str(v) for k, v in options.items()}
+    with av.open(str(path), 'w', format=fmt) as c:
+        s = c.add_stream(codec, rate=rate, options=options)
+        s.width, s.height, s.pix_fmt = w, h, pix
+        if times: s.codec_context.time_base = Fraction(1, 1000)
+        yy, xx = np.mgrid[:h, :w]
+        for t in range(n):
+            x = np.stack([(xx*2 + 5*t) % 256, (yy*3 + t) % 256, (xx + yy + 7*t) % 256], -1).astype('uint8')
+            x[t % h:t % h+20, t % w:t % w+20] = 255, 4*t % 256, 0
+            f = av.VideoFrame.from_ndarray(x, format='rgb24').reformat(format=pix)
+            if times: f.pts, f.time_base = times[t], Fraction(1, 1000)
+            c.mux(s.encode(f))
+        c.mux(s.encode(None))
+    return str(path)
+
+
+def copy(src, dst, shift=0, keep=lambda i, p: True, matrix=None):
+    "Stream copy, timestamps moved by `shift` frames, packets left out, with a display rotation"
+    with av.open(src) as i, av.open(str(dst), 'w', options=dict(avoid_negative_ts='disabled')) as o:
+        s = i.streams.video[0]
+        t = o.add_stream_from_template(s)
+        if matrix is not None: t.set_display_rotation(matrix)
+        one = int(round(1/s.average_rate/s.time_base))
+        for k, p in enumerate(i.demux(s)):
+            if p.dts is None or not keep(k, p): continue
+            p.pts += shift*one; p.dts += shift*one; p.stream = t
+            o.mux(p)
+    return str(dst)
+
+
+def sequential(path):
+    "What decoding from start to end gives, bad packets passed over, turned upright by numpy"
+    out = []
+    with av.open(str(path), metadata_errors='ignore') as c:
+        s = c.streams.video[0]
+        s.codec_context.thread_count = 1
+        for p in c.demux(s):
+            try: frames = s.codec_context.decode(p if p.size else None)
+            except av.FFmpegError: continue
+            out += [np.rot90(f.to_ndarray(format='rgb24'), f.rotation//90 % 4) for f in frames]
+    return out
+
+
+X264 = 'x264-params'
+KINDS = dict(                                             # name -> (file, options of `encode`, may decord read it)
+    h264=('a.mp4', dict(g=12), True), h264_long=('a.mp4', {X264: 'bframes=8:b-pyramid=normal:b-adapt=0:keyint=40'}, True), h264_mkv=('a.mkv', dict(g=12), True),
+    intra=('a.mp4', dict(g=1), True), gop2=('a.mp4', dict(g=2, bf=1), True), one=('a.mp4', dict(n=1), None), two=('a.mp4', dict(n=2), None),
+    open_gop=('a.mp4', {X264: 'open-gop=1:keyint=10:min-keyint=5'}, False), open_gop_mkv=('a.mkv', {X264: 'open-gop=1:keyint=10:min-keyint=5'}, False),
+    refresh=('a.mp4', {X264: 'intra-refresh=1:keyint=10'}, False), interlaced=('a.mp4', {X264: 'interlaced=1:keyint=15'}, False),
+    yuv444=('a.mp4', dict(pix='yuv444p', w=161, h=121), False), bits10=('a.mp4', dict(pix='yuv420p10le'), False), tiny=('a.mp4', dict(w=2, h=2), False),
+    ts=('a.ts', dict(g=12), False), raw=('a.h264', dict(fmt='h264'), False), flv=('a.flv', dict(g=12), False), h264_avi=('a.avi', dict(g=12), False),
+    hevc=('a.mp4', dict(codec='libx265', **{'x265-params': 'open-gop=1:keyint=10:log-level=none'}), False),
+    hevc_layers=('a.mp4', dict(codec='libx265', **{'x265-params': 'temporal-layers=3:keyint=20:log-level=none'}), False),
+    vp9=('a.webm', dict(codec='libvpx-vp9', g=15), True), vp9_odd=('a.webm', dict(codec='libvpx-vp9', w=161, h=121), False),
+    vp8_hidden=('a.webm', {'codec': 'libvpx', 'auto-alt-ref': 1, 'lag-in-frames': 16, 'g': 25}, None),
+    avi=('a.avi', dict(codec='mpeg4'), False), avi_b=('a.avi', dict(codec='mpeg4', bf=2), False), mpeg4=('a.mp4', dict(codec='mpeg4', bf=2, g=12), None),
+    wmv=('a.wmv', dict(codec='wmv2'), False), gif=('a.gif', dict(codec='gif', pix='rgb8', n=12), False), mjpeg=('a.avi', dict(codec='mjpeg', pix='yuvj420p', n=12), False),
+    mpeg2=('a.ts', dict(codec='mpeg2video', bf=2), False), av1=('a.mkv', dict(codec='libsvtav1', n=12), False),
+    vfr=('a.mp4', dict(times=[33*t if t < 20 else 2000 + 100*t for t in range(40)]), True), late=('a.mp4', dict(times=[33*t + 5000 for t in range(40)]), True),
+    negative=('a.mp4', dict(times=[33*t - 500 for t in range(40)]), False))
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_exact(kind, tmp_path):
+    "All frames, random ones, repeats, backwards, the last alone: the bytes of a sequential decode, from every decoder that accepts the file"
+    file, options, decord = KINDS[kind]
+    path = encode(tmp_path/file, **options)
+    true, ix = sequential(path), index_video(path)
+    assert ix.n == len(true) and len(ix.times) == ix.n and ix.times[0] == 0 and (np.diff(ix.times) > 0).all() and ix.fps > 0
+    if decord is not None and D._installed('decord'): assert (ix.decoders['decord'] is None) == decord, ix.decoders['decord']
+    assert ix.decoders['pyav'] is None
+    rng = np.random.default_rng(0)
+    for name in ['auto'] + [k for k, why in ix.decoders.items() if why is None]:
+        for idx in (range(ix.n), rng.integers(0, ix.n, 7), [ix.n-1], range(ix.n-1, -1, -5), [0, 0, ix.n-1], rng.integers(0, ix.n, 1)):
+            got = read_frames(ix, list(idx), decoder=name)
+            assert got.dtype == np.uint8 and got.shape == (len(idx), *true[0].shape)
+            for i, x in zip(idx, got): assert np.array_equal(x, true[i]), f'{name}: frame {i} of {list(idx)}'
+    for name, why in ix.decoders.items():
+        if why is not None:
+            with pytest.raises(VideoError, match='gets such files wrong') as e: read_frames(ix, [0], decoder=name)
+            assert repr(path) in str(e.value)
+
+
+def test_times(tmp_path):
+    vfr = [33*t if t < 20 else 2000 + 100*t for t in range(40)]
+    ix = index_video(encode(tmp_path/'v.mp4', times=vfr))
+    assert np.abs(ix.times - (np.array(vfr) - vfr[0])/1000).max() < 2e-3 and ix.fps == pytest.approx(39/ix.times[-1], rel=.05)
+    assert index_video(encode(tmp_path/'n.mp4', rate=Fraction(30000, 1001))).fps == pytest.approx(30000/1001, rel=1e-9)
+    assert index_video(encode(tmp_path/'m.mp4', rate=25)).fps == 25                        # exactly: published samplers truncate it
+
+
+@pytest.mark.parametrize('first', [7, 20, 33])
+def test_cut(first, tmp_path):
+    "A stream-copied cut: packets before the cut are there and hidden; decord, which hangs or lies here, is never asked"
+    src = encode(tmp_path/'a.mp4', g=250)
+    cut = copy(src, tmp_path/'cut.mp4', shift=-first)
+    true, ix = sequential(cut), index_video(cut)
+    assert ix.n == len(true) == 40 - first and ix.discarded == first
+    assert np.array_equal(read_frames(cut, [0, ix.n-1]), [true[0], true[-1]])
+    assert np.array_equal(true[0], sequential(src)[first])
+    assert 'edit list' in ix.decoders['decord']
+
+
+@pytest.mark.parametrize('angle', [0, 90, 180, 270])
+def test_rotation(angle, tmp_path):
+    path = encode(tmp_path/'a.mp4')
+    if not hasattr(av.video.stream.VideoStream, 'set_display_rotation'): pytest.skip('this PyAV cannot write a display matrix')
+    turned = copy(path, tmp_path/'r.mp4', matrix=angle)
+    true, ix = sequential(turned), index_video(turned)
+    assert (ix.width, ix.height) == ((H, W) if angle % 180 else (W, H))
+    for name in ('pyav', 'decord', 'auto'):
+        if name == 'decord' and not D._installed('decord'): continue
+        assert np.array_equal(read_frames(ix, [3, 30], decoder=name), [true[3], true[30]])
+        assert read_frames(ix, [3], decoder=name, size=(60, 50)).shape == (1, 60, 50, 3)
+
+
+def test_size_is_the_picture_scaled(tmp_path):
+    path = encode(tmp_path/'a.mp4')
+    big, small = read_frames(path, [5]), read_frames(path, [5], size=(60, 80), decoder='pyav')
+    mean = big.reshape(1, 60, 2, 80, 2, 3).mean((2, 4))
+    assert np.abs(small - mean).mean() < 8
+
+
+def test_lost_packets(tmp_path):
+    "Packets left out of the middle: the frames that exist, at their own times; nothing shifted or repeated"
+    src = encode(tmp_path/'a.mp4', g=10, bf=0)
+    hole = copy(src, tmp_path/'h.mp4', keep=lambda i, p: not 10 <= i < 20)                  # a whole group of pictures
+    true, ix = sequential(src), index_video(hole)
+    assert ix.n == 30 and ix.times[10] == pytest.approx(20/30)
+    assert np.array_equal(read_frames(ix, [9, 10, 29]), [true[9], true[20], true[39]])
+
+
+def overwrite(src, dst, packets, fill):
+    data = bytearray(Path(src).read_bytes())
+    with av.open(src) as c: where = [(p.pos, p.size) for p in c.demux(video=0) if p.size]
+    for k in packets: pos, size = where[k]; data[pos:pos+size] = fill(size)
+    Path(dst).write_bytes(data)
+    return str(dst)
+
+
+def test_zeros_and_filler(tmp_path):
+    "Packets without a picture: what demuxing alone cannot count is decoded once"
+    src = encode(tmp_path/'a.mp4', g=10, bf=0)
+    for name, fill in (('zero.mp4', bytes), ('filler.mp4', lambda n: struct.pack('>IB', n-4, 12) + b'\xff'*(n-6) + b'\x80')):
+        path = overwrite(src, tmp_path/name, range(30, 40), fill)
+        ix, true = index_video(path), sequential(path)
+        assert ix.n == len(true) == 30 and ix.verdict == 'warn' and ix.how == 'decode' and 'decord' not in [k for k, v in ix.decoders.items() if v is None]
+        with pytest.warns(VideoWarning, match='damaged'): got = read_frames(ix, range(30))
+        assert np.array_equal(got, true)
+        with pytest.raises(ValueError, match='frames 0 to 29'): read_frames(ix, [30])
+
+
+def test_missing_frame(tmp_path):
+    "A frame that the packets promise and the decoder does not give: an error that names it, or its neighbour with a warning"
+    src = encode(tmp_path/'a.mp4', bf=0, g=250)
+    path = overwrite(src, tmp_path/'b.mp4', [39], lambda n: struct.pack('>IBB', n-4, 0x41, 0x9a) + b'\0'*(n-6))      # a slice header, then nothing
+    ix = index_video(path)
+    if ix.n == 39: pytest.skip('noticed by the index')
+    try: got = read_frames(ix, [39], decoder='pyav')
+    except VideoError as e:
+        assert e.stage == 'decode' and e.frame == 39 and e.lost == [39]
+        with pytest.warns(VideoWarning, match='stand in'): near = read_frames(ix, [0, 39], decoder='pyav', missing='nearest')
+        assert np.array_equal(near[1], sequential(src)[38])
+        deep = index_video(path, deep=True)
+        assert deep.deep and deep.n == 39 and index_video(path).n == 39                    # the deep index stays
+    else: assert np.array_equal(got[0], sequential(path)[39])                            # concealed as a sequential reader would
+
+
+def test_concealed_like_sequential(tmp_path):
+    "Flipped bits inside pictures: strict decoding notices, and the result is that of the sequential decode, with a warning"
+    src = encode(tmp_path/'a.mp4', g=20)
+    data, rng = bytearray(Path(src).read_bytes()), np.random.default_rng(3)
+    with av.open(src) as c: where = [(p.pos, p.size) for p in c.demux(video=0) if p.size]
+    for k in (5, 25):
+        for at in rng.integers(20, where[k][1], 5): data[where[k][0] + at] ^= 0x55
+    path = tmp_path/'flip.mp4'
+    path.write_bytes(data)
+    true = sequential(path)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        try: got = read_frames(path, range(40), decoder='pyav')
+        except VideoError: return
+    assert len(got) == len(true) == 40 and any(issubclass(w.category, VideoWarning) for w in said)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        assert index_video(path, deep=True).verdict == 'warn'
+
+
+@pytest.mark.parametrize('what', ['empty', 'html', 'half', 'header', 'audio', 'fifo', 'missing', 'empty folder', 'bomb', 'playlist', 'device'])
+def test_bad(what, tmp_path, monkeypatch):
+    "One clear error that names the file and the stage, in seconds"
+    path, src = tmp_path/'x.mp4', None
+    if what == 'empty': path.touch()
+    elif what == 'html': path.write_text('<html>404</html>'*40)
+    elif what == 'half': path.write_bytes(Path(encode(tmp_path/'a.mp4')).read_bytes()[:4000])
+    elif what == 'header':
+        src = Path(encode(tmp_path/'a.mp4', movflags='faststart')).read_bytes()
+        path.write_bytes(src[:src.index(b'mdat') + 4])
+    elif what == 'audio':
+        with av.open(str(path), 'w') as c:
+            s = c.add_stream('aac', rate=16000)
+            f = av.AudioFrame.from_ndarray(np.zeros((1, 4096), 'float32'), format='fltp', layout='mono'); f.rate = 16000
+            c.mux(s.encode(f)); c.mux(s.encode(None))
+    elif what == 'fifo': os.mkfifo(path)
+    elif what == 'empty folder': path.mkdir()
+    elif what == 'bomb':
+        encode(path, w=640, h=480, n=2)
+        monkeypatch.setattr(D.LIMITS, 'pixels', 640*480 - 1)
+    elif what == 'playlist': path.write_text('#EXTM3U\n#EXTINF:1,\n' + encode(tmp_path/'a.ts') + '\n#EXT-X-ENDLIST\n')
+    elif what == 'device': path = Path('/dev/zero')
+    t = time.time()
+    with pytest.raises(VideoError) as e: index_video(path)
+    assert repr(str(path)) in str(e.value) and e.value.stage in ('open', 'index') and time.time() - t < 15
+    again = pickle.loads(pickle.dumps(e.value))
+    assert (str(again), again.path, again.stage) == (str(e.value), e.value.path, e.value.stage)
+    if what == 'audio': assert 'no video stream' in str(e.value)
+    if what == 'bomb':
+        assert 'LIMITS.pixels' in str(e.value)
+        monkeypatch.undo()
+        ix = index_video(path)                                                             # a raised limit counts at once
+        monkeypatch.setattr(D.LIMITS, 'pixels', 640*480 - 1)
+        with pytest.raises(VideoError, match='LIMITS.pixels'): read_frames(ix, [0])
+
+
+def test_permission(tmp_path):
+    path = Path(encode(tmp_path/'a.mp4'))
+    path.chmod(0)
+    if os.access(path, os.R_OK): pytest.skip('this user may read everything')
+    with pytest.raises(VideoError, match='Permission'): index_video(path)
+
+
+@pytest.mark.parametrize('name', ['a b.mp4', 'new\nline.mp4', 'per%03dcent.mp4', "quo'te\".mp4", 'concat:x.mp4', 'http:', 'ünï.mp4', '-i.mp4', '#?&.mp4', b'bytes\xff\xfe.mp4'])
+def test_names(name, tmp_path):
+    src = encode(tmp_path/'a.mp4')
+    path = os.fsdecode(os.path.join(os.fsencode(tmp_path), os.fsencode(name)))
+    try: shutil.copy(src, path)
+    except OSError: pytest.skip('this file system refuses the name')
+    true = sequential(src)
+    for decoder in ('auto', 'pyav'): assert np.array_equal(read_frames(path, [7, 3], decoder=decoder), [true[7], true[3]])
+    assert np.array_equal(read_frames(path, [7], contained=True), [true[7]])
+    link = tmp_path/'link.mp4'
+    link.symlink_to(path)
+    assert index_video(link).n == 40
+    with pytest.raises(VideoError): index_video(path + '.none')
+
+
+def test_limits(tmp_path, monkeypatch):
+    path = encode(tmp_path/'a.mp4')
+    monkeypatch.setattr(D.LIMITS, 'output', 3*W*H*3)
+    assert len(read_frames(path, [0, 1, 2])) == 3
+    with pytest.raises(VideoError, match='LIMITS.output'): read_frames(path, [0, 1, 2, 3])
+    assert len(read_frames(path, range(12), size=(60, 80))) == 12
+
+
+def test_cache_follows_the_file(tmp_path):
+    path = Path(encode(tmp_path/'a.mp4', n=20))
+    ix = index_video(path)
+    encode(path, n=30)
+    os.utime(path, ns=(1, ix.mtime + 10**9))
+    assert index_video(path).n == 30
+    with pytest.raises(VideoError, match='changed'): read_frames(ix, [0])
+    D._recent.clear()
+    t = time.time(); again = index_video(path)
+    assert again.n == 30 and time.time() - t < .2 and np.array_equal(again.pts, index_video(path, cache=False).pts)
+    name = D._cache_name(str(path), *D._stat(path)[:2])
+    name.write_bytes(name.read_bytes()[:50]); D._recent.clear()                            # a torn record is made again
+    assert index_video(path).n == 30
+
+
+def test_arguments(tmp_path):
+    path = encode(tmp_path/'a.mp4')
+    for bad in ([40], [-1], [[1]], [.5], 'ab'):
+        with pytest.raises(ValueError): read_frames(path, bad)
+    for kw in (dict(decoder='dcord'), dict(missing='skip'), dict(size=(0, 3)), dict(size=5*(1,))):
+        with pytest.raises(ValueError): read_frames(path, [0], **kw)
+    with pytest.raises(ValueError, match='own clock'): index_video(path, fps=3)
+    assert read_frames(path, []).shape == (0, H, W, 3)
+
+
+def test_cover_and_several_streams(tmp_path):
+    "Cover pictures do not count, and of several videos the first is meant"
+    path, (a, b) = tmp_path/'two.mp4', (encode(tmp_path/'a.mp4'), encode(tmp_path/'b.mp4', w=320, h=240))
+    with av.open(a) as i, av.open(b) as j, av.open(str(path), 'w') as o:
+        pairs = [(c, o.add_stream_from_template(c.streams.video[0])) for c in (i, j)]
+        for c, s in pairs:
+            for p in c.demux(video=0):
+                if p.dts is not None: p.stream = s; o.mux(p)
+    ix = index_video(path)
+    assert (ix.streams, ix.width, ix.n) == (2, W, 40) and '2 video streams' in ix.decoders['decord']
+    assert np.array_equal(read_frames(path, [11]), [sequential(a)[11]])
+
+
+def test_folder(tmp_path):
+    from PIL import Image
+    true = sequential(encode(tmp_path/'a.mp4', n=12))
+    (tmp_path/'pics').mkdir()
+    for i, x in enumerate(true): Image.fromarray(x).save(tmp_path/'pics'/f'f{i}.png')
+    ix = index_video(tmp_path/'pics', fps=4)
+    assert ix.files[2] == 'f2.png' and ix.files[10] == 'f10.png' and ix.times[4] == 1 and ix.fps == 4
+    assert np.array_equal(read_frames(ix, [11, 2, 2]), [true[11], true[2], true[2]])
+    assert read_frames(tmp_path/'pics', [0], size=(30, 40)).shape == (1, 30, 40, 3)
+    (tmp_path/'pics'/'f5.png').write_bytes(b'no picture')
+    with pytest.raises(VideoError) as e: read_frames(tmp_path/'pics', [4, 5])
+    assert e.value.frame == 5 and 'f5.png' in str(e.value)
+    with pytest.warns(VideoWarning, match='stand in'): assert np.array_equal(read_frames(tmp_path/'pics', [4, 5], missing='nearest'), [true[4], true[4]])
+    with pytest.raises(VideoError): index_video(tmp_path/'pics', deep=True)
+
+
+@pytest.fixture
+def misbehaving(tmp_path, monkeypatch):
+    "Decoders that sleep, spin, crash and lie"
+    (tmp_path/'misbehaving.py').write_text('''
+import os, time, numpy as np
+from vidlab.data.decode import register_decoder
+class Base:
+    def refuses(self, ix): return None
+@register_decoder('sleeps')
+class Sleeps(Base):
+    def read(self, ix, idx, size): time.sleep(1000)
+@register_decoder('crashes')
+class Crashes(Base):
+    def read(self, ix, idx, size): os.abort()
+@register_decoder('eats')
+class Eats(Base):
+    def read(self, ix, idx, size): return np.ones((60, 1 << 28), np.uint8)
+@register_decoder('lies')
+class Lies(Base):
+    def read(self, ix, idx, size): return np.zeros((1, 2, 2, 3), np.uint8)
+''')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import misbehaving
+    yield
+    for k in ('sleeps', 'crashes', 'eats', 'lies'): D._decoders.pop(k, None)
+    sys.modules.pop('misbehaving', None)
+
+
+def test_contained(tmp_path, misbehaving):
+    "A reader that hangs, dies or takes all memory costs its own process; ours gets an error with the file name and goes on"
+    path = encode(tmp_path/'a.mp4')
+    ix = index_video(path)
+    D._child().kill()                                                                      # the next one is told about the new folder
+    for decoder, why in (('sleeps', 'killed'), ('crashes', 'died'), ('eats', 'LIMITS.memory'), ('lies', 'gave')):
+        t = time.time()
+        with pytest.raises(VideoError, match=why) as e: read_frames(ix, list(range(4)), decoder=decoder, contained=True, timeout=1.5)
+        assert e.value.path == path and time.time() - t < 12
+    assert np.array_equal(read_frames(ix, [5, 1], contained=True), read_frames(ix, [5, 1]))
+
+
+def test_slots_name_the_hung_file(tmp_path):
+    import torch.utils.data as tud
+    slots = DecodeSlots(1)
+    class Stuck(tud.Dataset):
+        def __len__(self): return 2
+        def __getitem__(self, i):
+            with slots.using(f'video{i}.mp4'):
+                if i: time.sleep(100)
+                return i
+    loader = tud.DataLoader(Stuck(), num_workers=1, timeout=2, batch_size=1, multiprocessing_context='fork')
+    with pytest.raises(RuntimeError, match='timed out'):
+        for _ in loader: pass
+    assert slots.paths() == ['video1.mp4'] and slots.busy()[0]['seconds'] > 1
+    assert pickle.loads(pickle.dumps(slots)).paths() == ['video1.mp4']
+    file = slots.file
+    del slots, loader, Stuck
+    import gc; gc.collect()
+    assert not os.path.exists(file)
+
+
+def test_audit(tmp_path):
+    good, bad, rows = encode(tmp_path/'a.mp4'), tmp_path/'b.mp4', []
+    bad.write_text('x')
+    got = audit([good, bad, tmp_path/'none'], workers=2, each=rows.append)
+    assert [r['verdict'] for r in got] == ['ok', 'bad', 'bad'] and got[0]['n'] == 40 and len(rows) == 3 and all(r['reasons'] for r in got[1:])
+    assert audit([good], deep=True)[0]['how'] == 'decode'
+
+
+MEDIA = Path(os.environ.get('VIDLAB_MEDIA') or '/nonexistent')
+
+def _rows(kind):
+    file = MEDIA/kind/'index.csv'
+    if not file.exists(): return [pytest.param(None, marks=pytest.mark.skip(reason='VIDLAB_MEDIA is not set'))]
+    with open(file, encoding='utf-8') as f: return [pytest.param(r, id=r['file']) for r in csv.DictReader(f)]
+
+
+@pytest.mark.parametrize('row', _rows('real'))
+def test_real(row):
+    path = str(MEDIA/'real'/row['file'])
+    ix = index_video(path)
+    true = sequential(path)
+    assert ix.n == len(true) == int(row['frames']) and ix.fps == pytest.approx(float(row['fps']), rel=1e-3)
+    rng = np.random.default_rng(0)
+    for name, why in ix.decoders.items():
+        for idx in (rng.integers(0, ix.n, 10), [ix.n-1], [ix.n-1, 0, 0]):
+            if why is None: assert np.array_equal(read_frames(ix, list(idx), decoder=name), [true[i] for i in idx])
+
+
+@pytest.mark.parametrize('row', _rows('bad'))
+def test_bad_media(row):
+    path, expect = str(MEDIA/'bad'/row['file']), row['expect']
+    t = time.time()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        try:
+            ix = index_video(path)
+            got = read_frames(ix, [0, ix.n//2, ix.n-1])
+        except VideoError as e:
+            assert os.path.basename(path) in str(e)
+            assert 'rror' in expect or 'raise' in expect or 'refuse' in expect, str(e)
+            return
+        finally: assert time.time() - t < 20
+        assert not expect.startswith('raise one clear error'), f'{ix.n} frames'
+        assert got.shape == (3, ix.height, ix.width, 3)
+        true = sequential(path) if 'cover' not in row['file'] else None
+        if true is not None: assert ix.n == len(true)
+        if row['frames_ffmpeg'] and not expect.startswith('tolerate'): assert ix.n == int(row['frames_ffmpeg'])
+        if row['kind'] == 'bad' and ix.n < 112: assert ix.verdict == 'warn'
