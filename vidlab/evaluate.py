@@ -61,4 +61,4 @@ def save_eval(folder, # RunFolder
     "Write metrics, protocol and arrays of an evaluation"
     from safetensors.torch import save_file
     write_json(folder/'eval'/f'{name}.json', dict(metrics=res['metrics'], protocol=protocol, seconds=res['seconds']))
-    save_file({k: v.contiguous() for k, v in res['arrays'].items()}, folder/'eval'/f'{name}.safetensors')
+    save_file({k: v.contiguous().clone() for k, v in res['arrays'].items()}, folder/'eval'/f'{name}.safetensors')

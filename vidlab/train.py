@@ -6,7 +6,8 @@
 __all__ = ['FIELDS', 'OFFICIAL', 'FOLDERS', 'DATA', 'MAY_CHANGE', 'RunConfig', 'coerce', 'make_config', 'recipes_dir',
            'list_recipes', 'read_recipe', 'config_from', 'page_parameters', 'page_config', 'load_manifest',
            'make_clips', 'make_loader', 'eval_loaders', 'build_task', 'weights_path', 'build_learner', 'evaluate_with',
-           'protocol', 'evaluate_split', 'start_folder', 'load_config', 'run', 'run_eval', 'file_sha', 'launch', 'main']
+           'protocol', 'evaluate_split', 'start_folder', 'load_config', 'run', 'run_eval', 'evaluation_config',
+           'file_sha', 'launch', 'main']
 
 # %% ../nbs/50_train.ipynb #4dba5273
 import ast, contextlib, dataclasses, json, math, os, signal, subprocess, sys, time, traceback, types
@@ -70,7 +71,7 @@ class RunConfig:
     groups:str = 'standard'     # weight decay and learning-rate groups: 'standard' | 'official' (CLIP4Clip's)
     lr:float = 1e-5             # peak learning rate of what is new
     coef_lr:float = 1.          # the CLIP towers learn at lr * coef_lr
-    weight_decay:float = 0.05   #
+    weight_decay:float = 0.05   # pulls weights towards zero, not norms and biases
     betas:list = field(default_factory=lambda: [0.9, 0.999]) # of the optimiser
     eps:float = 1e-8            # of the optimiser
     layer_decay:float = 1.      # factor on lr per layer downwards
@@ -383,6 +384,17 @@ def run_eval(cfg:RunConfig, # `start` names the checkpoint; '' measures the mode
     except BaseException as e: folder.status('failed', reason=f'{type(e).__name__}: {e}'); raise
     folder.status('done')
     return folder
+
+def evaluation_config(keys:dict, # parameters of an evaluation page; None: as the run or recipe says
+                      run:str='' # run folder whose config and best weights are meant
+                     ) -> RunConfig:
+    "Config of an evaluation: of a run, with its weights, or of a recipe"
+    if not run: return config_from(**keys)
+    p = Path(run).expanduser()
+    p = p if p.is_absolute() or p.exists() else project_root()/p
+    if not (p/'config.json').exists(): raise FileNotFoundError(f'run {run!r}: no run there (config.json is missing)')
+    more = {k: v for k, v in keys.items() if v is not None and k != 'recipe'}
+    return make_config(**{**read_json(p/'config.json'), 'start': str(p), **more})
 
 def file_sha(path:str):
     "sha256 of the weights behind a path; None without"
