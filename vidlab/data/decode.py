@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LIMITS', 'FORMATS', 'BROKEN', 'LOOK', 'INTRA', 'SKIPS', 'MOV', 'MKV', 'NOPTS', 'PICTURES', 'VERSION', 'ARRAYS',
            'AUTO', 'VideoError', 'VideoWarning', 'Limits', 'VideoIndex', 'Child', 'index_video', 'register_decoder',
-           'PyAV', 'Images', 'Decord', 'TorchCodec', 'read_frames', 'DecodeSlots', 'audit']
+           'PyAV', 'Images', 'Decord', 'TorchCodec', 'read_frames', 'stream_frames', 'DecodeSlots', 'audit']
 
 # %% ../../nbs/11_data.decode.ipynb #c34a1de6
 import contextlib, dataclasses, functools, hashlib, importlib, importlib.util, json, mmap, os, pickle, re, signal, stat, struct, subprocess, sys, tempfile, threading, time, warnings, weakref
@@ -900,6 +900,31 @@ def _read_with(path, ix, idx, decoder, size, missing, module):
     "In the child: import the module that registers the decoder, then read"
     importlib.import_module(module)
     return _read_here(path, ix, idx, decoder, size, missing)
+
+# %% ../../nbs/11_data.decode.ipynb #a7f51088
+def stream_frames(path_or_index, # file, folder of pictures, or `VideoIndex`
+                  indices, # (T,) rising frame numbers, repeats allowed
+                  size:tuple=None, # (height, width) to scale to
+                  decoder:str='pyav', # as in `read_frames`
+                  chunk:int=32 # frames held at a time where seeking is possible
+                 ): # yields uint8 (H, W, 3), one per index
+    "Frames in rising order without holding them all"
+    ix = path_or_index if isinstance(path_or_index, VideoIndex) else index_video(path_or_index)
+    idx = _check(ix, indices, (1, 1), 'raise', 'auto')
+    if (np.diff(idx) < 0).any(): raise ValueError('stream_frames takes rising indices')
+    if ix.how == 'folder' or ix.seek:
+        for i in range(0, len(idx), chunk): yield from read_frames(ix, idx[i:i+chunk], 'images' if ix.how == 'folder' else decoder, size); _beat(i)
+        return
+    log, times, n = [], np.bincount(idx, minlength=1), 0
+    with _open(ix.path) as c:
+        for i, f in enumerate(_frames(c, c.streams[ix.stream], log)):
+            if i >= len(times): return
+            if (NOPTS if f.pts is None else f.pts) != ix.pts[i]: raise VideoError(ix.path, 'decode', 'frames come out differently than when it was indexed', frame=i)
+            if times[i]:
+                canvas = _Canvas(ix, 1, size); canvas.put(0, f)
+                for _ in range(times[i]): yield canvas.out[0]
+            n = i + 1
+    if n < len(times): raise VideoError(ix.path, 'decode', f'ends after {n} frames', frame=n)
 
 # %% ../../nbs/11_data.decode.ipynb #6c2f2235
 class DecodeSlots:
