@@ -253,11 +253,21 @@ def eval_loaders(cfg:RunConfig, split:str, size:int, engine) -> dict: # 'video' 
     return {side: make_loader(cfg, make_clips(cfg, split, size, unit, manifest=m), engine) for side, unit in (('video', 'clip'), ('text', 'text'))}
 
 # %% ../nbs/50_train.ipynb #cfd59f51
-def build_task(cfg:RunConfig):
+def _without_base(cfg, known) -> dict:
+    "Options that build the same towers without fetching their base weights: `start` holds them all"
+    if not cfg.start or 'weights' not in known: return {}
+    card = weights_path(cfg.start).with_name('card.json')
+    gelu = read_json(card)['model']['clip']['quick_gelu'] if card.exists() else True        # an official file starts from OpenAI's CLIP
+    return dict(weights='random', **({'quick_gelu': gelu} if cfg.options.get('quick_gelu') is None else {}))
+
+def build_task(cfg:RunConfig,
+               exact:bool=False # evaluation: `start` must be of this very model, and then nothing else is needed
+              ):
     "Model with its start weights, inside its task"
     known = model_options(cfg.model)
-    model = create_model(cfg.model, **cfg.options, **{k: getattr(cfg, k) for k in ('max_words', 'max_frames') if k in known})
-    if cfg.start: print(model.load_weights(weights_path(cfg.start)))
+    opts = {**cfg.options, **{k: getattr(cfg, k) for k in ('max_words', 'max_frames') if k in known}, **(_without_base(cfg, known) if exact else {})}
+    model = create_model(cfg.model, **opts)
+    if cfg.start: print(model.load_weights(weights_path(cfg.start), exact=exact))
     if cfg.half_weights: model.clip.to_official_half()
     if cfg.grad_checkpointing: model.set_grad_checkpointing()
     if cfg.compile: model.compile()
@@ -378,7 +388,7 @@ def run_eval(cfg:RunConfig, # `start` names the checkpoint; '' measures the mode
     folder.status('running')
     seed_everything(cfg.seed)
     try:
-        task = build_task(cfg)
+        task = build_task(cfg, exact=True)
         sha = file_sha(cfg.start)
         evaluate_split(cfg, task, engine, folder, split or cfg.test_split, dict(file=Path(cfg.start).name or 'none (zero-shot)', sha256=sha))
     except BaseException as e: folder.status('failed', reason=f'{type(e).__name__}: {e}'); raise
