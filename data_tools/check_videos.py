@@ -4,7 +4,6 @@ import argparse, csv, inspect, json, os, sys
 from pathlib import Path
 if not __package__: sys.path.insert(0, str(Path(__file__).resolve().parents[1]))   # run as a script from a checkout
 from fastcore.script import Param, anno_parser, store_true
-from vidlab.core import atomic_write, progress
 from vidlab.data.decode import PICTURES, audit
 
 SUFFIXES = ('.mp4 .m4v .mov .mkv .webm .avi .wmv .asf .flv .ts .m2ts .mts .mpg .mpeg .vob .3gp .3g2 .ogv .ogg .gif .mxf .divx .rm .rmvb .f4v .h264 .264 '
@@ -51,6 +50,7 @@ def _column(file, base):
 
 def write_report(file, rows):
     "One row a file, as .jsonl or .csv; names that are not UTF-8 are escaped"
+    from vidlab.core import atomic_write
     def plain(v): return v.encode('utf-8', 'backslashreplace').decode() if isinstance(v, str) else v
     with atomic_write(file) as f:
         if str(file).endswith('.jsonl'):
@@ -71,6 +71,7 @@ def check_videos(
     fresh: Param('do not use cached verdicts', store_true) = False,
 ) -> list:  # rows of `vidlab.data.decode.audit`
     "Check the videos of a folder, manifest or list"
+    from vidlab.core import progress
     src = Path(source)
     if report and not report.endswith(('.csv', '.jsonl')): raise ValueError(f'--report {report}: the name must end in .csv or .jsonl')
     if workers is not None and workers < 1: raise ValueError(f'--workers {workers}: at least 1')

@@ -512,7 +512,7 @@ class Child:
 # %% ../../nbs/11_data.decode.ipynb #f1a1b8d5
 _children = {}     # process id -> Child: a forked worker must not talk through its parent's pipe
 _recent = OrderedDict()
-VERSION = 2        # of the records on disk; changed when the code above changes its mind about a file
+VERSION = 3        # of the records on disk; changed when the code above changes its mind about a file
 
 def _child():
     "The kept child of this process"
