@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'OFFICIAL', 'FOLDERS', 'DATA', 'MAY_CHANGE', 'RunConfig', 'coerce', 'make_config', 'recipes_dir',
-           'list_recipes', 'read_recipe', 'config_from', 'page_parameters', 'page_config', 'load_manifest',
-           'make_clips', 'make_loader', 'eval_loaders', 'build_task', 'weights_path', 'build_learner', 'evaluate_with',
-           'protocol', 'evaluate_split', 'start_folder', 'load_config', 'run', 'run_eval', 'evaluation_config',
-           'file_sha', 'launch', 'main']
+           'list_recipes', 'read_recipe', 'config_from', 'page_parameters', 'check_page', 'page_config',
+           'load_manifest', 'make_clips', 'make_loader', 'eval_loaders', 'build_task', 'weights_path', 'build_learner',
+           'evaluate_with', 'protocol', 'evaluate_split', 'start_folder', 'load_config', 'run', 'run_eval',
+           'evaluation_config', 'file_sha', 'launch', 'main']
 
 # %% ../nbs/50_train.ipynb #4dba5273
 import ast, contextlib, dataclasses, json, math, os, signal, subprocess, sys, time, traceback, types
@@ -181,6 +181,13 @@ def page_parameters(ns:dict, # `globals()` of the page, right after the paramete
     plain = (str, int, float, bool, list, tuple, dict, types.NoneType)
     hidden = {'In', 'Out', 'exit', 'quit', 'papermill'}
     return {k: v for k, v in ns.items() if not k.startswith('_') and k not in hidden and k not in own and type(v) in plain}
+
+def check_page(ns:dict, # `globals()` of a page whose parameters are all its own
+               own:tuple # their names
+              ):
+    "An error for a parameter that the page does not have"
+    for k in page_parameters(ns):
+        if k not in own: raise unknown('parameter', k, own)
 
 def page_config(ns:dict, # `globals()` of the page
                 own:tuple=() # the page's own parameters
