@@ -21,7 +21,7 @@ PX, FPS = 64, 8                                                     # picture si
 FRAMES = 15                                                         # of a clip: an odd number, see "Time can be turned around"
 COLORS = dict(red=(214,58,52), green=(52,168,83), blue=(62,98,226))
 SHAPES = ('circle', 'square', 'triangle')
-SIZES = dict(small=(4., 8.), large=(9., 15.))                       # radius range in px
+SIZES = dict(small=(6.5, 10.), large=(13., 18.))                   # radius range in px
 POSITIONS = {'on the left': (-1,0), 'on the right': (1,0), 'at the top': (0,-1), 'at the bottom': (0,1), 'in the middle': (0,0)}
 BACKWARDS = {'moves right': 'moves left', 'moves down': 'moves up', 'grows': 'shrinks'}
 MOTIONS = [m for pair in BACKWARDS.items() for m in pair]           # the class of a clip is the index in this list
@@ -72,7 +72,7 @@ def trajectory(motion:str, # one of `MOTIONS`
     if motion not in MOTIONS: raise unknown('motion', motion, MOTIONS)
     forward = motion in BACKWARDS
     lo, hi = SIZES[size]
-    mid, off = PX/2, gen.uniform(-6, 6, 2)
+    mid, off = PX/2, gen.uniform(-4, 4, 2)
     t0, t1 = gen.uniform(0, .2), gen.uniform(.8, 1)                 # rests before and after
     u = np.clip((np.linspace(0, 1, n) - t0)/(t1 - t0), 0, 1)        # progress of the motion
     x, y = np.full(n, mid + off[0]), np.full(n, mid + off[1])
@@ -97,7 +97,7 @@ def still_item(i:int, # caption i % 90
     i %= len(STILL_CAPTIONS)
     (size, color, shape), pos = _things[i//len(POSITIONS)], list(POSITIONS)[i % len(POSITIONS)]
     dx, dy = POSITIONS[pos]
-    far, off = gen.uniform(9, 23), gen.uniform(-6, 6, 2)            # the gap between 'middle' (within 6) and the sides keeps captions true
+    far, off = gen.uniform(9, 22), gen.uniform(-4, 4, 2)            # the gap between 'middle' (within 4) and the sides keeps captions true
     x, y = PX/2 + dx*far + (dx == 0)*off[0], PX/2 + dy*far + (dy == 0)*off[1]
     frames = draw(shape, color, [x], [y], [gen.uniform(*SIZES[size])], gen.uniform(90, 170), gen)
     return frames, dict(text=STILL_CAPTIONS[i], label=i, color=color, shape=shape, size=size, position=pos)
@@ -174,7 +174,7 @@ def encode(path, # the file to make (.mp4)
         box.mux(s.encode())
 
 # %% ../../nbs/16_data.shapes.ipynb #266fbe72
-COUNTS = dict(stills=dict(train=5400, val=90, test=360), clips=dict(train=2052, val=108, test=108),
+COUNTS = dict(stills=dict(train=8100, val=90, test=360), clips=dict(train=2052, val=108, test=108),
               narrated=dict(train=400, val=32, test=64), long=dict(train=96, val=16, test=32))
 KINDS = dict(stills=still_item, clips=clip_item, narrated=narrated_item, long=long_item)
 SPLITS = ('train', 'val', 'test')
@@ -191,7 +191,8 @@ def shapes_settings(seed:int=0, # of everything
             if split not in SPLITS: raise unknown('split', split, SPLITS)
             if int(n) < 1: raise ValueError(f'sizes: {kind}.{split} is {n}; a split needs at least one item')
             counts[kind][split] = int(n)
-    return dict(version=VERSION, seed=int(seed), counts=counts, px=PX, fps=FPS, frames=FRAMES)
+    world = dict(px=PX, fps=FPS, frames=FRAMES, colors=COLORS, shapes=SHAPES, sizes=SIZES, positions=list(POSITIONS), motions=MOTIONS)
+    return dict(version=VERSION, seed=int(seed), counts=counts, world=world)
 
 def shapes_folder(root=None, # default: `cache_dir('shapes')`
                   seed:int=0, sizes:dict=None # as `shapes_settings`
