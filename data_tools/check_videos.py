@@ -1,15 +1,17 @@
-"""Find the files of a video collection that cannot be read, or not as they claim: every file is indexed (with --deep: decoded)
-in a child process with a time limit. Verdicts are cached by path, size and date, so a second call, or one after an interruption, only looks at what is new."""
+"""Find the files of a video collection that cannot be read, or not as they claim: every file is indexed (with --deep:
+decoded) in a child process with a time limit. Verdicts are cached by path, size and date, so a second call, or one
+after an interruption, only looks at what is new."""
 import argparse, csv, inspect, json, os, sys
 from pathlib import Path
 if not __package__: sys.path.insert(0, str(Path(__file__).resolve().parents[1]))   # run as a script from a checkout
 from fastcore.script import Param, anno_parser, store_true
 from vidlab.data.decode import PICTURES, audit
 
-SUFFIXES = ('.mp4 .m4v .mov .mkv .webm .avi .wmv .asf .flv .ts .m2ts .mts .mpg .mpeg .vob .3gp .3g2 .ogv .ogg .gif .mxf .divx .rm .rmvb .f4v .h264 .264 '
-            '.h265 .hevc .265 .ivf .y4m .dv').split()
+SUFFIXES = ('.mp4 .m4v .mov .mkv .webm .avi .wmv .asf .flv .ts .m2ts .mts .mpg .mpeg .vob .3gp .3g2 .ogv .ogg .gif '
+            '.mxf .divx .rm .rmvb .f4v .h264 .264 .h265 .hevc .265 .ivf .y4m .dv').split()
 TABLES = ('.csv', '.tsv', '.jsonl', '.parquet')
-COLUMNS = ('path', 'verdict', 'reasons', 'n', 'width', 'height', 'fps', 'seconds', 'codec', 'container', 'rotation', 'discarded', 'damaged', 'how', 'decoders')
+COLUMNS = ('path', 'verdict', 'reasons', 'n', 'width', 'height', 'fps', 'seconds', 'codec', 'container', 'rotation',
+           'discarded', 'damaged', 'how', 'decoders')
 
 EPILOG = """examples:
   check_videos.py MSRVTT/videos --report report.csv           every video below a folder
@@ -27,12 +29,14 @@ def find(folder: Path) -> list:
         dirs[:] = sorted(d for d in dirs if not d.startswith('.'))
         names = sorted(n for n in names if not n.startswith('.'))
         out += [os.path.join(here, n) for n in names if os.path.splitext(n)[1].lower() in SUFFIXES]
-        if not any(os.path.splitext(n)[1].lower() in SUFFIXES for n in names) and sum(n.lower().endswith(PICTURES) for n in names) > 1: out.append(here)
+        if not any(os.path.splitext(n)[1].lower() in SUFFIXES for n in names) and sum(n.lower().endswith(PICTURES)
+                for n in names) > 1:
+            out.append(here)
     return out
 
 
 def listed(file: Path, root=None) -> list:
-    "Paths in a manifest (csv, tsv, jsonl, parquet: column `path`) or a list (one path a line), relative to `root` or else to the file's folder"
+    "Paths in a manifest (column `path`) or a list (one path a line), relative to `root` or else to the file's folder"
     base, kind = Path(root or file.parent), file.suffix.lower()
     if kind in TABLES: return _column(file, base)
     lines = [os.fsdecode(line) for line in file.read_bytes().split(b'\n')]
@@ -42,7 +46,8 @@ def listed(file: Path, root=None) -> list:
 def _column(file, base):
     "The column `path` of a table, without the checks of a manifest"
     import pandas as pd
-    read = dict(csv=pd.read_csv, tsv=lambda f: pd.read_csv(f, sep='\t'), jsonl=lambda f: pd.read_json(f, lines=True), parquet=pd.read_parquet)[file.suffix.lower()[1:]]
+    read = dict(csv=pd.read_csv, tsv=lambda f: pd.read_csv(f, sep='\t'), jsonl=lambda f: pd.read_json(f, lines=True),
+                parquet=pd.read_parquet)[file.suffix.lower()[1:]]
     table = read(file)
     if 'path' not in table: raise ValueError(f'{file}: no column `path`; columns: {", ".join(map(str, table.columns))}')
     return list(dict.fromkeys(os.path.join(base, str(p)) for p in table['path']))
@@ -58,12 +63,15 @@ def write_report(file, rows):
             return
         w = csv.writer(f)
         w.writerow(COLUMNS)
-        for r in rows: w.writerow([plain('; '.join(r[k]) if k == 'reasons' else ' '.join(r[k]) if k == 'decoders' else r[k]) for k in COLUMNS])
+        for r in rows:
+            w.writerow([plain('; '.join(r[k]) if k == 'reasons' else ' '.join(r[k]) if k == 'decoders' else r[k])
+                        for k in COLUMNS])
 
 
 def check_videos(
     source: Param('folder, manifest (csv, tsv, jsonl, parquet), list of paths (txt), or one video', str),
-    deep: Param('decode every frame, not only the packets (finds damage inside pictures; 10-50 times slower)', store_true) = False,
+    deep: Param('decode every frame, not only the packets (finds damage inside pictures; 10-50 times slower)',
+                store_true) = False,
     workers: Param('child processes (default: all cores)', int) = None,
     timeout: Param('seconds without a sign of life after which a file counts as bad', float) = 20.,
     report: Param('write one row a file to this .csv or .jsonl', str) = None,
@@ -73,13 +81,15 @@ def check_videos(
     "Check the videos of a folder, manifest or list"
     from vidlab.core import progress
     src = Path(source)
-    if report and not report.endswith(('.csv', '.jsonl')): raise ValueError(f'--report {report}: the name must end in .csv or .jsonl')
+    if report and not report.endswith(('.csv', '.jsonl')):
+        raise ValueError(f'--report {report}: the name must end in .csv or .jsonl')
     if workers is not None and workers < 1: raise ValueError(f'--workers {workers}: at least 1')
     if timeout <= 0: raise ValueError(f'--timeout {timeout}: seconds, above 0')
     if not src.exists(): raise ValueError(f'{source!r}: no such file or folder')
     table = src.is_file() and src.suffix.lower() in (*TABLES, '.txt', '.lst')
     paths = find(src) if src.is_dir() else listed(src, root) if table else [str(src)]
-    if not paths: raise ValueError(f'{source!r}: no videos in it (looked for {" ".join(SUFFIXES)} and folders of pictures)')
+    if not paths:
+        raise ValueError(f'{source!r}: no videos in it (looked for {" ".join(SUFFIXES)} and folders of pictures)')
     bar, counts = progress(desc='checked', total=len(paths)), dict(ok=0, warn=0, bad=0)
     def each(row):
         counts[row['verdict']] += 1
@@ -100,9 +110,11 @@ def main(args=None) -> int:
     try: rows = check_videos(**a)
     except ValueError as e: print(f'check_videos: {e}', file=sys.stderr); return 2
     worst = [r for r in rows if r['verdict'] != 'ok']
-    for r in sorted(worst, key=lambda r: r['verdict'] == 'bad')[-200:]: print(f'{r["verdict"]:4}  {r["path"]!r}: {"; ".join(r["reasons"])}')
+    for r in sorted(worst, key=lambda r: r['verdict'] == 'bad')[-200:]:
+        print(f'{r["verdict"]:4}  {r["path"]!r}: {"; ".join(r["reasons"])}')
     bad, frames = sum(r['verdict'] == 'bad' for r in rows), sum(r['n'] for r in rows)
-    print(f'{len(rows)} files: {len(rows) - len(worst)} ok, {len(worst) - bad} with warnings, {bad} bad; {frames} frames, {sum(r["seconds"] for r in rows)/60:.1f} min'
+    print(f'{len(rows)} files: {len(rows) - len(worst)} ok, {len(worst) - bad} with warnings, {bad} bad; '
+          f'{frames} frames, {sum(r["seconds"] for r in rows)/60:.1f} min'
           + (f'; report: {a["report"]}' if a['report'] else ''))
     return int(bad > 0)
 

@@ -71,35 +71,50 @@ def sequential(path):
 
 X264 = 'x264-params'
 KINDS = dict(                                             # name -> (file, options of `encode`, may decord read it)
-    h264=('a.mp4', dict(g=12), True), h264_long=('a.mp4', {X264: 'bframes=8:b-pyramid=normal:b-adapt=0:keyint=40'}, True), h264_mkv=('a.mkv', dict(g=12), True),
-    intra=('a.mp4', dict(g=1), True), gop2=('a.mp4', dict(g=2, bf=1), True), one=('a.mp4', dict(n=1), None), two=('a.mp4', dict(n=2), None),
-    open_gop=('a.mp4', {X264: 'open-gop=1:keyint=10:min-keyint=5'}, False), open_gop_mkv=('a.mkv', {X264: 'open-gop=1:keyint=10:min-keyint=5'}, False),
-    refresh=('a.mp4', {X264: 'intra-refresh=1:keyint=10'}, False), interlaced=('a.mp4', {X264: 'interlaced=1:keyint=15'}, False),
-    yuv444=('a.mp4', dict(pix='yuv444p', w=161, h=121), False), bits10=('a.mp4', dict(pix='yuv420p10le'), False), tiny=('a.mp4', dict(w=2, h=2), False),
-    ts=('a.ts', dict(g=12), False), raw=('a.h264', dict(fmt='h264'), False), flv=('a.flv', dict(g=12), False), h264_avi=('a.avi', dict(g=12), False),
+    h264=('a.mp4', dict(g=12), True), h264_long=('a.mp4', {X264: 'bframes=8:b-pyramid=normal:b-adapt=0:keyint=40'},
+                                                 True), h264_mkv=('a.mkv', dict(g=12), True),
+    intra=('a.mp4', dict(g=1), True), gop2=('a.mp4', dict(g=2, bf=1), True), one=('a.mp4', dict(n=1),
+            None), two=('a.mp4', dict(n=2), None),
+    open_gop=('a.mp4', {X264: 'open-gop=1:keyint=10:min-keyint=5'}, False), open_gop_mkv=('a.mkv',
+            {X264: 'open-gop=1:keyint=10:min-keyint=5'}, False),
+    refresh=('a.mp4', {X264: 'intra-refresh=1:keyint=10'}, False), interlaced=('a.mp4',
+            {X264: 'interlaced=1:keyint=15'}, False),
+    yuv444=('a.mp4', dict(pix='yuv444p', w=161, h=121), False), bits10=('a.mp4', dict(pix='yuv420p10le'),
+            False), tiny=('a.mp4', dict(w=2, h=2), False),
+    ts=('a.ts', dict(g=12), False), raw=('a.h264', dict(fmt='h264'), False), flv=('a.flv', dict(g=12),
+            False), h264_avi=('a.avi', dict(g=12), False),
     hevc=('a.mp4', dict(codec='libx265', **{'x265-params': 'open-gop=1:keyint=10:log-level=none'}), False),
-    hevc_layers=('a.mp4', dict(codec='libx265', **{'x265-params': 'temporal-layers=3:keyint=20:log-level=none'}), False),
-    vp9=('a.webm', dict(codec='libvpx-vp9', g=15), True), vp9_odd=('a.webm', dict(codec='libvpx-vp9', w=161, h=121), False),
+    hevc_layers=('a.mp4', dict(codec='libx265', **{'x265-params': 'temporal-layers=3:keyint=20:log-level=none'}),
+                 False),
+    vp9=('a.webm', dict(codec='libvpx-vp9', g=15), True), vp9_odd=('a.webm', dict(codec='libvpx-vp9', w=161, h=121),
+            False),
     vp8_hidden=('a.webm', {'codec': 'libvpx', 'auto-alt-ref': 1, 'lag-in-frames': 16, 'g': 25}, None),
-    avi=('a.avi', dict(codec='mpeg4'), False), avi_b=('a.avi', dict(codec='mpeg4', bf=2), False), mpeg4=('a.mp4', dict(codec='mpeg4', bf=2, g=12), None),
-    wmv=('a.wmv', dict(codec='wmv2'), False), gif=('a.gif', dict(codec='gif', pix='rgb8', n=12), False), mjpeg=('a.avi', dict(codec='mjpeg', pix='yuvj420p', n=12), False),
+    avi=('a.avi', dict(codec='mpeg4'), False), avi_b=('a.avi', dict(codec='mpeg4', bf=2), False), mpeg4=('a.mp4',
+            dict(codec='mpeg4', bf=2, g=12), None),
+    wmv=('a.wmv', dict(codec='wmv2'), False), gif=('a.gif', dict(codec='gif', pix='rgb8', n=12),
+                                                   False), mjpeg=('a.avi', dict(codec='mjpeg', pix='yuvj420p', n=12),
+                                                                  False),
     mpeg2=('a.ts', dict(codec='mpeg2video', bf=2), False), av1=('a.mkv', dict(codec='libsvtav1', n=12), False),
-    vfr=('a.mp4', dict(times=[33*t if t < 20 else 2000 + 100*t for t in range(40)]), True), late=('a.mp4', dict(times=[33*t + 5000 for t in range(40)]), True),
+    vfr=('a.mp4', dict(times=[33*t if t < 20 else 2000 + 100*t for t in range(40)]), True), late=('a.mp4',
+            dict(times=[33*t + 5000 for t in range(40)]), True),
     negative=('a.mp4', dict(times=[33*t - 500 for t in range(40)]), False))
 
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_exact(kind, tmp_path):
-    "All frames, random ones, repeats, backwards, the last alone: the bytes of a sequential decode, from every decoder that accepts the file"
+    "All frames, random ones, repeats, backwards, the last alone: the bytes of a sequential decode, from every decoder"
     file, options, decord = KINDS[kind]
     path = encode(tmp_path/file, **options)
     true, ix = sequential(path), index_video(path)
-    assert ix.n == len(true) and len(ix.times) == ix.n and ix.times[0] == 0 and (np.diff(ix.times) > 0).all() and ix.fps > 0
-    if decord is not None and D._installed('decord'): assert (ix.decoders['decord'] is None) == decord, ix.decoders['decord']
+    assert ix.n == len(true) and len(ix.times) == ix.n and ix.fps > 0
+    assert ix.times[0] == 0 and (np.diff(ix.times) > 0).all()
+    if decord is not None and D._installed('decord'):
+        assert (ix.decoders['decord'] is None) == decord, ix.decoders['decord']
     assert ix.decoders['pyav'] is None
     rng = np.random.default_rng(0)
     for name in ['auto'] + [k for k, why in ix.decoders.items() if why is None]:
-        for idx in (range(ix.n), rng.integers(0, ix.n, 7), [ix.n-1], range(ix.n-1, -1, -5), [0, 0, ix.n-1], rng.integers(0, ix.n, 1)):
+        for idx in (range(ix.n), rng.integers(0, ix.n, 7), [ix.n-1], range(ix.n-1, -1, -5), [0, 0, ix.n-1],
+                    rng.integers(0, ix.n, 1)):
             got = read_frames(ix, list(idx), decoder=name)
             assert got.dtype == np.uint8 and got.shape == (len(idx), *true[0].shape)
             for i, x in zip(idx, got): assert np.array_equal(x, true[i]), f'{name}: frame {i} of {list(idx)}'
@@ -112,9 +127,11 @@ def test_exact(kind, tmp_path):
 def test_times(tmp_path):
     vfr = [33*t if t < 20 else 2000 + 100*t for t in range(40)]
     ix = index_video(encode(tmp_path/'v.mp4', times=vfr))
-    assert np.abs(ix.times - (np.array(vfr) - vfr[0])/1000).max() < 2e-3 and ix.fps == pytest.approx(39/ix.times[-1], rel=.05)
+    assert np.abs(ix.times - (np.array(vfr) - vfr[0])/1000).max() < 2e-3 and ix.fps == pytest.approx(39/ix.times[-1],
+            rel=.05)
     assert index_video(encode(tmp_path/'n.mp4', rate=Fraction(30000, 1001))).fps == pytest.approx(30000/1001, rel=1e-9)
-    assert index_video(encode(tmp_path/'m.mp4', rate=25)).fps == 25                        # exactly: published samplers truncate it
+    # exactly: published samplers truncate it
+    assert index_video(encode(tmp_path/'m.mp4', rate=25)).fps == 25
 
 
 @pytest.mark.parametrize('first', [7, 20, 33])
@@ -132,7 +149,8 @@ def test_cut(first, tmp_path):
 @pytest.mark.parametrize('angle', [0, 90, 180, 270])
 def test_rotation(angle, tmp_path):
     path = encode(tmp_path/'a.mp4')
-    if not hasattr(av.video.stream.VideoStream, 'set_display_rotation'): pytest.skip('this PyAV cannot write a display matrix')
+    if not hasattr(av.video.stream.VideoStream, 'set_display_rotation'):
+        pytest.skip('this PyAV cannot write a display matrix')
     turned = copy(path, tmp_path/'r.mp4', matrix=angle)
     true, ix = sequential(turned), index_video(turned)
     assert (ix.width, ix.height) == ((H, W) if angle % 180 else (W, H))
@@ -169,33 +187,38 @@ def overwrite(src, dst, packets, fill):
 def test_zeros_and_filler(tmp_path):
     "Packets without a picture: what demuxing alone cannot count is decoded once"
     src = encode(tmp_path/'a.mp4', g=10, bf=0)
-    for name, fill in (('zero.mp4', bytes), ('filler.mp4', lambda n: struct.pack('>IB', n-4, 12) + b'\xff'*(n-6) + b'\x80')):
+    for name, fill in (('zero.mp4', bytes), ('filler.mp4', lambda n: struct.pack('>IB', n-4,
+            12) + b'\xff'*(n-6) + b'\x80')):
         path = overwrite(src, tmp_path/name, range(30, 40), fill)
         ix, true = index_video(path), sequential(path)
-        assert ix.n == len(true) == 30 and ix.verdict == 'warn' and ix.how == 'decode' and 'decord' not in [k for k, v in ix.decoders.items() if v is None]
+        assert ix.n == len(true) == 30 and ix.verdict == 'warn' and ix.how == 'decode' and 'decord' not in [k for k,
+                v in ix.decoders.items() if v is None]
         with pytest.warns(VideoWarning, match='damaged'): got = read_frames(ix, range(30))
         assert np.array_equal(got, true)
         with pytest.raises(ValueError, match='frames 0 to 29'): read_frames(ix, [30])
 
 
 def test_missing_frame(tmp_path):
-    "A frame that the packets promise and the decoder does not give: an error that names it, or its neighbour with a warning"
+    "A frame that the packets promise and the decoder does not give: an error naming it, or its neighbour and a warning"
     src = encode(tmp_path/'a.mp4', bf=0, g=250)
-    path = overwrite(src, tmp_path/'b.mp4', [39], lambda n: struct.pack('>IBB', n-4, 0x41, 0x9a) + b'\0'*(n-6))      # a slice header, then nothing
+    # a slice header, then nothing
+    path = overwrite(src, tmp_path/'b.mp4', [39], lambda n: struct.pack('>IBB', n-4, 0x41, 0x9a) + b'\0'*(n-6))
     ix = index_video(path)
     if ix.n == 39: pytest.skip('noticed by the index')
     try: got = read_frames(ix, [39], decoder='pyav')
     except VideoError as e:
         assert e.stage == 'decode' and e.frame == 39 and e.lost == [39]
-        with pytest.warns(VideoWarning, match='stand in'): near = read_frames(ix, [0, 39], decoder='pyav', missing='nearest')
+        with pytest.warns(VideoWarning, match='stand in'):
+            near = read_frames(ix, [0, 39], decoder='pyav', missing='nearest')
         assert np.array_equal(near[1], sequential(src)[38])
         deep = index_video(path, deep=True)
         assert deep.deep and deep.n == 39 and index_video(path).n == 39                    # the deep index stays
-    else: assert np.array_equal(got[0], sequential(path)[39])                            # concealed as a sequential reader would
+    # concealed as a sequential reader would
+    else: assert np.array_equal(got[0], sequential(path)[39])
 
 
 def test_concealed_like_sequential(tmp_path):
-    "Flipped bits inside pictures: strict decoding notices, and the result is that of the sequential decode, with a warning"
+    "Flipped bits inside pictures: strict decoding notices; the result is that of the sequential decode, with a warning"
     src = encode(tmp_path/'a.mp4', g=20)
     data, rng = bytearray(Path(src).read_bytes()), np.random.default_rng(3)
     with av.open(src) as c: where = [(p.pos, p.size) for p in c.demux(video=0) if p.size]
@@ -214,7 +237,8 @@ def test_concealed_like_sequential(tmp_path):
         assert index_video(path, deep=True).verdict == 'warn'
 
 
-@pytest.mark.parametrize('what', ['empty', 'html', 'half', 'header', 'audio', 'fifo', 'missing', 'empty folder', 'bomb', 'playlist', 'device'])
+@pytest.mark.parametrize('what', ['empty', 'html', 'half', 'header', 'audio', 'fifo', 'missing', 'empty folder',
+                                  'bomb', 'playlist', 'device'])
 def test_bad(what, tmp_path, monkeypatch):
     "One clear error that names the file and the stage, in seconds"
     path, src = tmp_path/'x.mp4', None
@@ -245,7 +269,8 @@ def test_bad(what, tmp_path, monkeypatch):
     if what == 'bomb':
         assert 'LIMITS.pixels' in str(e.value)
         monkeypatch.undo()
-        ix = index_video(path)                                                             # a raised limit counts at once
+        # a raised limit counts at once
+        ix = index_video(path)
         monkeypatch.setattr(D.LIMITS, 'pixels', 640*480 - 1)
         with pytest.raises(VideoError, match='LIMITS.pixels'): read_frames(ix, [0])
 
@@ -257,14 +282,16 @@ def test_permission(tmp_path):
     with pytest.raises(VideoError, match='Permission'): index_video(path)
 
 
-@pytest.mark.parametrize('name', ['a b.mp4', 'new\nline.mp4', 'per%03dcent.mp4', "quo'te\".mp4", 'concat:x.mp4', 'http:', 'ünï.mp4', '-i.mp4', '#?&.mp4', b'bytes\xff\xfe.mp4'])
+@pytest.mark.parametrize('name', ['a b.mp4', 'new\nline.mp4', 'per%03dcent.mp4', "quo'te\".mp4", 'concat:x.mp4',
+                                  'http:', 'ünï.mp4', '-i.mp4', '#?&.mp4', b'bytes\xff\xfe.mp4'])
 def test_names(name, tmp_path):
     src = encode(tmp_path/'a.mp4')
     path = os.fsdecode(os.path.join(os.fsencode(tmp_path), os.fsencode(name)))
     try: shutil.copy(src, path)
     except OSError: pytest.skip('this file system refuses the name')
     true = sequential(src)
-    for decoder in ('auto', 'pyav'): assert np.array_equal(read_frames(path, [7, 3], decoder=decoder), [true[7], true[3]])
+    for decoder in ('auto', 'pyav'):
+        assert np.array_equal(read_frames(path, [7, 3], decoder=decoder), [true[7], true[3]])
     assert np.array_equal(read_frames(path, [7], contained=True), [true[7]])
     link = tmp_path/'link.mp4'
     link.symlink_to(path)
@@ -330,7 +357,8 @@ def test_folder(tmp_path):
     (tmp_path/'pics'/'f5.png').write_bytes(b'no picture')
     with pytest.raises(VideoError) as e: read_frames(tmp_path/'pics', [4, 5])
     assert e.value.frame == 5 and 'f5.png' in str(e.value)
-    with pytest.warns(VideoWarning, match='stand in'): assert np.array_equal(read_frames(tmp_path/'pics', [4, 5], missing='nearest'), [true[4], true[4]])
+    with pytest.warns(VideoWarning, match='stand in'):
+        assert np.array_equal(read_frames(tmp_path/'pics', [4, 5], missing='nearest'), [true[4], true[4]])
     with pytest.raises(VideoError): index_video(tmp_path/'pics', deep=True)
 
 
@@ -363,13 +391,15 @@ class Lies(Base):
 
 
 def test_contained(tmp_path, misbehaving):
-    "A reader that hangs, dies or takes all memory costs its own process; ours gets an error with the file name and goes on"
+    "A reader that hangs, dies or takes all memory costs its own process; ours gets an error with the file name"
     path = encode(tmp_path/'a.mp4')
     ix = index_video(path)
-    D._child().kill()                                                                      # the next one is told about the new folder
+    # the next one is told about the new folder
+    D._child().kill()
     for decoder, why in (('sleeps', 'killed'), ('crashes', 'died'), ('eats', 'LIMITS.memory'), ('lies', 'gave')):
         t = time.time()
-        with pytest.raises(VideoError, match=why) as e: read_frames(ix, list(range(4)), decoder=decoder, contained=True, timeout=1.5)
+        with pytest.raises(VideoError, match=why) as e:
+            read_frames(ix, list(range(4)), decoder=decoder, contained=True, timeout=1.5)
         assert e.value.path == path and time.time() - t < 12
     assert np.array_equal(read_frames(ix, [5, 1], contained=True), read_frames(ix, [5, 1]))
 
@@ -398,7 +428,9 @@ def test_audit(tmp_path):
     good, bad, rows = encode(tmp_path/'a.mp4'), tmp_path/'b.mp4', []
     bad.write_text('x')
     got = audit([good, bad, tmp_path/'none'], workers=2, each=rows.append)
-    assert [r['verdict'] for r in got] == ['ok', 'bad', 'bad'] and got[0]['n'] == 40 and len(rows) == 3 and all(r['reasons'] for r in got[1:])
+    assert [r['verdict'] for r in got] == ['ok', 'bad',
+                                           'bad'] and got[0]['n'] == 40 and len(rows) == 3 and all(r['reasons']
+                                                                                                   for r in got[1:])
     assert audit([good], deep=True)[0]['how'] == 'decode'
 
 

@@ -19,15 +19,17 @@ def make_source(path, width, height, fps, frames, audio):
             c.mux(v.encode(av.VideoFrame.from_ndarray(x, format='rgb24').reformat(format=v.pix_fmt)))
         c.mux(v.encode(None))
         if a:
-            f = av.AudioFrame.from_ndarray(np.zeros((1, int(16000*frames/fps)), 'float32'), format='fltp', layout='mono')
+            f = av.AudioFrame.from_ndarray(np.zeros((1, int(16000*frames/fps)), 'float32'), format='fltp',
+                                           layout='mono')
             f.rate = 16000
             c.mux(a.encode(f)); c.mux(a.encode(None))
 
 
 @kind('clip4clip', 'compress_video')
 def check_compress(case, tensors):
-    """Landscape and square: the official size. Portrait: the official command inverts the aspect ratio; the copy must follow the fixed rule that the case
-    states (width 224, height 2*trunc(224*h/w/2)). Frame counts depend on the ffmpeg version: within 3, as the case says."""
+    """Landscape and square: the official size. Portrait: the official command inverts the aspect ratio; the copy
+    must follow the fixed rule that the case states (width 224, height 2*trunc(224*h/w/2)). Frame counts depend on the
+    ffmpeg version: within 3, as the case says."""
     import av
     from data_tools.compress_videos import compress_file, small_size
     for c in case['cases']:

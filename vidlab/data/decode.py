@@ -8,7 +8,8 @@ __all__ = ['LIMITS', 'FORMATS', 'BROKEN', 'LOOK', 'INTRA', 'SKIPS', 'MOV', 'MKV'
            'PyAV', 'Images', 'Decord', 'TorchCodec', 'read_frames', 'stream_frames', 'DecodeSlots', 'audit']
 
 # %% ../../nbs/11_data.decode.ipynb #c34a1de6
-import contextlib, dataclasses, functools, hashlib, importlib, importlib.util, json, mmap, os, pickle, re, signal, stat, struct, subprocess, sys, tempfile, threading, time, warnings, weakref
+import contextlib, dataclasses, functools, hashlib, importlib, importlib.util, json, mmap, os, pickle, re, signal, stat
+import struct, subprocess, sys, tempfile, threading, time, warnings, weakref
 from collections import OrderedDict
 from fractions import Fraction
 from pathlib import Path
@@ -41,6 +42,8 @@ class Limits:
     memory:int = 4 << 30       # bytes of address space of the child process
 
 LIMITS = Limits()
+
+def _over(w, h): return f'pictures of {w}x{h} are over the limit of {LIMITS.pixels} pixels (LIMITS.pixels)'
 
 # %% ../../nbs/11_data.decode.ipynb #bbeeb557
 @dataclasses.dataclass(repr=False)
@@ -86,30 +89,35 @@ class VideoIndex:
     def __len__(self): return self.n
     def __repr__(self):
         why = f' [{"; ".join(self.reasons)}]' if self.reasons else ''
-        return (f'{self.path!r}: {self.n} frames {self.width}x{self.height}, {self.duration:.2f} s, {self.fps:.3f} fps, {self.codec} in {self.container}, '
+        return (f'{self.path!r}: {self.n} frames {self.width}x{self.height}, {self.duration:.2f} s, '
+                f'{self.fps:.3f} fps, {self.codec} in {self.container}, '
                 f'{"seek" if self.seek else "count"}, by {self.how}, {self.verdict}{why}')
 
 # %% ../../nbs/11_data.decode.ipynb #86caa732
-FORMATS = ('mov,mp4,matroska,webm,avi,asf,mpegts,mpeg,mpegvideo,flv,gif,apng,h264,hevc,m4v,av1,obu,ivf,ogg,rm,dv,mxf,nut,wtv,'
-           'yuv4mpegpipe,mjpeg,3gp,vc1,h263,h261,swf,roq,smk,bink,nsv,flic,film_cpk,mvi,gxf,y4m,amv,avs')
+FORMATS = ('mov,mp4,matroska,webm,avi,asf,mpegts,mpeg,mpegvideo,flv,gif,apng,h264,hevc,m4v,av1,obu,ivf,ogg,rm,dv,mxf,'
+           'nut,wtv,yuv4mpegpipe,mjpeg,3gp,vc1,h263,h261,swf,roq,smk,bink,nsv,flic,film_cpk,mvi,gxf,y4m,amv,avs')
 
-def _why(e): return (getattr(e, 'strerror', None) or str(e) or type(e).__name__).strip()   # without FFmpeg's number and the path
+# without FFmpeg's number and the path
+def _why(e): return (getattr(e, 'strerror', None) or str(e) or type(e).__name__).strip()
 
 def _open(path):
     "PyAV container"
     import av
-    return av.open(os.path.abspath(path), metadata_errors='ignore', container_options=dict(format_whitelist=FORMATS, protocol_whitelist='file'))
+    return av.open(os.path.abspath(path), metadata_errors='ignore',
+                   container_options=dict(format_whitelist=FORMATS, protocol_whitelist='file'))
 
 def _real_streams(c):
     "Video streams that are not cover pictures or thumbnails"
     from av.stream import Disposition
     still = Disposition.attached_pic | getattr(Disposition, 'timed_thumbnails', Disposition.attached_pic)
     vs = [v for v in c.streams.video if not v.disposition & still]
-    moving = [v for v in vs if v.codec_context is None or not (v.codec_context.name in ('mjpeg', 'png', 'bmp', 'webp', 'tiff') and v.frames == 1)]
+    pictures = ('mjpeg', 'png', 'bmp', 'webp', 'tiff')
+    moving = [v for v in vs if v.codec_context is None or not (v.codec_context.name in pictures and v.frames == 1)]
     return moving or vs
 
 # %% ../../nbs/11_data.decode.ipynb #9bc9489d
-BROKEN = (0, False, False, False)   # (pictures, may start here, B picture, temporal layer > 0); pictures -1: meant to show nothing
+# (pictures, may start here, B picture, temporal layer > 0); pictures -1: meant to show nothing
+BROKEN = (0, False, False, False)
 
 def _nals(b, # packet bytes
           lead # bytes of the length field; 0: Annex B start codes
@@ -130,7 +138,7 @@ def _nals(b, # packet bytes
 
 def _recovers(b # SEI payloads
              ): # does a recovery point say "exact from this very picture"?
-    "A recovery point with frame count 0: an open-GOP start; larger counts are intra refresh, where no single picture is a start"
+    "A recovery point with frame count 0 is an open-GOP start; larger ones are intra refresh"
     i = 0
     while i + 2 < len(b):
         kind, size = b[i], b[i+1]
@@ -164,7 +172,8 @@ def _look_hevc(b, lead):
 # %% ../../nbs/11_data.decode.ipynb #718bb9bc
 def _look_mpeg4(b, lead):
     kinds = [b[m.end()] >> 6 for m in re.finditer(b'\0\0\1\xb6', b) if m.end() < len(b)]
-    n = -1 if len(b) <= 16 else len(kinds)                 # a "not coded" picture, or the placeholder after packed frames, is a few bytes long and shows nothing
+    # a "not coded" picture, or the placeholder after packed frames, is a few bytes long and shows nothing
+    n = -1 if len(b) <= 16 else len(kinds)
     return n, kinds[:1] == [0], 2 in kinds, False
 
 def _look_vp8(b, lead): return 1 if b[0] & 16 else -1, not b[0] & 1, False, False   # show_frame, frame type
@@ -172,11 +181,13 @@ def _look_vp8(b, lead): return 1 if b[0] & 16 else -1, not b[0] & 1, False, Fals
 def _look_vp9(b, lead):
     if b[0] >> 6 != 2: return BROKEN
     at = 2 if b[0] & 0x30 == 0x30 else 3                     # profile 3 has a reserved bit
-    if b[-1] & 0xe0 == 0xc0 or b[0] >> at & 1: return 1, not b[0] >> at & 1 and not b[0] >> (at-1) & 1, False, False   # superframe, or an older frame shown
+    # superframe, or an older frame shown
+    if b[-1] & 0xe0 == 0xc0 or b[0] >> at & 1: return 1, not b[0] >> at & 1 and not b[0] >> (at-1) & 1, False, False
     return 1 if b[0] >> (at-2) & 1 else -1, not b[0] >> (at-1) & 1, False, False
 
 LOOK = dict(h264=_look_h264, hevc=_look_hevc, mpeg4=_look_mpeg4, vp8=_look_vp8, vp9=_look_vp9)
-INTRA = {'mjpeg', 'prores', 'dnxhd', 'ffv1', 'png', 'rawvideo', 'huffyuv', 'ffvhuff', 'utvideo', 'v210', 'dvvideo'}   # one packet, one picture
+# one packet, one picture
+INTRA = {'mjpeg', 'prores', 'dnxhd', 'ffv1', 'png', 'rawvideo', 'huffyuv', 'ffvhuff', 'utvideo', 'v210', 'dvvideo'}
 SKIPS = {'h264', 'hevc', 'mpeg4', 'vp8'}                     # decoders that obey skip_frame packet by packet
 
 def _lead(cc):
@@ -196,7 +207,8 @@ def _packets(c, s, # container, stream
     for attempt in range(8):
         try:
             for n, p in enumerate(c.demux(s)):
-                if n > LIMITS.packets: raise VideoError(c.name, 'index', f'more than {LIMITS.packets} packets (LIMITS.packets)')
+                if n > LIMITS.packets:
+                    raise VideoError(c.name, 'index', f'more than {LIMITS.packets} packets (LIMITS.packets)')
                 if n % 64 == 0: _beat(n)
                 yield p
             return
@@ -217,7 +229,8 @@ def _scan(c, s):
         if not p.size and p.dts is None: continue                    # the flush packet
         b = bytes(p) if look and p.size else b''
         pics, start, bpic, layered = look(b, lead) if b else (1 if p.size else -1, p.is_keyframe, False, False)
-        rows.append((p.pts, p.dts if p.dts is not None else p.pts, p.is_keyframe and start, p.is_discard, p.is_corrupt, pics, bpic, layered, p.is_keyframe))
+        rows.append((p.pts, p.dts if p.dts is not None else p.pts, p.is_keyframe and start, p.is_discard, p.is_corrupt,
+                     pics, bpic, layered, p.is_keyframe))
     return _judge(c, s, rows, log)
 
 # %% ../../nbs/11_data.decode.ipynb #db4be34b
@@ -238,20 +251,26 @@ def _judge(c, s, rows, log):
     if None in pts: doubts.append('packets without timestamp'); pts = [p for p in pts if p is not None]
     if len(set(pts)) != len(pts): doubts.append('two frames with one timestamp')
     if rows and not rows[0][2]: doubts.append('does not start with a key frame')
-    if rising and len(pts) > 8 and (any(r[6] for r in shown) or cc.name == 'hevc' and cc.has_b_frames): doubts.append('B pictures but no reordering in the timestamps')
+    if rising and len(pts) > 8 and (any(r[6] for r in shown) or cc.name == 'hevc' and cc.has_b_frames):
+        doubts.append('B pictures but no reordering in the timestamps')
     if getattr(cc, 'field_order', 0) not in (0, 1): doubts.append('interlaced')
-    if name not in (MOV, MKV) and not (name == 'avi' and rising and (cc.name == 'mpeg4' and not hidden and not any(r[6] for r in rows) or cc.name in INTRA)):
+    plain = cc.name in INTRA or cc.name == 'mpeg4' and not hidden and not any(r[6] for r in rows)
+    if name not in (MOV, MKV) and not (name == 'avi' and rising and plain):
         doubts.append(f'{name} needs counting')
-    elif cc.name == 'mpeg4' and hidden or cc.name not in LOOK and cc.name not in INTRA and cc.name not in ('av1', 'libdav1d', 'libaom-av1'): doubts.append(f'{cc.name} needs counting')
+    elif cc.name == 'mpeg4' and hidden or cc.name not in {*LOOK, *INTRA, 'av1', 'libdav1d', 'libaom-av1'}:
+        doubts.append(f'{cc.name} needs counting')
     keys = sorted((r[0], r[1]) for r in rows if r[2] and r[0] is not None)
-    return _Scan(np.array(sorted(pts), np.int64), np.array([k[0] for k in keys], np.int64), np.array([k[1] for k in keys], np.int64), len(rows),
-                 sum(bool(r[3]) for r in rows), damaged, hidden, _closed(rows), cc.name in SKIPS and not any(r[7] for r in rows), doubts)
+    return _Scan(np.array(sorted(pts), np.int64), np.array([k[0] for k in keys], np.int64),
+                 np.array([k[1] for k in keys], np.int64), len(rows),
+                 sum(bool(r[3]) for r in rows), damaged, hidden, _closed(rows),
+                 cc.name in SKIPS and not any(r[7] for r in rows), doubts)
 
 def _closed(rows):
     "Does every key packet start afresh: is nothing after it, up to the next one, shown before it?"
     floor = None
     for pts, dts, start, *_, flagged in rows:
-        if flagged and not start: return False                      # called a key frame, but decoding cannot start there (intra refresh)
+        # called a key frame, but decoding cannot start there (intra refresh)
+        if flagged and not start: return False
         if start: floor = pts
         elif pts is None or floor is None or pts < floor: return False
     return bool(rows) and rows[0][2]
@@ -294,7 +313,8 @@ def _first(f, s):
     m = _turn_of(f)
     a, b, c, d = m or (1, 0, 0, 1)
     w, h = (f.height, f.width) if a == 0 else (f.width, f.height)
-    return dict(width=w, height=h, pix_fmt=f.format.name, interlaced=bool(f.interlaced_frame), turn=(a, b, c, d), rotation=int(round(np.degrees(np.arctan2(-b, a)))) % 360), m is None
+    return dict(width=w, height=h, pix_fmt=f.format.name, interlaced=bool(f.interlaced_frame), turn=(a, b, c, d),
+                rotation=int(round(np.degrees(np.arctan2(-b, a)))) % 360), m is None
 
 def _decode_pass(path, stream):
     "Every frame that comes out: (pts list, facts of the first frame, sizes, corrupt frames, error texts)"
@@ -338,7 +358,9 @@ def _times(pts, s, reasons, usual):
         r = next((r for r in (s.average_rate, s.guessed_rate, s.base_rate) if r and 0 < r < 1000), None)
         fps = float(r or 25)
         t = np.arange(len(pts)) / fps
-        if not usual or r is None: reasons.append(f'timestamps do not rise; times are frame number / {fps:g} fps' + ('' if r else ' (assumed)'))
+        if not usual or r is None:
+            assumed = '' if r else ' (assumed)'
+            reasons.append(f'timestamps do not rise; times are frame number / {fps:g} fps{assumed}')
     if not fps: fps = 25.; reasons.append('no frame rate; 25 fps assumed')
     return t, fps
 
@@ -349,7 +371,8 @@ def _index_file(path, # file
     import av
     av.logging.set_level(None)
     try: c = _open(path)
-    except (av.FFmpegError, OSError, ValueError) as e: raise VideoError(path, 'open', f'not a readable media file ({_why(e)})') from e
+    except (av.FFmpegError, OSError, ValueError) as e:
+        raise VideoError(path, 'open', f'not a readable media file ({_why(e)})') from e
     with c:
         real = _real_streams(c)
         if not real: raise VideoError(path, 'index', 'no video stream' + (' (audio only)' if c.streams.audio else ''))
@@ -357,7 +380,7 @@ def _index_file(path, # file
         cc = s.codec_context
         if cc is None: raise VideoError(path, 'index', 'no decoder for its video codec')
         if cc.width * cc.height > LIMITS.pixels:
-            raise VideoError(path, 'index', f'pictures of {cc.width}x{cc.height} are over the limit of {LIMITS.pixels} pixels (LIMITS.pixels)')
+            raise VideoError(path, 'index', _over(cc.width, cc.height))
         scan = _scan(c, s)
         return _settle(path, c, s, scan, len(real), deep)
 
@@ -369,25 +392,36 @@ def _settle(path, c, s, scan, streams, deep):
     decode = alone is None or alone[1] != (pts[0] if pts else None)
     if decode:
         pts, first, sizes, corrupt, log = _decode_pass(path, s.index)
-        if not pts: raise VideoError(path, 'index', f'no frame decodes ({scan.packets} packets' + (f'; {(log + scan.doubts)[0]})' if log or scan.doubts else ')'))
+        if not pts:
+            why = [f'no frame decodes of {scan.packets} packets', *(log + scan.doubts)[:1]]
+            raise VideoError(path, 'index', '; '.join(why))
     else: first = alone[0]
     facts, odd = first
     facts['interlaced'] |= 'interlaced' in scan.doubts
     proved = not decode or not log and not corrupt and pts == scan.pts.tolist() and len(set(pts)) == len(pts)
-    serious = [d for d in scan.doubts if 'needs counting' not in d and d not in ('interlaced', 'packets without timestamp')]
+    harmless = ('interlaced', 'packets without timestamp')
+    serious = [d for d in scan.doubts if 'needs counting' not in d and d not in harmless]
     if decode and not proved:
         promised = scan.packets - scan.discarded - scan.hidden
         if len(pts) < promised - (c.format.name == 'avi') or log or corrupt or scan.damaged:
-            reasons += [f'damaged: {len(pts)} frames decode of {max(promised, s.frames if s.frames < 10**7 else 0)} promised' + (f', {corrupt} of them with errors' if corrupt else '')]
+            promised = max(promised, s.frames if s.frames < 10**7 else 0)
+            reasons.append(f'damaged: {len(pts)} frames decode of {promised} promised' +
+                           (f', {corrupt} of them with errors' if corrupt else ''))
             reasons += serious + [f'decoder: {m}' for m in log[:1]]
         elif serious and c.format.name != 'avi': reasons += serious
-    elif s.frames > scan.packets + 2: reasons.append(f'the header promises {s.frames} frames, the file holds {scan.packets}')
-    if len(sizes) > 1: reasons.append('picture size changes: ' + ', '.join(f'{n} frames {w}x{h}' for (w, h), n in sizes.items()) + '; all are scaled to the first')
+    elif s.frames > scan.packets + 2:
+        reasons.append(f'the header promises {s.frames} frames, the file holds {scan.packets}')
+    if len(sizes) > 1:
+        several = ', '.join(f'{n} frames {w}x{h}' for (w, h), n in sizes.items())
+        reasons.append(f'picture size changes: {several}; all are scaled to the first')
     if odd: reasons.append('rotation is not a multiple of 90 degrees: not turned')
     t, fps = _times(pts, s, reasons, usual=c.format.name == 'avi')
-    return dict(path=path, pts=np.array(pts, np.int64), times=t, key=scan.key, key_dts=scan.key_dts, fps=fps, codec=cc.name, container=c.format.name, time_base=tuple(s.time_base.as_integer_ratio()),
-                stream=s.index, streams=streams, packets=scan.packets, discarded=scan.discarded, damaged=scan.damaged + corrupt, how='decode' if decode else 'demux',
-                seek=bool(proved and c.format.name in (MOV, MKV) and len(scan.key) and len(sizes) < 2), skip=scan.skip, closed=bool(scan.closed), deep=bool(decode),
+    return dict(path=path, pts=np.array(pts, np.int64), times=t, key=scan.key, key_dts=scan.key_dts, fps=fps,
+                codec=cc.name, container=c.format.name, time_base=tuple(s.time_base.as_integer_ratio()),
+                stream=s.index, streams=streams, packets=scan.packets, discarded=scan.discarded,
+                damaged=scan.damaged + corrupt, how='decode' if decode else 'demux',
+                seek=bool(proved and c.format.name in (MOV, MKV) and len(scan.key) and len(sizes) < 2),
+                skip=scan.skip, closed=bool(scan.closed), deep=bool(decode),
                 verdict='warn' if reasons else 'ok', reasons=reasons, **facts)
 
 # %% ../../nbs/11_data.decode.ipynb #9c0dfe57
@@ -399,7 +433,8 @@ def _picture(path, name):
     "One frame of a folder, upright, (H, W, 3) uint8"
     from PIL import Image, ImageOps
     with Image.open(os.path.join(path, name)) as im:
-        if im.width * im.height > LIMITS.pixels: raise ValueError(f'{im.width}x{im.height} is over the limit of {LIMITS.pixels} pixels (LIMITS.pixels)')
+        if im.width * im.height > LIMITS.pixels:
+            raise ValueError(_over(im.width, im.height))
         return np.asarray(ImageOps.exif_transpose(im).convert('RGB'))
 
 def _index_folder(path, # folder
@@ -407,17 +442,23 @@ def _index_folder(path, # folder
                   fps:float=1. # frames per second
                  ) -> dict: # fields of VideoIndex
     "Index a folder of pictures"
-    try: files = sorted((e.name for e in os.scandir(path) if e.name.lower().endswith(PICTURES) and not e.name.startswith('.')), key=_natural)
+    try:
+        files = sorted((e.name for e in os.scandir(path) if e.name.lower().endswith(PICTURES)
+                        and not e.name.startswith('.')), key=_natural)
     except OSError as e: raise VideoError(path, 'open', str(e)) from e
     if not files: raise VideoError(path, 'index', f'no pictures ({", ".join(PICTURES)}) in this folder')
     for i, name in enumerate(files if deep else files[:1]):
         try: x = _picture(path, name)
-        except (OSError, ValueError, SyntaxError) as e: raise VideoError(path, 'index', f'{name!r}: {e}', frame=i) from e
+        except (OSError, ValueError, SyntaxError) as e:
+            raise VideoError(path, 'index', f'{name!r}: {e}', frame=i) from e
         if i == 0: h, w = x.shape[:2]
-        elif x.shape[:2] != (h, w): raise VideoError(path, 'index', f'{name!r} is {x.shape[1]}x{x.shape[0]}, the first picture is {w}x{h}', frame=i)
+        elif x.shape[:2] != (h, w):
+            raise VideoError(path, 'index', f'{name!r} is {x.shape[1]}x{x.shape[0]}, the first picture is {w}x{h}',
+                             frame=i)
         _beat(i)
     n, none = np.arange(len(files), dtype=np.int64), np.zeros(0, np.int64)
-    return dict(path=path, pts=n, times=n/fps, key=none, key_dts=none, width=w, height=h, fps=float(fps), codec=os.path.splitext(files[0])[1][1:].lower(), container='folder', pix_fmt='rgb24',
+    return dict(path=path, pts=n, times=n/fps, key=none, key_dts=none, width=w, height=h, fps=float(fps),
+                codec=os.path.splitext(files[0])[1][1:].lower(), container='folder', pix_fmt='rgb24',
                 packets=len(n), how='folder', seek=False, closed=True, deep=deep, files=files)
 
 # %% ../../nbs/11_data.decode.ipynb #1507cec4
@@ -427,7 +468,8 @@ def _arm(timeout):
     signal.setitimer(signal.ITIMER_REAL, timeout + 1)
     used = resource.getrusage(resource.RUSAGE_SELF)
     with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime + timeout*1.5) + 2, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+        resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime + timeout*1.5) + 2,
+                                                 resource.getrlimit(resource.RLIMIT_CPU)[1]))
 
 def _serve(memory:int # bytes of address space
           ):
@@ -458,7 +500,7 @@ def _serve(memory:int # bytes of address space
 
 # %% ../../nbs/11_data.decode.ipynb #a13becaa
 class Child:
-    "A kept process for calls that may hang or crash; a call past its time limit kills it, the next call starts a new one"
+    "A kept process for calls that may hang or crash; a call past its limit kills it, the next call starts a new one"
     late = 'no sign of life for {:g} s: the process that read it was killed'
     def __init__(self): self.proc,self.lock,self.warm = None,threading.Lock(),False
 
@@ -469,10 +511,13 @@ class Child:
         import vidlab
         root = str(Path(list(vidlab.__path__)[0]).absolute().parent)
         path = [root] + [os.path.abspath(p) for p in sys.path if isinstance(p, str)]
-        code = f'import sys; sys.path[:] = {list(dict.fromkeys(path))!r}; from vidlab.data.decode import _serve; _serve({LIMITS.memory})'
+        code = (f'import sys; sys.path[:] = {list(dict.fromkeys(path))!r}; '
+                f'from vidlab.data.decode import _serve; _serve({LIMITS.memory})')
         env = dict(os.environ, OPENBLAS_NUM_THREADS='1', OMP_NUM_THREADS='1', MALLOC_ARENA_MAX='2')
-        self.proc = subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env)
-        self.into, self.out = Connection(os.dup(self.proc.stdin.fileno()), readable=False), Connection(os.dup(self.proc.stdout.fileno()), writable=False)
+        self.proc = subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                     stderr=subprocess.DEVNULL, env=env)
+        self.into = Connection(os.dup(self.proc.stdin.fileno()), readable=False)
+        self.out = Connection(os.dup(self.proc.stdout.fileno()), writable=False)
         self.proc.stdin.close(); self.proc.stdout.close(); self.warm = False
 
     def kill(self):
@@ -504,7 +549,8 @@ class Child:
             except (EOFError, OSError):
                 code = self.proc.wait(); self.kill()
                 late = code in (-signal.SIGALRM, -signal.SIGXCPU)
-                raise VideoError(args[0], 'decode', self.late.format(timeout) if late else f'the process that read it died (exit {code})') from None
+                raise VideoError(args[0], 'decode', self.late.format(timeout) if late
+                                 else f'the process that read it died (exit {code})') from None
             except BaseException as e:                       # e.g. Ctrl-C: an answer may still be under way
                 if not isinstance(e, VideoError): self.kill()
                 raise
@@ -555,8 +601,11 @@ def _unpack(data):
 # %% ../../nbs/11_data.decode.ipynb #d8453b16
 def _make_record(path, deep, fps, size, mtime, folder, child, timeout):
     "A fresh record: fields of VideoIndex, or `error`; and whether it may be kept on disk"
-    try: rec, keep = (child.call('_index_folder', path, True, fps, timeout=timeout) if deep else _index_folder(path, False, fps)) if folder else \
-            child.call('_index_file', path, deep, timeout=timeout), True
+    try:
+        if not folder: rec = child.call('_index_file', path, deep, timeout=timeout)
+        elif deep: rec = child.call('_index_folder', path, True, fps, timeout=timeout)
+        else: rec = _index_folder(path, False, fps)
+        keep = True
     except VideoError as e:
         lost = e.stage == 'decode'                              # the child hung or died
         rec, keep = dict(path=path, deep=deep, error=['index' if lost else e.stage, e.reason, e.frame]), not lost
@@ -565,7 +614,8 @@ def _make_record(path, deep, fps, size, mtime, folder, child, timeout):
 def _record(path, cache, timeout, deep, fps, child):
     "The record of a path, from memory, disk or the child"
     size, mtime, folder = _stat(path)
-    if fps is not None and not folder: raise ValueError(f'{path!r} has its own clock: fps={fps} is for folders of pictures')
+    if fps is not None and not folder:
+        raise ValueError(f'{path!r} has its own clock: fps={fps} is for folders of pictures')
     tag, fits = (size, mtime, float(fps or 1) if folder else None), lambda r: r is not None and (r['deep'] or not deep)
     name = os.path.abspath(path)
     if cache and (hit := _recent.get(name)) and hit[0] == tag and fits(hit[1]): return hit[1]
@@ -601,7 +651,7 @@ _decoders = {}
 
 def register_decoder(name:str # as in `decoder=...`
                     ):
-    "Class decorator: an object with `refuses(ix) -> reason or None` and `read(ix, idx, size) -> uint8 (T, H, W, 3)` for rising distinct `idx`"
+    "Class decorator: `refuses(ix) -> reason or None`, `read(ix, idx, size) -> uint8 (T, H, W, 3)`, `idx` rising"
     def put(cls): _decoders[name] = cls(); cls.name = name; return cls
     return put
 
@@ -609,7 +659,8 @@ _told = set()
 
 def _warn(path, text):
     "Say it once per file and process"
-    if (path, text) not in _told: _told.add((path, text)); warnings.warn(f'{path!r}: {text}', VideoWarning, stacklevel=3)
+    if (path, text) not in _told:
+        _told.add((path, text)); warnings.warn(f'{path!r}: {text}', VideoWarning, stacklevel=3)
 
 class _Canvas:
     "The result being filled: colour conversion, scaling and turning of one frame after the other"
@@ -622,7 +673,8 @@ class _Canvas:
     def put(self, row, f):
         "Frame `f` becomes row `row`"
         same = (f.width, f.height) == self.wh
-        g = self.reformat(f, format='rgb24') if same else self.reformat(f, *self.wh, format='rgb24', interpolation='BICUBIC')
+        scale = {} if same else dict(width=self.wh[0], height=self.wh[1], interpolation='BICUBIC')
+        g = self.reformat(f, format='rgb24', **scale)
         self.out[row] = _turn(g.to_ndarray(), self.turn)
 
 # %% ../../nbs/11_data.decode.ipynb #cf119505
@@ -635,7 +687,8 @@ def _groups(ix, want):
 
 def _seek(c, s, ix, k):
     "Go to key frame row `k` or an earlier one; first packet from there on"
-    for t in (ix.key[k], ix.key_dts[k], ix.key[max(k-1, 0)], ix.key[0]):     # demuxers differ in the clock they search by: the landing decides
+    # demuxers differ in the clock they search by: the landing decides
+    for t in (ix.key[k], ix.key_dts[k], ix.key[max(k-1, 0)], ix.key[0]):
         c.seek(int(t), stream=s, backward=True)
         packets = c.demux(s)
         p = next(packets)
@@ -671,7 +724,8 @@ def _read_strict(ix, idx, canvas):
             s.codec_context.thread_count = 1
             s.codec_context.options = dict(err_detect='explode')
             row = dict(zip(ix.pts[idx].tolist(), range(len(idx))))
-            for i, (k, want) in enumerate(_groups(ix, ix.pts[idx])): _read_group(c, s, ix, k, want, lambda f: canvas.put(row[f.pts], f), i == 0)
+            for i, (k, want) in enumerate(_groups(ix, ix.pts[idx])):
+                _read_group(c, s, ix, k, want, lambda f: canvas.put(row[f.pts], f), i == 0)
     except (av.FFmpegError, StopIteration, ValueError) as e: raise _Damage(_why(e)) from e
 
 def _read_all(ix, idx, canvas):
@@ -682,7 +736,9 @@ def _read_all(ix, idx, canvas):
             corrupt += bool(f.is_corrupt)
             if f.pts in row: canvas.put(row.pop(f.pts), f)
             if not row: break
-    if corrupt or log: _warn(ix.path, f'damaged: {len(log)} packets failed and {corrupt} frames hold concealed errors; index_video(path, deep=True) counts them')
+    if corrupt or log:
+        _warn(ix.path, f'damaged: {len(log)} packets failed and {corrupt} frames hold concealed errors; '
+              'index_video(path, deep=True) counts them')
     return sorted(row.values())
 
 def _read_counted(ix, idx, canvas):
@@ -691,7 +747,8 @@ def _read_counted(ix, idx, canvas):
     with _open(ix.path) as c:
         for i, f in enumerate(_frames(c, c.streams[ix.stream], log)):
             if (NOPTS if f.pts is None else f.pts) != ix.pts[i]:
-                raise VideoError(ix.path, 'decode', 'frames come out differently than when it was indexed; index_video(path, cache=False) indexes again', frame=i)
+                raise VideoError(ix.path, 'decode', 'frames come out differently than when it was indexed; '
+                                 'index_video(path, cache=False) indexes again', frame=i)
             if i in row: canvas.put(row.pop(i), f)
             if i == last: break
             _beat(i)
@@ -714,7 +771,9 @@ class PyAV:
         except (av.FFmpegError, OSError, ValueError) as e: raise VideoError(ix.path, 'decode', _why(e)) from e
         if lost:
             lost = idx[lost].tolist()
-            raise VideoError(ix.path, 'decode', f'{len(lost)} of {len(idx)} frames do not decode ({lost[:8]}{" ..." if len(lost) > 8 else ""}); index_video(path, deep=True) finds the frames '
+            raise VideoError(ix.path, 'decode',
+                             f'{len(lost)} of {len(idx)} frames do not decode: {str(lost[:8])[1:-1]}{" ..."*(len(lost) > 8)}'
+                             '; index_video(path, deep=True) finds the frames '
                              "that do, missing='nearest' takes neighbours", frame=lost[0], lost=lost)
         return canvas.out
 
@@ -727,9 +786,12 @@ class Images:
         out = []
         for i in idx.tolist():
             try: x = _picture(ix.path, ix.files[i])
-            except (OSError, ValueError, SyntaxError) as e: raise VideoError(ix.path, 'decode', f'{ix.files[i]!r}: {e}', frame=i, lost=[i]) from e
+            except (OSError, ValueError, SyntaxError) as e:
+                raise VideoError(ix.path, 'decode', f'{ix.files[i]!r}: {e}', frame=i, lost=[i]) from e
             if x.shape[:2] != (ix.height, ix.width) and size is None:
-                raise VideoError(ix.path, 'decode', f'{ix.files[i]!r} is {x.shape[1]}x{x.shape[0]}, the first picture is {ix.width}x{ix.height}: give size=(h, w)', frame=i)
+                raise VideoError(ix.path, 'decode',
+                                 f'{ix.files[i]!r} is {x.shape[1]}x{x.shape[0]}, the first picture is '
+                                 f'{ix.width}x{ix.height}: give size=(h, w)', frame=i)
             out.append(_scale(x, size))
         return np.stack(out)
 
@@ -739,7 +801,8 @@ def _scale(x, # (H, W, 3)
     "Scale one RGB picture as the PyAV reader does"
     if size is None or x.shape[:2] == tuple(size): return x
     import av
-    return av.VideoFrame.from_ndarray(np.ascontiguousarray(x), format='rgb24').reformat(size[1], size[0], interpolation='BICUBIC').to_ndarray()
+    f = av.VideoFrame.from_ndarray(np.ascontiguousarray(x), format='rgb24')
+    return f.reformat(size[1], size[0], interpolation='BICUBIC').to_ndarray()
 
 # %% ../../nbs/11_data.decode.ipynb #93a5a693
 def _certify(ix, codecs):
@@ -747,7 +810,8 @@ def _certify(ix, codecs):
     if ix.how == 'folder': return 'a folder of pictures'
     if ix.container not in (MOV, MKV): return f'container {ix.container}'
     if ix.codec not in codecs: return f'codec {ix.codec}'
-    if not ix.seek or ix.damaged or ix.verdict != 'ok': return 'frames of this file can only be found by counting' if not ix.reasons else '; '.join(ix.reasons)
+    if not ix.seek or ix.damaged or ix.verdict != 'ok':
+        return 'frames of this file can only be found by counting' if not ix.reasons else '; '.join(ix.reasons)
     if ix.streams > 1: return f'{ix.streams} video streams'
     if ix.interlaced: return 'interlaced: colours come out differently'
     if ix.packets - ix.discarded != ix.n: return f'{ix.packets} packets for {ix.n} frames'
@@ -771,18 +835,22 @@ class Decord:
         if not _installed('decord'): return 'decord is not installed'
 
     def read(self, ix, idx, size):
-        if 'vidlab.core' in sys.modules: import torch              # decord hangs in some set-ups when it is imported before torch
+        # decord hangs in some set-ups when it is imported before torch
+        if 'vidlab.core' in sys.modules: import torch
         import decord
         decord.logging.set_level(decord.logging.QUIET)
         kw = {} if size is None else dict(height=size[0], width=size[1])
         try:
             vr = decord.VideoReader(os.path.abspath(ix.path), ctx=decord.cpu(0), num_threads=1, fault_tol=1e-6, **kw)
-            if len(vr) != ix.n: raise VideoError(ix.path, 'decode', f'decord counts {len(vr)} frames, the file has {ix.n}')
+            if len(vr) != ix.n:
+                raise VideoError(ix.path, 'decode', f'decord counts {len(vr)} frames, the file has {ix.n}')
             out = vr.get_batch(idx.tolist()).asnumpy()
         except VideoError: raise
-        except Exception as e:                                      # it has four kinds of its own, and RuntimeError and IndexError besides
+        # it has four kinds of its own, and RuntimeError and IndexError besides
+        except Exception as e:
             raise VideoError(ix.path, 'decode', str(e).strip().split('\n')[0][-300:], frame=int(idx[0])) from e
-        if any(np.array_equal(a[::16], b[::16]) and np.array_equal(a, b) for a, b in zip(out, out[1:])): return _decoders['pyav'].read(ix, idx, size)
+        if any(np.array_equal(a[::16], b[::16]) and np.array_equal(a, b) for a, b in zip(out, out[1:])):
+            return _decoders['pyav'].read(ix, idx, size)
         return out
 
 # %% ../../nbs/11_data.decode.ipynb #b8dda686
@@ -793,7 +861,8 @@ class TorchCodec:
     def refuses(self, ix):
         why = _certify(ix, ('h264', 'hevc', 'vp8', 'vp9', 'mpeg4', 'av1', 'libdav1d'))
         if why: return why
-        if ix.pix_fmt not in ('yuv420p', 'yuvj420p') or ix.width % 2 or ix.height % 2: return f'{ix.width}x{ix.height} {ix.pix_fmt}'
+        if ix.pix_fmt not in ('yuv420p', 'yuvj420p') or ix.width % 2 or ix.height % 2:
+            return f'{ix.width}x{ix.height} {ix.pix_fmt}'
         if abs(ix.turn[0]*ix.turn[3] - ix.turn[1]*ix.turn[2] - 1) > 0: return 'mirrored by its display matrix'
         if self.why is None: TorchCodec.why = self.loads()
         return self.why or None
@@ -803,18 +872,22 @@ class TorchCodec:
         try: from torchcodec.decoders import VideoDecoder
         except Exception as e: return f'torchcodec is not installed or does not load ({type(e).__name__})'
         try: VideoDecoder(b'not a video')
-        except Exception as e: return 'torchcodec finds no FFmpeg libraries on this machine' if 'libtorchcodec' in str(e) else ''
+        except Exception as e:
+            return 'torchcodec finds no FFmpeg libraries on this machine' if 'libtorchcodec' in str(e) else ''
         return ''
 
     def read(self, ix, idx, size):
         from torchcodec.decoders import VideoDecoder
         try:
-            d = VideoDecoder(os.path.abspath(ix.path), stream_index=ix.stream, dimension_order='NHWC', num_ffmpeg_threads=1, seek_mode='exact')
+            d = VideoDecoder(os.path.abspath(ix.path), stream_index=ix.stream, dimension_order='NHWC',
+                             num_ffmpeg_threads=1, seek_mode='exact')
             got = d.get_frames_at(idx.tolist())
-        except Exception as e: raise VideoError(ix.path, 'decode', str(e).split('\n')[0][:300], frame=int(idx[0])) from e
+        except Exception as e:
+            raise VideoError(ix.path, 'decode', str(e).split('\n')[0][:300], frame=int(idx[0])) from e
         off = np.abs(got.pts_seconds.numpy() - ix.pts[idx]*ix.time_base[0]/ix.time_base[1])
         if len(d) != ix.n or off.max() > 2*ix.time_base[0]/ix.time_base[1] + 1e-6:
-            raise VideoError(ix.path, 'decode', f'torchcodec sees {len(d)} frames, times off by {off.max():g} s; the file has {ix.n}')
+            raise VideoError(ix.path, 'decode',
+                             f'torchcodec sees {len(d)} frames, times off by {off.max():g} s; the file has {ix.n}')
         return np.stack([_scale(x, size) for x in got.data.numpy()])
 
 # %% ../../nbs/11_data.decode.ipynb #e4cfb1bd
@@ -826,7 +899,9 @@ def _read(ix, idx, decoder, size):
     for last, name in zip([False]*(len(names)-1) + [True], names):
         if decoder != 'auto' and (why := _decoders[name].refuses(ix)):
             can = [n for n in _decoders if _decoders[n].refuses(ix) is None]
-            raise VideoError(ix.path, 'open', f"decoder {name!r} gets such files wrong or cannot read them: {why}. Use one of {['auto', *can]}")
+            raise VideoError(ix.path, 'open',
+                             f"decoder {name!r} gets such files wrong or cannot read them: {why}. "
+                             f"Use one of {['auto', *can]}")
         try: return _decoders[name].read(ix, idx, size)
         except VideoError:
             if last: raise
@@ -835,15 +910,22 @@ def _check(ix, indices, size, missing, decoder):
     "Arguments of read_frames, checked: (n,) int64"
     from vidlab.core import unknown
     idx = np.asarray(indices)
-    if idx.ndim != 1 or idx.dtype.kind not in 'iu' and idx.size: raise ValueError(f'indices must be a list of whole numbers, not {indices!r}')
+    if idx.ndim != 1 or idx.dtype.kind not in 'iu' and idx.size:
+        raise ValueError(f'indices must be a list of whole numbers, not {indices!r}')
     idx = idx.astype(np.int64)
-    if idx.size and not (0 <= idx.min() and idx.max() < ix.n): raise ValueError(f'{ix.path!r} has frames 0 to {ix.n-1}; asked for {idx.min()} to {idx.max()}')
-    if size is not None and (len(size) != 2 or min(size) < 1): raise ValueError(f'size is (height, width), not {size!r}')
+    if idx.size and not (0 <= idx.min() and idx.max() < ix.n):
+        raise ValueError(f'{ix.path!r} has frames 0 to {ix.n-1}; asked for {idx.min()} to {idx.max()}')
+    if size is not None and (len(size) != 2 or min(size) < 1):
+        raise ValueError(f'size is (height, width), not {size!r}')
     if missing not in ('raise', 'nearest'): raise unknown('policy for missing frames', missing, ('raise', 'nearest'))
     if decoder != 'auto' and decoder not in _decoders: raise unknown('decoder', decoder, ('auto', *_decoders))
-    if ix.width*ix.height > LIMITS.pixels: raise VideoError(ix.path, 'decode', f'pictures of {ix.width}x{ix.height} are over the limit of {LIMITS.pixels} pixels (LIMITS.pixels)')
+    if ix.width*ix.height > LIMITS.pixels:
+        raise VideoError(ix.path, 'decode', _over(ix.width, ix.height))
     h, w = size or (ix.height, ix.width)
-    if (need := h*w*3*len(idx)) > LIMITS.output: raise VideoError(ix.path, 'decode', f'{len(idx)} frames of {w}x{h} are {need >> 20} MiB, over LIMITS.output ({LIMITS.output >> 20} MiB)')
+    if (need := h*w*3*len(idx)) > LIMITS.output:
+        raise VideoError(ix.path, 'decode',
+                         f'{len(idx)} frames of {w}x{h} are {need >> 20} MiB, over LIMITS.output '
+                         f'({LIMITS.output >> 20} MiB)')
     return idx
 
 # %% ../../nbs/11_data.decode.ipynb #aa01178d
@@ -856,7 +938,9 @@ def _nearest(ix, idx, # rising distinct frames wanted
         alive = np.array([i for i, p in enumerate(ix.pts.tolist()) if p in pts])
     if not len(alive): raise error
     near = alive[np.abs(ix.times[alive][None] - ix.times[idx][:, None]).argmin(1)]
-    warnings.warn(f'{ix.path!r}: frames {idx[near != idx].tolist()} do not decode; {near[near != idx].tolist()} stand in for them', VideoWarning, stacklevel=4)
+    gone = near != idx
+    warnings.warn(f'{ix.path!r}: frames {idx[gone].tolist()} do not decode; {near[gone].tolist()} stand in for them',
+                  VideoWarning, stacklevel=4)
     u, inv = np.unique(near, return_inverse=True)
     return _read(ix, u, 'images' if ix.how == 'folder' else 'pyav', size)[inv]
 
@@ -873,7 +957,8 @@ def _read_here(path, ix, idx, decoder, size, missing):
     except VideoError as e:
         if missing == 'raise' or not e.lost: raise
         out = _nearest(ix, u, size, e)
-    if out.shape[0] != len(u) or out.dtype != np.uint8: raise VideoError(path, 'decode', f'decoder {decoder!r} gave {out.dtype} {out.shape} for {len(u)} frames')
+    if out.shape[0] != len(u) or out.dtype != np.uint8:
+        raise VideoError(path, 'decode', f'decoder {decoder!r} gave {out.dtype} {out.shape} for {len(u)} frames')
     return out if len(u) == len(idx) and (u == idx).all() else out[inv]
 
 def read_frames(path_or_index, # file, folder of pictures, or `VideoIndex`
@@ -887,14 +972,17 @@ def read_frames(path_or_index, # file, folder of pictures, or `VideoIndex`
     "Exactly the frames asked for, or VideoError"
     ix = path_or_index if isinstance(path_or_index, VideoIndex) else index_video(path_or_index)
     idx = _check(ix, indices, size, missing, decoder)
-    if ix.how != 'folder' and _stat(ix.path)[:2] != (ix.bytes, ix.mtime): raise VideoError(ix.path, 'open', 'the file has changed since it was indexed: index it again')
+    if ix.how != 'folder' and _stat(ix.path)[:2] != (ix.bytes, ix.mtime):
+        raise VideoError(ix.path, 'open', 'the file has changed since it was indexed: index it again')
     if ix.verdict == 'warn' and ix.damaged: _warn(ix.path, '; '.join(ix.reasons))
     if not len(idx): return np.zeros((0, *(size or (ix.height, ix.width)), 3), np.uint8)
     if not contained: return _read_here(ix.path, ix, idx, decoder, size, missing)
     if decoder != 'auto' and (m := type(_decoders[decoder]).__module__) == '__main__':
-        raise ValueError(f'decoder {decoder!r} is defined in a notebook or script: put it into a module, so that the child process can import it')
+        raise ValueError(f'decoder {decoder!r} is defined in a notebook or script: put it into a module, '
+                         'so that the child process can import it')
     name = '_read_here' if decoder == 'auto' or m == __name__ else '_read_with'
-    return _child().call(name, ix.path, vars(ix), idx, decoder, size, missing, *([m] if name == '_read_with' else []), timeout=timeout)
+    return _child().call(name, ix.path, vars(ix), idx, decoder, size, missing, *([m] if name == '_read_with' else []),
+                         timeout=timeout)
 
 def _read_with(path, ix, idx, decoder, size, missing, module):
     "In the child: import the module that registers the decoder, then read"
@@ -913,13 +1001,15 @@ def stream_frames(path_or_index, # file, folder of pictures, or `VideoIndex`
     idx = _check(ix, indices, (1, 1), 'raise', 'auto')
     if (np.diff(idx) < 0).any(): raise ValueError('stream_frames takes rising indices')
     if ix.how == 'folder' or ix.seek:
-        for i in range(0, len(idx), chunk): yield from read_frames(ix, idx[i:i+chunk], 'images' if ix.how == 'folder' else decoder, size); _beat(i)
+        for i in range(0, len(idx), chunk):
+            yield from read_frames(ix, idx[i:i+chunk], 'images' if ix.how == 'folder' else decoder, size); _beat(i)
         return
     log, times, n = [], np.bincount(idx, minlength=1), 0
     with _open(ix.path) as c:
         for i, f in enumerate(_frames(c, c.streams[ix.stream], log)):
             if i >= len(times): return
-            if (NOPTS if f.pts is None else f.pts) != ix.pts[i]: raise VideoError(ix.path, 'decode', 'frames come out differently than when it was indexed', frame=i)
+            if (NOPTS if f.pts is None else f.pts) != ix.pts[i]:
+                raise VideoError(ix.path, 'decode', 'frames come out differently than when it was indexed', frame=i)
             if times[i]:
                 canvas = _Canvas(ix, 1, size); canvas.put(0, f)
                 for _ in range(times[i]): yield canvas.out[0]
@@ -933,7 +1023,8 @@ class DecodeSlots:
     def __init__(self, workers:int # as in DataLoader(num_workers=...); 0 counts as one
                 ):
         self.workers = max(1, workers)
-        fd, self.file = tempfile.mkstemp(prefix='vidlab-slots-', dir='/dev/shm' if os.path.isdir('/dev/shm') and os.access('/dev/shm', os.W_OK) else None)
+        fd, self.file = tempfile.mkstemp(prefix='vidlab-slots-', dir='/dev/shm' if os.path.isdir('/dev/shm')
+                                         and os.access('/dev/shm', os.W_OK) else None)
         os.ftruncate(fd, self.SIZE*self.workers); os.close(fd)
         self.map = None
         weakref.finalize(self, self._remove, self.file, os.getpid())
@@ -970,7 +1061,9 @@ class DecodeSlots:
         out, m = [], self._mem()
         for w in range(self.workers):
             pid, since, n = struct.unpack('<qdq', m[self.SIZE*w:self.SIZE*w+24])
-            if n: out.append(dict(worker=w, pid=pid, path=os.fsdecode(m[self.SIZE*w+24:self.SIZE*w+24+n]), seconds=time.time() - since))
+            if n:
+                out.append(dict(worker=w, pid=pid, path=os.fsdecode(m[self.SIZE*w+24:self.SIZE*w+24+n]),
+                                seconds=time.time() - since))
         return sorted(out, key=lambda d: -d['seconds'])
 
     def paths(self) -> list: # of str
@@ -980,12 +1073,15 @@ class DecodeSlots:
 # %% ../../nbs/11_data.decode.ipynb #301dea50
 def _audit_row(path, deep, timeout, cache, child):
     "One row of `audit`"
-    row = dict(path=str(path), verdict='bad', reasons=[], n=0, width=0, height=0, fps=0., seconds=0., codec='', container='', rotation=0, discarded=0, damaged=0, how='', decoders=[])
+    row = dict(path=str(path), verdict='bad', reasons=[], n=0, width=0, height=0, fps=0., seconds=0., codec='',
+               container='', rotation=0, discarded=0, damaged=0, how='', decoders=[])
     try: ix = index_video(path, cache=cache, timeout=timeout, deep=deep, child=child)
     except VideoError as e: return row | dict(reasons=[e.reason])
     except Exception as e: return row | dict(reasons=[f'{type(e).__name__}: {e}'])
-    facts = {k: getattr(ix, k) for k in ('verdict', 'reasons', 'n', 'width', 'height', 'fps', 'codec', 'container', 'rotation', 'discarded', 'damaged', 'how')}
-    return row | facts | dict(seconds=round(ix.duration, 3), decoders=[k for k, why in ix.decoders.items() if why is None])
+    facts = {k: getattr(ix, k) for k in ('verdict', 'reasons', 'n', 'width', 'height', 'fps', 'codec', 'container',
+                                         'rotation', 'discarded', 'damaged', 'how')}
+    return row | facts | dict(seconds=round(ix.duration, 3), decoders=[k for k, why in ix.decoders.items()
+            if why is None])
 
 def audit(paths, # files and folders of pictures
           deep:bool=False, # decode every frame
@@ -1003,6 +1099,7 @@ def audit(paths, # files and folders of pictures
         if each: each(row)
         return row
     try:
-        with ThreadPoolExecutor(max(1, min(workers or os.cpu_count() or 1, len(paths)))) as pool: return list(pool.map(one, paths))
+        with ThreadPoolExecutor(max(1, min(workers or os.cpu_count() or 1, len(paths)))) as pool:
+            return list(pool.map(one, paths))
     finally:
         for c in made: c.kill()
