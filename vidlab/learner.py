@@ -200,7 +200,11 @@ def fit(self:Learner):
             while self.epoch < self.epochs: self.one_epoch(asked)
         end = dict(state='done', reason='all epochs done')
     except Stopped as e: end = dict(state='stopped', reason=f'{e}; resume from {self.folder.path.name}/ckpt/last')
-    except BaseException as e: end['reason'] = f'{type(e).__name__}: {e}'; raise
+    except BaseException as e:
+        worse = self.train.blame(e) if hasattr(self.train, 'blame') else None        # a dead decoding worker is reported wherever the loop is
+        end['reason'] = f'{type(worse or e).__name__}: {worse or e}'
+        if worse: raise worse from e
+        raise
     finally:
         status(**end)
         self.call('after_fit')

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils import signal_handling
 from ..core import progress, rng, unknown
 from .annots import Manifest
 from .decode import VideoError, audit, index_video, read_frames, DecodeSlots
@@ -211,19 +212,24 @@ class Loader:
                 if bad := batch.pop('unread', None): self._note(bad)
                 if batch: yield batch
                 elif getattr(self.ds, 'train', False): raise TooManyUnread(f'no sample of a whole batch could be read: {list(self.unread.items())[:4]}')
-        except RuntimeError as e:
-            if self.workers and ('timed out' in str(e) or 'exited unexpectedly' in str(e)):
-                paths = self.ds.slots.paths() if getattr(self.ds, 'slots', None) else []
-                self.close(hung=True)
-                raise VideoError(paths[0] if paths else '?', 'decode', f'a worker {"hung" if "timed out" in str(e) else "died"} while reading one of {paths}: {e}') from e
-            raise
+        except RuntimeError as e: raise self.blame(e) or e
         finally: self.order.start = 0
+
+    def blame(self, e:BaseException # raised while iterating, or, by torch's signal handler, anywhere in between
+             ) -> VideoError: # None when no worker is to blame
+        "What a worker was reading when it hung or died; ends all workers"
+        if not (self.workers and isinstance(e, RuntimeError) and 'DataLoader' in str(e)): return None
+        paths = self.ds.slots.paths() if getattr(self.ds, 'slots', None) else []
+        self.close(hung=True)
+        said = 'hung' if 'timed out' in str(e) else 'died'
+        return VideoError(paths[0] if paths else '(no file was being read)', 'decode', f'a worker {said}, the workers were reading {paths}: {e}')
 
     def __iter__(self): return self.epoch()
 
     def close(self, hung:bool=False):
         "End the worker processes; hung ones are killed"
         it, self.dl._iterator = self.dl._iterator, None
-        if hung:
-            for w in getattr(it, '_workers', ()): w.kill()
+        if hung and it is not None:
+            signal_handling._remove_worker_pids(id(it)); it._worker_pids_set = False      # their end is meant: no alarm
+            for w in it._workers: w.kill()
         if hasattr(it, '_shutdown_workers'): it._shutdown_workers()

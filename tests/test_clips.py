@@ -1,0 +1,71 @@
+"Clips and loaders with real files: a hang and a killed worker are named, one order for any number of workers and processes."
+import os, signal, time
+import numpy as np
+import pytest
+import torch
+from vidlab.data.annots import Manifest
+from vidlab.data.clips import Clips, Loader, TooManyUnread
+from vidlab.data.decode import VideoError, register_decoder
+from vidlab.data.sample import GridSampler, SegmentSampler
+from vidlab.data.shapes import make_shapes
+
+@pytest.fixture(scope='module')
+def rows(tmp_path_factory):
+    root = make_shapes(tmp_path_factory.mktemp('s'), kinds=('clips',), sizes=dict(clips=dict(train=13, val=1, test=1)))
+    return Manifest.read(root/'clips'/'train.csv')
+
+@register_decoder('sleepy')
+class Sleepy:
+    "Hangs on one file"
+    def refuses(self, ix): return None
+    def read(self, ix, idx, size):
+        if str(ix.path).endswith('00007.mp4'): time.sleep(600)
+        return np.zeros((len(idx), 64, 64, 3), np.uint8)
+
+@register_decoder('dying')
+class Dying(Sleepy):
+    "Takes its process along on one file"
+    def read(self, ix, idx, size):
+        if str(ix.path).endswith('00007.mp4'): os.kill(os.getpid(), signal.SIGKILL)
+        return np.zeros((len(idx), 64, 64, 3), np.uint8)
+
+@pytest.mark.parametrize('decoder,word', [('sleepy', 'hung'), ('dying', 'died')])
+def test_a_hang_or_crash_in_a_worker_is_contained_and_named(rows, decoder, word):
+    ds = Clips(rows, SegmentSampler(4), size=32, train=True, decoder=decoder)
+    ds.check()
+    dl, t = Loader(ds, 4, workers=2, timeout=8), time.time()
+    with pytest.raises(VideoError, match=f'00007.mp4.*{word}'): list(dl)
+    assert time.time() - t < 30
+
+@pytest.mark.parametrize('sampler', [SegmentSampler(4), GridSampler(6, rate=4, order=2)])
+def test_one_order_for_any_workers_and_ranks(rows, sampler):
+    "1, 2 and 4 ranks with 0 and 2 workers give one sequence, with the same random draws"
+    def epoch(workers, world, e=3):
+        out = []
+        for rank in range(world):
+            dl = Loader(Clips(rows, sampler, size=32, train=True, seed=7), 4, workers=workers, shuffle=True, drop_last=True, seed=7, rank=rank, world=world)
+            out.append([(b['sid'], b['video']) for b in dl.epoch(e)]); dl.close()
+        return [(torch.cat([o[i][0] for o in out]), torch.cat([o[i][1] for o in out])) for i in range(3)]
+    want = epoch(0, 1)
+    for workers, world in ((2, 1), (0, 2), (2, 2), (0, 4)):
+        for (s, v), (t, w) in zip(want, epoch(workers, world)): assert torch.equal(s, t) and torch.equal(v, w)
+    assert not torch.equal(torch.cat([s for s, _ in want]), torch.cat([s for s, _ in epoch(0, 1, e=4)]))
+
+def test_one_caption_per_clip_is_drawn_anew_each_epoch(tmp_path, rows):
+    r = rows.row(0)
+    lines = ['id,path,text'] + [f'a,{os.path.basename(r["path"])},caption {i}' for i in range(20)]
+    p = os.path.join(os.path.dirname(r['path']), 'many.csv')
+    with open(p, 'w') as f: f.write('\n'.join(lines))
+    ds = Clips(Manifest.read(p), SegmentSampler(2), size=16, unit='clip', train=True)
+    said = [ds[(e, 0)]['caption'] for e in range(8)]
+    assert len(ds) == 1 and len(set(said)) > 2 and said == [ds[(e, 0)]['caption'] for e in range(8)]
+    assert 'text' not in Clips(Manifest.read(p), SegmentSampler(2), size=16, unit='clip')[0]
+    text = Clips(Manifest.read(p), SegmentSampler(2), size=16, unit='text')
+    assert [text[i]['view'] for i in (0, 19)] == [0, 19] and 'video' not in text[0]
+
+def test_a_whole_unreadable_batch_stops_training(rows):
+    @register_decoder('broken')
+    class Broken(Sleepy):
+        def read(self, ix, idx, size): raise VideoError(ix.path, 'decode', 'no luck')
+    with pytest.raises(TooManyUnread, match='no luck'): list(Loader(Clips(rows, SegmentSampler(4), size=32, train=True, decoder='broken'), 4))
+    with pytest.raises(VideoError, match='no luck'): list(Loader(Clips(rows, SegmentSampler(4), size=32, decoder='broken'), 4))
