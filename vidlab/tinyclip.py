@@ -6,14 +6,13 @@
 __all__ = ['load_stills', 'start_tiny', 'clip_loss', 'still_accuracy', 'train_tiny', 'tiny_clip']
 
 # %% ../nbs/52_tinyclip.ipynb #377e027b
-import dataclasses, math, time
+import inspect, math, os, time
 from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
 from .clip import CLIPBackbone, TINY, create_clip
-from .ckpt import read_weights
-from .core import atomic_write, cache_dir, file_hash, progress, read_json, seed_everything, write_json
+from .core import cache_dir, file_hash, progress, read_json, seed_everything, unknown, write_json
 from .data.annots import Manifest
 from .data.shapes import make_shapes
 from .data.text import tokenize
@@ -82,7 +81,7 @@ def train_tiny(root, # folder of `make_shapes`
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.)
         opt.step()
         with torch.no_grad(): model.logit_scale.clamp_(0, math.log(100))
-        bar.note = f'loss {float(loss):.2f}'; bar.step()
+        bar.note = f'loss {loss.item():.2f}'; bar.step()
     bar.close()
     xt, yt, _ = load_stills(root, 'test')
     return model.eval(), still_accuracy(model.eval(), xt, yt, ids)
@@ -95,13 +94,15 @@ def tiny_clip(force:bool=False, # train again
     from safetensors.torch import save_file
     path = cache_dir('clip')/'tiny_shapes.safetensors'
     root = make_shapes(kinds=('stills',))
-    want = dict(dims=TINY, data=root.name, **settings)
+    known = {k: p.default for k, p in inspect.signature(train_tiny).parameters.items() if k != 'root'}
+    for k in settings:
+        if k not in known: raise unknown('setting', k, known)
+    want = dict(dims=TINY, data=root.name, **{**known, **settings})
     card = read_json(path.with_suffix('.json')) if path.exists() and path.with_suffix('.json').exists() else {}
     if not force and card and all(card.get(k) == v for k, v in want.items()) and card.get('sha256') == file_hash(path): return card
     t = time.time()
     model, acc = train_tiny(root, **settings)
-
-    tmp = path.with_name('.tiny_shapes.tmp')
+    tmp = path.with_name(f'.tiny_shapes.{os.getpid()}.tmp')
     save_file({k: v.contiguous().clone() for k, v in model.state_dict().items()}, tmp, metadata={'format': 'pt'}); tmp.replace(path)
     card = dict(want, still_accuracy=round(acc, 3), seconds=round(time.time() - t, 1), quick_gelu=True, sha256=file_hash(path))
     write_json(path.with_suffix('.json'), card)
