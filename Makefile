@@ -2,14 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONUNBUFFERED = 1
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: run test lab env export readme clean
+.PHONY: run test lab env export clean
 
 run: .venv/ready       ## train CLIP4Clip meanP and seqTransf on the embedded data set, print the comparison
-	$(BIN)/python -m vidlab.train demo
+	mkdir -p outputs/compare
+	$(BIN)/papermill --no-progress-bar nbs/runs/compare.ipynb outputs/compare/compare.ipynb
+	@cat outputs/compare/summary.txt
 
 test: .venv/ready      ## export in sync, every page, every test
-	PATH=$(CURDIR)/$(BIN):$$PATH bash tests/run_all.sh
+	bash tests/run_all.sh
 
 lab: .venv/ready       ## JupyterLab on the tour
 	$(BIN)/jupyter lab nbs/tour/clip4clip.ipynb
@@ -19,6 +22,7 @@ env: .venv/ready       ## only set up .venv
 export: .venv/ready    ## notebooks -> vidlab/, README.md
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
+	$(BIN)/jupyter nbconvert --to markdown --output-dir . --output README.md nbs/index.ipynb
 
 .venv/ready: settings.ini setup.py
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "vidlab needs Python 3.10 or newer; name one: make PYTHON=python3.12 ...")'

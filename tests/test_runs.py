@@ -149,17 +149,37 @@ def test_official_data_missing_says_which_path():
 def papermill(page, out, *args):
     return subprocess.run([sys.executable, '-m', 'papermill', str(ROOT/'nbs'/'runs'/page), str(out), '--no-progress-bar', *args], capture_output=True, text=True, cwd=ROOT)
 
-def test_papermill_train(shapes, tmp_path):
-    args = [x for k, v in dict(recipe='shapes_smoke', data_path=shapes, clip='random', epochs=2, batch_size=8, workers=0).items() for x in ('-p', k, str(v))]
-    r = papermill('train.ipynb', tmp_path/'out.ipynb', *args)
+def pairs(**kw): return [x for k, v in kw.items() for x in ('-p', k, str(v))]
+
+def test_papermill_train_evaluate_attention(shapes, tmp_path):
+    "The three run pages one after the other on one run"
+    r = papermill('train.ipynb', tmp_path/'train.ipynb', *pairs(recipe='shapes_smoke', data_path=shapes, clip='random', epochs=2, batch_size=8, workers=0))
     assert r.returncode == 0, r.stderr[-3000:]
     folder = next((tmp_path/'outputs').glob('*/*'))
     assert read_json(folder/'config.json')['epochs'] == 2 and read_json(folder/'status.json')['state'] == 'done'
-    text = (tmp_path/'out.ipynb').read_text()
+    text = (tmp_path/'train.ipynb').read_text()
     assert text.count('training 8/8') == 1, 'progress leaves exactly one line'
+    r = papermill('evaluate.ipynb', tmp_path/'evaluate.ipynb', *pairs(run=folder, workers=0))
+    assert r.returncode == 0, r.stderr[-3000:]
+    again = next(p for p in (tmp_path/'outputs').glob('*/*') if p != folder)
+    a, b = (read_json(f/'eval'/'test.json') for f in (folder, again))
+    assert a['metrics'] == b['metrics'] and a['protocol']['weights']['sha256'] == b['protocol']['weights']['sha256']
+    r = papermill('attention.ipynb', tmp_path/'attention.ipynb', *pairs(run=folder, sid=3, caption='a small red circle'))
+    assert r.returncode == 0, r.stderr[-3000:]
+    maps = np.load(folder/'figs'/'test3_relevance.npz')['maps']
+    assert maps.shape == (8, 4, 4) and (maps >= 0).all() and (folder/'figs'/'test3_relevance.gif').stat().st_size > 1000
+
+def test_papermill_compare(shapes, tmp_path):
+    "The page of `make run`, on a few clips"
+    r = papermill('compare.ipynb', tmp_path/'compare.ipynb', *pairs(data_path=shapes, epochs=1, workers=0, batch_size=8))
+    assert r.returncode == 0, r.stderr[-3000:]
+    text = (tmp_path/'outputs'/'compare'/'summary.txt').read_text()
+    for word in ('shapes_meanP', 'shapes_seqTransf', 't2v R1', 'v2t MnR', 'clips/s', 'peak MiB', 'executed notebook', 'ckpt/best'): assert word in text, word
+    figs = next((tmp_path/'outputs'/'compare').glob('*/figs'))
+    assert {p.stem for p in figs.glob('*.png')} >= {'curves', 'patches', 'frames'}
 
 @pytest.mark.parametrize('arg', [('epcohs', '2', 'epochs'), ('recipe', 'shapes_smok', 'shapes_smoke')])
 def test_papermill_typo(tmp_path, arg):
     name, value, near = arg
-    r = papermill('train.ipynb', tmp_path/'out.ipynb', '-p', name, value)
+    r = papermill('train.ipynb', tmp_path/'out.ipynb', *pairs(**{name: value}))
     assert r.returncode != 0 and f"did you mean '{near}'" in r.stderr
