@@ -2,6 +2,10 @@
 # What `make test` runs: the notebooks export exactly vidlab/, every page executes, every test passes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# two processes of one thread each: on few cores that is faster than one with many, and nothing waits for a core that another holds
+export OMP_NUM_THREADS=1
+jobs=$(python -c 'import os; print(max(2, min(8, os.cpu_count() or 2)))')
 python -m pytest -q tests/test_project.py
-nbdev_test --n_workers 2 --timing
-python -m pytest -q tests --ignore tests/test_project.py
+python -c 'from vidlab.data.shapes import make_shapes; from vidlab.tinyclip import tiny_clip; make_shapes(); tiny_clip()'    # what many pages start from
+nbdev_test --n_workers "$jobs" --timing
+python -m pytest -q -n "$jobs" --dist worksteal --timeout 300 tests --ignore tests/test_project.py

@@ -8,7 +8,7 @@ __all__ = ['PACKAGES', 'unknown', 'need', 'rng', 'seed_everything', 'project_roo
            'progress', 'git_commit', 'env_record', 'peak_memory', 'RunFolder']
 
 # %% ../nbs/00_core.ipynb #3be0f88b
-import contextlib, dataclasses, difflib, hashlib, importlib, importlib.metadata, json, math, os, platform, random, subprocess, sys, time
+import contextlib, dataclasses, difflib, hashlib, importlib, importlib.metadata, json, math, os, platform, random, subprocess, sys, time, uuid
 from pathlib import Path
 import numpy as np
 import torch
@@ -175,7 +175,7 @@ class progress:
         if self.nb:
             from IPython.display import display, update_display
             data = {'text/plain': self.line()}
-            if self.handle is None: self.handle = f'vidlab-{id(self)}'; display(data, raw=True, display_id=self.handle)
+            if self.handle is None: self.handle = uuid.uuid4().hex; display(data, raw=True, display_id=self.handle)
             else: update_display(data, raw=True, display_id=self.handle)
         else: print(('\r\x1b[2K' if self.tty else '') + self.line(), end='' if self.tty else '\n', file=sys.stderr, flush=True)
 

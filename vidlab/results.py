@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['SHOWN', 'SAME', 'load_eval', 'eval_table', 'speed', 'run_summary', 'within_groups', 'eval_ranks', 'worst_queries',
-           'time_pairs', 'comparison', 'breakdown', 'compare_summary']
+           'time_pairs', 'comparison', 'breakdown', 'compare_summary', 'printed_by']
 
 # %% ../nbs/54_results.ipynb #8613e07a
 from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from .core import RunFolder, atomic_write, read_json, tilde
+from .core import RunFolder, atomic_write, project_root, read_json, tilde
 from .data.annots import Manifest
 from .data.shapes import partner
 from .metrics import ranks_of
@@ -144,8 +144,17 @@ def compare_summary(out:RunFolder, # folder of the comparison
                    ) -> str:
     "Write and return the plain text summary of a comparison"
     with pd.option_context('display.width', 200, 'display.max_columns', 30): text = table.to_string()
-    lines = [text, '', f'executed notebook   {tilde(out.path.parent/page)}', f'figures             {tilde(out/"figs")}',
-             *(f'{n:<20}{tilde(f.path)}' + ('  (checkpoint: ckpt/best)' if (f/"ckpt"/"best").exists() else '') for n, f in runs.items())]
+    lines = [text, '', f'executed notebook     {tilde(out.path.parent/page)}', f'figures               {tilde(out/"figs")}',
+             *(f'{n:<22}{tilde(f.path)}' + ('  (checkpoint: ckpt/best)' if (f/"ckpt"/"best").exists() else '') for n, f in runs.items())]
     with atomic_write(out.path.parent/'summary.txt') as f: f.write('\n'.join(lines) + '\n')
     table.to_csv(out/'table.csv')
     return '\n'.join(lines)
+
+# %% ../nbs/54_results.ipynb #08db35a3
+def printed_by(page:str # path of an executed notebook, below nbs/
+              ) -> str:
+    "What the last cell of an executed page printed: results are shown elsewhere as they were stored, not from memory"
+    p = project_root()/'nbs'/page
+    out = [''.join(o['text']) for c in read_json(p)['cells'] if c['cell_type'] == 'code' for o in c['outputs'] if o['output_type'] == 'stream' and o['name'] == 'stdout']
+    if not out: raise ValueError(f'{tilde(p)}: no stored output; execute the page first')
+    return out[-1]
