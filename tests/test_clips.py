@@ -5,6 +5,7 @@ import pytest
 import torch
 from vidlab.data.annots import Manifest
 from vidlab.data.clips import Clips, Loader, TooManyUnread
+from vidlab.data import decode
 from vidlab.data.decode import VideoError, register_decoder
 from vidlab.data.sample import GridSampler, SegmentSampler
 from vidlab.data.shapes import make_shapes
@@ -14,7 +15,6 @@ def rows(tmp_path_factory):
     root = make_shapes(tmp_path_factory.mktemp('s'), kinds=('clips',), sizes=dict(clips=dict(train=13, val=1, test=1)))
     return Manifest.read(root/'clips'/'train.csv')
 
-@register_decoder('sleepy')
 class Sleepy:
     "Hangs on one file"
     def refuses(self, ix): return None
@@ -22,12 +22,21 @@ class Sleepy:
         if str(ix.path).endswith('00007.mp4'): time.sleep(600)
         return np.zeros((len(idx), 64, 64, 3), np.uint8)
 
-@register_decoder('dying')
 class Dying(Sleepy):
     "Takes its process along on one file"
     def read(self, ix, idx, size):
         if str(ix.path).endswith('00007.mp4'): os.kill(os.getpid(), signal.SIGKILL)
         return np.zeros((len(idx), 64, 64, 3), np.uint8)
+
+class Broken(Sleepy):
+    "Reads nothing"
+    def read(self, ix, idx, size): raise VideoError(ix.path, 'decode', 'no luck')
+
+@pytest.fixture(autouse=True)
+def decoders(monkeypatch):
+    "Known during these tests only"
+    monkeypatch.setattr(decode, '_decoders', dict(decode._decoders))
+    for name, d in dict(sleepy=Sleepy, dying=Dying, broken=Broken).items(): register_decoder(name)(d)
 
 @pytest.mark.parametrize('decoder,word', [('sleepy', 'hung'), ('dying', 'died')])
 def test_a_hang_or_crash_in_a_worker_is_contained_and_named(rows, decoder, word):
@@ -63,9 +72,7 @@ def test_one_caption_per_clip_is_drawn_anew_each_epoch(tmp_path, rows):
     text = Clips(Manifest.read(p), SegmentSampler(2), size=16, unit='text')
     assert [text[i]['view'] for i in (0, 19)] == [0, 19] and 'video' not in text[0]
 
+@pytest.mark.filterwarnings('ignore:left out')
 def test_a_whole_unreadable_batch_stops_training(rows):
-    @register_decoder('broken')
-    class Broken(Sleepy):
-        def read(self, ix, idx, size): raise VideoError(ix.path, 'decode', 'no luck')
     with pytest.raises(TooManyUnread, match='no luck'): list(Loader(Clips(rows, SegmentSampler(4), size=32, train=True, decoder='broken'), 4))
     with pytest.raises(VideoError, match='no luck'): list(Loader(Clips(rows, SegmentSampler(4), size=32, decoder='broken'), 4))
