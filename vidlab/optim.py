@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BERT_SCHEDULES', 'SCHEDULES', 'RULES', 'OPTIMIZERS', 'warmup_cosine', 'warmup_constant', 'warmup_linear',
-           'bert_schedule', 'cosine_schedule', 'linear_schedule', 'schedule_factor', 'make_schedule', 'BertAdam',
-           'param_groups', 'make_optimizer']
+           'bert_schedule', 'cosine_schedule', 'linear_schedule', 'schedule_factor', 'BertAdam', 'param_groups',
+           'make_optimizer']
 
 # %% ../nbs/25_optim.ipynb #028ee84a
 import math, torch
@@ -52,16 +52,6 @@ def schedule_factor(name:str, step:int, total, warmup=0., start:float=0., end:fl
     if name == 'constant': return start + (1-start)*step/w if step < w else 1.
     if name not in SCHEDULES: raise unknown('schedule', name, SCHEDULES)
     return (cosine_schedule if name == 'cosine' else linear_schedule)(step, total, w, start, end)
-
-def make_schedule(opt, # optimiser without a schedule of its own
-                  name:str='cosine', # see SCHEDULES
-                  total:int=1, # optimiser steps of the run
-                  warmup:float=0., # share of the run below 1, else steps
-                  start:float=0., end:float=0. # factors at the beginning of the warm-up and at the end
-                 ) -> torch.optim.lr_scheduler.LambdaLR:
-    "Scheduler to be stepped after every optimiser step"
-    schedule_factor(name, 0, total, warmup, start, end)
-    return torch.optim.lr_scheduler.LambdaLR(opt, lambda step: schedule_factor(name, step, total, warmup, start, end))
 
 # %% ../nbs/25_optim.ipynb #cee51e6a
 class BertAdam(torch.optim.Optimizer):

@@ -54,6 +54,7 @@ class RetrievalTask(Task):
 
     def forward(self, batch:dict) -> dict: # loss, acc (share of captions that find their video in the batch)
         "Loss of a batch"
+        if 'text' not in batch: raise ValueError('retrieval trains on captions, and this batch has none: the manifest needs a `text` column')
         out = self.model(self.prep(batch))
         out = gather_dict({k: out[k] for k in ('text', 'video', 'video_mask')}, self.gather_how)
         sim = self.model.similarity(**out)
