@@ -15,7 +15,7 @@ test: .venv/ready      ## export in sync, every page, every test
 	bash tests/run_all.sh
 
 lab: .venv/ready       ## JupyterLab on the tour
-	$(BIN)/jupyter lab nbs/tour/clip4clip.ipynb
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) nbs/tour/clip4clip.ipynb
 
 env: .venv/ready       ## only set up .venv
 

@@ -151,6 +151,16 @@ def papermill(page, out, *args):
 
 def pairs(**kw): return [x for k, v in kw.items() for x in ('-p', k, str(v))]
 
+def test_train_page_lists_every_setting():
+    "`papermill --help-notebook` shows all fields of RunConfig and only known options of CLIP4Clip"
+    import ast
+    from vidlab.registry import model_options
+    from vidlab.train import FIELDS
+    cell = next(c for c in json.loads((ROOT/'nbs'/'runs'/'train.ipynb').read_text())['cells'] if 'parameters' in c['metadata'].get('tags', []))
+    names = {n.target.id for n in ast.parse(''.join(cell['source'])).body}
+    assert set(FIELDS) - {'options'} <= names
+    assert names - set(FIELDS) - {'resume', 'nproc'} <= set(model_options('clip4clip'))
+
 def test_papermill_train_evaluate_attention(shapes, tmp_path):
     "The three run pages one after the other on one run"
     r = papermill('train.ipynb', tmp_path/'train.ipynb', *pairs(recipe='shapes_smoke', data_path=shapes, clip='random', epochs=2, batch_size=8, workers=0))
