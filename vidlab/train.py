@@ -14,6 +14,7 @@ import ast, contextlib, dataclasses, json, math, os, signal, subprocess, sys, ti
 from dataclasses import dataclass, field
 from pathlib import Path
 import torch
+import torch.distributed as dist
 from .callbacks import CALLBACKS, Log, Progress
 from .ckpt import find_checkpoint, load_checkpoint
 from .core import RunFolder, cache_dir, env_record, outputs_dir, progress, project_root, read_json, seed_everything, text_hash, tilde, unknown, write_json
@@ -458,7 +459,9 @@ def main():
     "`python -m vidlab.train RUN_FOLDER`: run, or resume, what the folder's config.json describes (also under torchrun)"
     if len(sys.argv) != 2 or sys.argv[1].startswith('-'): sys.exit(f'usage: python -m vidlab.train RUN_FOLDER\n{main.__doc__}')
     folder = RunFolder(sys.argv[1])
-    try: run(load_config(folder.path), folder=folder)
+    try:
+        run(load_config(folder.path), folder=folder)
+        if dist.is_initialized(): dist.barrier(); sys.stdout.flush(); sys.stderr.flush(); os._exit(0)     # gloo's threads can abort an ordinary exit on a busy machine
     except BaseException:
         (folder/f'error_{os.environ.get("RANK", 0)}.txt').write_text(traceback.format_exc())
         raise

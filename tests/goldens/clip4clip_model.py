@@ -126,7 +126,8 @@ def _rank_main(rank, world, folder):
             out = {f'grad/{n}': p.grad for n, p in model.named_parameters() if p.grad is not None}
             save_file({k: v.contiguous() for k, v in dict(out, loss=loss.detach().reshape(1), sim=sim.detach()).items()}, folder/f'{how}_{"ddp" if ddp else "raw"}_{rank}.safetensors')
             if ddp and unused: assert not any(f'grad/{n}' in out for n in unused)
-    dist.destroy_process_group()
+    dist.barrier()
+    os._exit(0)      # gloo threads can abort an ordinary exit on a busy machine; what is compared is saved
 
 
 @kind('clip4clip', 'multirank')
