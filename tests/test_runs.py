@@ -70,6 +70,14 @@ def test_optimiser_state_is_safe_to_load(shapes):
     assert state['step'] == 2 and len(state['optimizer']['state'])
     assert (folder/'ckpt'/'last'/'ema.safetensors').exists()
 
+def test_without_validation_the_last_averaged_weights_are_measured_and_named(shapes):
+    from vidlab.core import file_hash
+    folder = run(small(shapes, epochs=1, val_split='', ema=.5))
+    w = read_json(folder/'eval'/'test.json')['protocol']['weights']
+    assert w == dict(file='ckpt/last/ema.safetensors', sha256=file_hash(folder/'ckpt'/'last'/'ema.safetensors'), step=4)
+    again = run_eval(small(shapes, start=str(folder.path)))
+    assert read_json(again/'eval'/'test.json')['metrics'] == read_json(folder/'eval'/'test.json')['metrics']
+
 # ---------------------------------------------------------------------------------------------------- processes
 
 @pytest.mark.parametrize('head', ['seqTransf', 'tightTransf'])

@@ -7,7 +7,6 @@ __all__ = ['unique_samples', 'collect', 'evaluate', 'save_eval']
 
 # %% ../nbs/42_evaluate.ipynb #8f47a14c
 import time
-from contextlib import nullcontext
 import torch
 from .core import progress, write_json
 from .learner import make_engine, to_device

@@ -6,21 +6,20 @@
 __all__ = ['FIELDS', 'OFFICIAL', 'DATA', 'MAY_CHANGE', 'RunConfig', 'coerce', 'make_config', 'recipes_dir', 'list_recipes',
            'read_recipe', 'config_from', 'page_parameters', 'check_page', 'page_config', 'load_manifest', 'make_clips',
            'make_loader', 'eval_loaders', 'build_task', 'weights_path', 'build_learner', 'evaluate_with', 'protocol',
-           'evaluate_split', 'start_folder', 'load_config', 'run', 'run_eval', 'evaluation_config', 'file_sha',
+           'evaluate_split', 'start_folder', 'load_config', 'run', 'run_eval', 'evaluation_config', 'weights_record',
            'launch', 'main']
 
 # %% ../nbs/50_train.ipynb #4dba5273
-import ast, contextlib, dataclasses, json, math, os, signal, subprocess, sys, time, traceback, types
+import ast, dataclasses, json, math, os, signal, subprocess, sys, time, traceback, types
 from dataclasses import dataclass, field
 from pathlib import Path
-import torch
 import torch.distributed as dist
 from .callbacks import CALLBACKS, Log, Progress
-from .ckpt import find_checkpoint, load_checkpoint
-from .core import RunFolder, cache_dir, env_record, outputs_dir, progress, project_root, read_json, seed_everything, text_hash, tilde, unknown, write_json
+from .ckpt import read_weights
+from .core import RunFolder, env_record, file_hash, progress, project_root, read_json, seed_everything, tilde, unknown, write_json
 from .data.annots import Manifest, read_activitynet, read_didemo, read_lsmdc, read_msrvtt, read_msvd, from_class_folders, from_folder
 from .data.clips import Clips, Loader
-from .data.sample import SAMPLERS, make_sampler
+from .data.sample import make_sampler
 from .data.shapes import make_shapes
 from .evaluate import evaluate, save_eval
 from .learner import Learner, make_engine
@@ -260,9 +259,10 @@ def make_loader(cfg:RunConfig, ds:Clips, engine, # accelerator
     return Loader(ds, cfg.batch_size if train else cfg.eval_batch_size, 0 if ds.unit == 'text' else cfg.workers, shuffle=train, drop_last=train,
                   seed=cfg.seed, rank=engine.process_index, world=engine.num_processes, timeout=cfg.timeout, bad_limit=cfg.bad_limit)
 
-def eval_loaders(cfg:RunConfig, split:str, size:int, engine) -> dict: # 'video' and 'text' loaders
+def eval_loaders(cfg:RunConfig, split:str, size:int, engine, manifest=None # rows that are loaded already
+                ) -> dict: # 'video' and 'text' loaders
     "The two sides of retrieval: every clip once, every caption once"
-    m = load_manifest(cfg, split)
+    m = manifest if manifest is not None else load_manifest(cfg, split)
     if not len(m): raise ValueError(f'data {cfg.data!r} has no rows of split {split!r}')
     return {side: make_loader(cfg, make_clips(cfg, split, size, unit, manifest=m), engine) for side, unit in (('video', 'clip'), ('text', 'text'))}
 
@@ -293,7 +293,8 @@ def weights_path(path:str # run folder, checkpoint folder, or a file
     p = Path(path).expanduser()
     p = p if p.is_absolute() or p.exists() else project_root()/p
     for q in (p, p/'ckpt'/'best', p/'ckpt'/'last'):
-        if (q/'weights.safetensors').is_file(): return q/'weights.safetensors'
+        for name in ('ema.safetensors', 'weights.safetensors'):                 # averaged weights are what a run with them is measured by
+            if (q/name).is_file(): return q/name
     if not p.is_file(): raise FileNotFoundError(f'start {path!r}: neither a file nor a folder with a checkpoint (looked in {tilde(p)})')
     return p
 
@@ -310,7 +311,7 @@ def build_learner(cfg:RunConfig, folder:RunFolder, engine) -> Learner:
     # the published schedules run over a fractional number of steps, a little more than there are
     total = cfg.epochs * ((len(train) + cfg.accum - 1) / cfg.accum if cfg.schedule in BERT_SCHEDULES else math.ceil(len(train) / cfg.accum))
     schedule = lambda step: schedule_factor(cfg.schedule, step, total, cfg.warmup, cfg.warmup_start, cfg.min_factor)
-    val = eval_loaders(cfg, cfg.val_split, size, engine) if cfg.val_split else None
+    val = eval_loaders(cfg, cfg.val_split, size, engine, rows[cfg.val_split]) if cfg.val_split else None
     validate = (lambda learn: evaluate_with(learn, val)) if val else None
     for c in cfg.callbacks:
         if c not in CALLBACKS: raise unknown('callback', c, CALLBACKS)
@@ -384,10 +385,8 @@ def run(cfg:RunConfig, resume:str='', # run folder to go on with; its parameters
         learn.resume()
         learn.fit()
         if learn.epoch < cfg.epochs or not cfg.test_split: return folder      # stopped, or nothing to measure
-        best = folder/'ckpt'/'best'
-        ck = load_checkpoint(best if find_checkpoint(best) else folder/'ckpt'/'last')
-        learn.raw_task.model.load_state_dict(ck['weights'])
-        evaluate_split(cfg, learn.raw_task, engine, folder, cfg.test_split, dict(file='ckpt/best', step=ck['card']['step'], sha256=ck['card']['sha256']))
+        learn.raw_task.model.load_state_dict(read_weights(weights_path(folder.path)))
+        evaluate_split(cfg, learn.raw_task, engine, folder, cfg.test_split, weights_record(folder.path))
     finally:
         learn.train.close()
         if engine.is_main_process and learn.train.unread: write_json(folder/'unread.json', learn.train.unread)
@@ -402,9 +401,7 @@ def run_eval(cfg:RunConfig, # `start` names the checkpoint; '' measures the mode
     folder.status('running')
     seed_everything(cfg.seed)
     try:
-        task = build_task(cfg, exact=True)
-        sha = file_sha(cfg.start)
-        evaluate_split(cfg, task, engine, folder, split or cfg.test_split, dict(file=Path(cfg.start).name or 'none (zero-shot)', sha256=sha))
+        evaluate_split(cfg, build_task(cfg, exact=True), engine, folder, split or cfg.test_split, weights_record(cfg.start))
     except BaseException as e: folder.status('failed', reason=f'{type(e).__name__}: {e}'); raise
     folder.status('done')
     return folder
@@ -420,10 +417,13 @@ def evaluation_config(keys:dict, # parameters of an evaluation page; None: as th
     more = {k: v for k, v in keys.items() if v is not None and k != 'recipe'}
     return make_config(**{**read_json(p/'config.json'), 'start': str(p), **more})
 
-def file_sha(path:str):
-    "sha256 of the weights behind a path; None without"
-    from vidlab.core import file_hash
-    return file_hash(weights_path(path)) if path else None
+def weights_record(path # as in `weights_path`; '' none
+                  ) -> dict: # file, sha256 and, of our own checkpoints, the step
+    "Which weights a number belongs to"
+    if not path: return dict(file='none (zero-shot)', sha256=None)
+    p = weights_path(path); card = p.with_name('card.json')
+    if not card.exists(): return dict(file=p.name, sha256=file_hash(p))
+    return dict(file=f'ckpt/{p.parent.name}/{p.name}', sha256=file_hash(p), step=read_json(card)['step'])
 
 # %% ../nbs/50_train.ipynb #95016624
 def launch(cfg:RunConfig, nproc:int, # processes; on one machine

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils import signal_handling
-from ..core import progress, rng, unknown
+from ..core import rng, unknown
 from .annots import Manifest
 from .decode import VideoError, audit, index_video, read_frames, DecodeSlots
 from .text import tokenize
