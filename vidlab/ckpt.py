@@ -77,23 +77,30 @@ def _fill(target, groups):
     groups = list(groups)
     return re.sub(r'\{\}|\*', lambda m: groups.pop(0), target)
 
+def _rule_for(compiled, key): # -> our name or None, part, parts, fn; None when no rule fits
+    for rx, to, fn in compiled:
+        if m := rx.match(key):
+            name, part, parts = to if isinstance(to, tuple) else (to, 0, 1)
+            return None if name is None else _fill(name, m.groups()), part, parts, fn
+    return None
+
 def rename(state:dict, # official name -> tensor
-           rules:list # (pattern, target or None[, fn])
+           rules:list # (pattern, target[, fn]); target: our name, (our name, part, parts), or None
           ) -> tuple: # our state dict, report rows
     "Translate a state dict by a rule table; every key is claimed or dropped by name"
     compiled = [(_regex(r[0]), r[1], r[2] if len(r) > 2 else None) for r in rules]
-    out, rows, lost = {}, [], []
+    got, rows, lost = {}, [], []
     for k, v in state.items():
-        hit = next(((m, to, fn) for rx, to, fn in compiled if (m := rx.match(k))), None)
-        if hit is None: lost.append(k); continue
-        m, to, fn = hit
-        name = None if to is None else _fill(to, m.groups())
+        if (hit := _rule_for(compiled, k)) is None: lost.append(k); continue
+        name, part, parts, fn = hit
         rows.append((k, name, 'dropped' if name is None else 'loaded'))
         if name is None: continue
-        if name in out: raise WeightsError(f'two keys become {name!r}; the second is {k!r}')
-        out[name] = v if fn is None else fn(v)
+        slots = got.setdefault(name, [None]*parts)
+        if slots[part] is not None: raise WeightsError(f'two keys become {name!r}; the second is {k!r}')
+        slots[part] = v if fn is None else fn(v)
     if lost: raise WeightsError(f'{len(lost)} keys that no rule knows, such as {lost[:4]}; is this file of another system?')
-    return out, rows
+    if torn := [n for n, s in got.items() if any(x is None for x in s)]: raise WeightsError(f'{len(torn)} parameters are there in parts only, such as {torn[0]!r}')
+    return {n: s[0] if len(s) == 1 else torch.cat(s) for n, s in got.items()}, rows
 
 # %% ../nbs/03_ckpt.ipynb #bcd63a33
 @dataclass
