@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TINY', 'ALWAYS_TRAIN', 'HF', 'FILES', 'ClipCard', 'clip_dims', 'CLIPBackbone', 'inflate_patch', 'taps', 'frozen_by',
-           'freeze', 'layer_of', 'no_decay', 'token_layout', 'resize_positions', 'half_names', 'to_official_half',
-           'hf_blocks', 'hf_text', 'clip_rules', 'weights_file', 'load_clip', 'arch_dims', 'tiny_weights',
-           'create_clip']
+           'freeze', 'freeze_model', 'layer_of', 'no_decay', 'token_layout', 'resize_positions', 'half_names',
+           'to_official_half', 'hf_blocks', 'hf_text', 'clip_rules', 'weights_file', 'load_clip', 'inner_clip',
+           'arch_dims', 'tiny_weights', 'create_clip']
 
 # %% ../nbs/20_clip.ipynb #fdb042c1
 from contextlib import contextmanager
@@ -192,6 +192,20 @@ def freeze(clip:CLIPBackbone, policy, compat_3d:bool=False) -> list: # names now
     for k,p in clip.named_parameters(): p.requires_grad_(k not in stop)
     return sorted(stop)
 
+def freeze_model(model, # whose CLIP is `model.clip`
+                 policy, # as above, or patterns on the model's own names such as 'clip.visual.*'
+                 unused=(), # names that never train
+                 compat_3d:bool=False) -> list: # names the policy freezes
+    "Freeze parts of a model around a CLIP; what is not CLIP trains unless a pattern names it"
+    if isinstance(policy, (list,tuple)) or (isinstance(policy, str) and policy not in ('none','visual','text','all')):
+        pats,names = [policy] if isinstance(policy, str) else list(policy),[n for n,_ in model.named_parameters()]
+        for p in pats:
+            if not any(fnmatch(n, p) for n in names): raise ValueError(f'freeze pattern {p!r} matches no parameter; words: none, all, visual, text; names look like {names[9]!r}')
+        stop = [n for n in names if any(fnmatch(n, p) for p in pats)]
+    else: stop = ['clip.' + n for n in model.clip.frozen_by(policy, compat_3d)]
+    for n,p in model.named_parameters(): p.requires_grad_(n not in stop and n not in unused)
+    return sorted(stop)
+
 # %% ../nbs/20_clip.ipynb #9d707b7f
 def layer_of(clip:CLIPBackbone, name:str) -> int: # 0 .. max(layers)+1
     "Depth of a parameter, for layer-wise learning rates"
@@ -328,6 +342,19 @@ def load_clip(path, # OpenAI archive or state dict, open_clip or transformers fi
     return clip.resize_positions(image_size) if image_size else clip
 
 # %% ../nbs/20_clip.ipynb #9b95e124
+def inner_clip(state:dict, # of a fine-tuned model, its CLIP under `clip.`
+               source:str, # named in errors
+               quick_gelu:bool=None, # None: True, since published video models start from OpenAI's weights
+               vision_heads:int=None, text_heads:int=None) -> CLIPBackbone:
+    "The CLIP inside another model's weights"
+    inner = {k[5:]: v for k,v in state.items() if k.startswith('clip.')}
+    if not inner: raise WeightsError(f'{source}: no keys under clip.; a plain CLIP file is given as clip=')
+    why = 'fine-tuned from OpenAI weights' if quick_gelu is None else 'asked for'
+    clip = CLIPBackbone(**clip_dims(inner, vision_heads, text_heads), quick_gelu=quick_gelu is not False, temporal_patch='visual.conv2.weight' in inner,
+                        name=Path(source).name, source='checkpoint', gelu_from=why)
+    clip.report = load_into(clip, inner, new=('logit_scale',), source=str(source))
+    return clip
+
 def arch_dims(name:str) -> dict: # arguments of CLIPBackbone
     "Dimensions of one of open_clip's architectures (ViT towers with a plain text tower)"
     from open_clip import get_model_config, list_models
