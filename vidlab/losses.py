@@ -11,14 +11,17 @@ from .core import unknown
 
 # %% ../nbs/23_losses.ipynb #96d1341f
 def contrastive(sim:torch.Tensor, # (B,B) scaled similarities, texts x videos, pairs on the diagonal
-                same:torch.Tensor=None # (B,B) bool, True where text i also fits video j: not a negative. None: every other pair is one
+                same:torch.Tensor=None, # (B,B) bool, True where text i also fits video j: not a negative. None: every other pair is one
+                directions:str='mean' # of the two directions: 'mean' (CLIP) | 'sum' (STAN: twice as large, which gradient clipping notices)
                ) -> torch.Tensor: # scalar
     "½ CE(rows) + ½ CE(columns), mean over the batch"
     if sim.ndim != 2 or sim.shape[0] != sim.shape[1]: raise ValueError(f'contrastive needs one text per video: got {tuple(sim.shape)}')
+    if directions not in ('mean', 'sum'): raise unknown('directions', directions, ('mean', 'sum'))
     sim = sim.float()
     if same is not None: sim = sim.masked_fill(same & ~torch.eye(len(sim), dtype=torch.bool, device=sim.device), float('-inf'))
     y = torch.arange(len(sim), device=sim.device)
-    return (F.cross_entropy(sim, y) + F.cross_entropy(sim.T, y))/2
+    both = F.cross_entropy(sim, y) + F.cross_entropy(sim.T, y)
+    return both if directions == 'sum' else both/2
 
 # %% ../nbs/23_losses.ipynb #c4d1823d
 HOWS = ('full', 'official', 'local')

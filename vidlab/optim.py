@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BERT_SCHEDULES', 'SCHEDULES', 'RULES', 'OPTIMIZERS', 'warmup_cosine', 'warmup_constant', 'warmup_linear',
-           'bert_schedule', 'cosine_schedule', 'linear_schedule', 'schedule_factor', 'BertAdam', 'param_groups',
-           'make_optimizer']
+           'bert_schedule', 'cosine_schedule', 'linear_schedule', 'wave_schedule', 'schedule_factor', 'BertAdam',
+           'param_groups', 'make_optimizer']
 
 # %% ../nbs/25_optim.ipynb #028ee84a
 import math, torch
@@ -42,14 +42,32 @@ def linear_schedule(step:int, total:int, warmup:int=0, start:float=0., end:float
     if step < warmup: return start + (1-start)*step/warmup
     return end + (1-end)*(1 - min(1., (step-warmup)/max(1, total-warmup)))
 
-# %% ../nbs/25_optim.ipynb #a44721c0
-SCHEDULES = ('cosine', 'linear', 'constant', *BERT_SCHEDULES)
+def wave_schedule(step:int,
+                  warmup:int, # steps of linear warm-up; the last of them is at full rate
+                  begin:int, # step the wave begins at; full rate before
+                  half:float, # steps of half a period: from 1 down to 0
+                  start:float=0.05 # factor at step 0
+                 ) -> float:
+    "STAN's published schedule: after the warm-up a cosine that is never stopped, so it climbs again"
+    if step < warmup: return start + (1-start)*step/max(1, warmup-1)
+    return 1. if step < begin else 0.5*(1 + math.cos(math.pi*(step-begin)/half))
 
-def schedule_factor(name:str, step:int, total, warmup=0., start:float=0., end:float=0.) -> float:
-    "Factor at `step`; `warmup`: share of the run below 1, else steps"
-    if name in BERT_SCHEDULES: return bert_schedule(name, step, total, warmup if warmup < 1 else warmup/total)
-    w = round(warmup*total) if warmup < 1 else int(warmup)
+# %% ../nbs/25_optim.ipynb #a44721c0
+SCHEDULES = ('cosine', 'linear', 'constant', 'wave', *BERT_SCHEDULES)
+
+def schedule_factor(name:str, # see SCHEDULES
+                    step:int, # from 0
+                    total, # steps of the run
+                    warmup=0., # share of the run up to 1, above it steps
+                    start:float=0., # factor the warm-up starts from
+                    end:float=0., # factor at the end
+                    wave=(0.1, 0.9) # 'wave': share of the run at which it begins, and half its period as a share of the run
+                   ) -> float: # factor of the learning rate
+    "Factor at `step`"
+    if name in BERT_SCHEDULES: return bert_schedule(name, step, total, warmup if warmup <= 1 else warmup/total)
+    w = round(warmup*total) if warmup <= 1 else int(warmup)
     if name == 'constant': return start + (1-start)*step/w if step < w else 1.
+    if name == 'wave': return wave_schedule(step, w, max(w, round(wave[0]*total)), wave[1]*total, start)
     if name not in SCHEDULES: raise unknown('schedule', name, SCHEDULES)
     return (cosine_schedule if name == 'cosine' else linear_schedule)(step, total, w, start, end)
 
@@ -98,41 +116,46 @@ class BertAdam(torch.optim.Optimizer):
         s['step'] += 1
 
 # %% ../nbs/25_optim.ipynb #67afaae8
-RULES = ('standard', 'official')
-
-def _official(name, p, model): # -> (decays, is clip)
+def _clip4clip(name, p, model, norms): # -> (decays, is pretrained)
     return not any(s in name for s in ('bias', 'LayerNorm.bias', 'LayerNorm.weight')), 'clip.' in name
 
-def _standard(name, p, model):
+def _stan(name, p, model, norms):
+    branch = name.startswith('branch.')
+    return branch or not (name.endswith('bias') or name in norms), not branch
+
+def _standard(name, p, model, norms):
     nd = model.no_decay() if hasattr(model, 'no_decay') else ()
     return p.ndim > 1 and name not in nd, name.startswith('clip.')
 
+RULES = dict(standard=_standard, clip4clip=_clip4clip, stan=_stan)
+
 def param_groups(model, # nn.Module
                  lr:float, weight_decay:float=0.,
-                 coef_lr:float=None, # the `clip.` part learns with lr*coef_lr; None: like the rest
-                 rule:str='standard', # 'standard' | 'official'
-                 layer_decay:float=None # 'standard' only; factor per layer below the top
+                 coef_lr:float=None, # the pretrained part learns with lr*coef_lr; None: like the rest
+                 rule:str='standard', # see RULES
+                 layer_decay:float=None # factor per layer below the top; not with 'clip4clip'
                 ) -> list: # optimiser groups with 'name' and 'names'
     "Groups of parameters for an optimiser"
     if rule not in RULES: raise unknown('parameter group rule', rule, RULES)
     clip_lr = lr if coef_lr is None else lr*coef_lr
-    if rule == 'official':
-        if layer_decay is not None: raise ValueError("layer_decay belongs to rule='standard'")
-        named = [(n,p,*_official(n,p,model)) for n,p in model.named_parameters()]
+    norms = {f'{n}.{k}' for n,m in model.named_modules() if isinstance(m, torch.nn.LayerNorm) for k,_ in m.named_parameters()}
+    if rule == 'clip4clip':
+        if layer_decay is not None: raise ValueError("layer_decay does not go with rule='clip4clip', whose groups are those of the published code")
+        named = [(n,p,*_clip4clip(n,p,model,norms)) for n,p in model.named_parameters()]
         keys = [(True,True),(True,False),(False,True),(False,False)]
         return [_group(f'{"decay" if d else "no_decay"}/{"clip" if c else "head"}', [(n,p) for n,p,dd,cc in named if (dd,cc) == (d,c)],
                        clip_lr if c else lr, weight_decay if d else 0.) for d,c in keys]
-    return _standard_groups(model, lr, clip_lr, weight_decay, layer_decay)
+    return _layered(model, RULES[rule], norms, lr, clip_lr, weight_decay, layer_decay)
 
 def _group(name, named, lr, wd): return dict(params=[p for _,p in named], names=[n for n,_ in named], name=name, lr=lr, weight_decay=wd)
 
-def _standard_groups(model, lr, clip_lr, wd, layer_decay):
+def _layered(model, rule, norms, lr, clip_lr, wd, layer_decay):
     named = [(n,p) for n,p in model.named_parameters() if p.requires_grad]
     if layer_decay is not None and not hasattr(model, 'layer_of'): raise ValueError(f'layer_decay needs {type(model).__name__}.layer_of(name)')
     depth = {n: model.layer_of(n) for n,_ in model.named_parameters()} if layer_decay is not None else {}
     top,out = max(depth.values(), default=0),{}
     for n,p in named:
-        d,c = _standard(n, p, model)
+        d,c = rule(n, p, model, norms)
         scale = layer_decay**(top - depth[n]) if depth else 1.
         out.setdefault((d, c, depth.get(n, 0)), []).append((n, p, (clip_lr if c else lr)*scale))
     return [_group(f'{"decay" if d else "no_decay"}/{"clip" if c else "head"}' + (f'/layer{i}' if depth else ''), [(n,p) for n,p,_ in v], v[0][2], wd if d else 0.)

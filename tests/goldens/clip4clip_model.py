@@ -169,7 +169,7 @@ def train(cfg, weights, batches, stop=None, resume=None):
     "The official epoch loop; `stop`: after so many epochs, `resume`: (weights, optimiser state, first epoch)"
     model = build(cfg, resume[0] if resume else weights).train()
     model.freeze(cfg.get('freeze_layer_num', 0), compat_3d=True)
-    groups = param_groups(model, cfg['lr'], cfg['weight_decay'], cfg['coef_lr'], 'official')
+    groups = param_groups(model, cfg['lr'], cfg['weight_decay'], cfg['coef_lr'], 'clip4clip')
     opt = make_optimizer('bertadam', groups, betas=(cfg['b1'], cfg['b2']), eps=cfg['eps'], t_total=999. if resume else cfg['t_total'],
                          warmup=cfg['warmup_proportion'], schedule=cfg.get('schedule', 'warmup_cosine'), max_grad_norm=cfg['max_grad_norm'])
     if resume: opt.load_state_dict(resume[1])
@@ -262,7 +262,7 @@ def groups(case, tensors):
         text, vis = [count_blocks(names, f'clip.{p}transformer.resblocks.') for p in ('', 'visual.')]
         temporal = max(count_blocks(names, p + 'resblocks.') for p in ('transformerClip.', 'cross.transformer.'))
         layers[patch] = layers[head] = text, vis, temporal or 1
-        got = param_groups(toy(head, patch, *layers[head]), lr, wd, coef_lr, 'official')
+        got = param_groups(toy(head, patch, *layers[head]), lr, wd, coef_lr, 'clip4clip')
         assert len(got) == len(want)
         for i, g in enumerate(got):
             assert sorted(g['names']) == sorted(want[str(i)]), f'{key} group {i}: {set(g["names"]) ^ set(want[str(i)])}'
