@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['LIMITS', 'FORMATS', 'BROKEN', 'LOOK', 'INTRA', 'SKIPS', 'MOV', 'MKV', 'NOPTS', 'PICTURES', 'VERSION', 'ARRAYS',
-           'AUTO', 'VideoError', 'VideoWarning', 'Limits', 'VideoIndex', 'Child', 'index_video', 'register_decoder',
-           'PyAV', 'Images', 'Decord', 'TorchCodec', 'read_frames', 'stream_frames', 'DecodeSlots', 'audit']
+           'AUTO', 'VideoError', 'VideoWarning', 'Limits', 'VideoIndex', 'split_member', 'scan_tar', 'TarTable',
+           'keep_table', 'tar_table', 'find_member', 'holds_member', 'read_member', 'Child', 'index_video',
+           'register_decoder', 'PyAV', 'Images', 'Decord', 'TorchCodec', 'read_frames', 'stream_frames', 'DecodeSlots',
+           'audit']
 
 # %% ../../nbs/11_data.decode.ipynb #c34a1de6
-import contextlib, dataclasses, functools, hashlib, importlib, importlib.util, json, mmap, os, pickle, re, signal, stat
-import struct, subprocess, sys, tempfile, threading, time, warnings, weakref
+import contextlib, dataclasses, functools, hashlib, importlib, importlib.util, io, json, mmap, os, pickle, re, signal
+import stat, struct, subprocess, sys, tarfile, tempfile, threading, time, warnings, weakref
 from collections import OrderedDict
 from fractions import Fraction
 from pathlib import Path
@@ -68,7 +70,7 @@ class VideoIndex:
     packets:int = 0            # packets of the stream
     discarded:int = 0          # packets that the edit list hides
     damaged:int = 0            # packets or frames found broken
-    how:str = 'demux'          # 'demux', 'decode' or 'folder'
+    how:str = 'demux'          # 'demux', 'decode', 'folder' or 'image'
     seek:bool = True           # frames may be found by seeking
     interlaced:bool = False    # fields; nothing is done about them
     skip:bool = False          # unreferenced pictures may be left undecoded
@@ -79,9 +81,12 @@ class VideoIndex:
     bytes:int = 0              # of the file when it was indexed
     mtime:int = 0              # ns, likewise
     files:list = None          # picture names of a folder
+    at:tuple = None            # (offset, bytes) of a member of a tar shard
 
     @property
     def n(self): return len(self.pts)
+    @property
+    def pictures(self): return self.how in ('folder', 'image')
     @property
     def duration(self): return float(self.times[-1]) + 1/self.fps
     @property
@@ -93,6 +98,125 @@ class VideoIndex:
                 f'{self.fps:.3f} fps, {self.codec} in {self.container}, '
                 f'{"seek" if self.seek else "count"}, by {self.how}, {self.verdict}{why}')
 
+# %% ../../nbs/11_data.decode.ipynb #04976c44
+_beat = lambda n: None    # sign of life to the parent; set in the child process
+_MEMBER = re.compile(r'(.*?\.(?:tar|tgz|tar\.\w+))::(.+)', re.S)
+
+def split_member(path # any path
+                ): # (tar, member), or None for an ordinary path
+    "The two parts of `shard.tar::member`"
+    path = os.fsdecode(path)
+    m = _MEMBER.fullmatch(path) if '::' in path else None
+    return m and m.groups()
+
+_PACKED = {b'\x1f\x8b': 'gzip', b'BZh': 'bzip2', b'\xfd7zXZ': 'xz', b'\x28\xb5\x2f\xfd': 'zstandard'}
+
+def _refuse_packed(tar):
+    "Compressed tars have no random access"
+    with open(tar, 'rb') as f: head = f.read(6)
+    packed = next((name for magic, name in _PACKED.items() if head.startswith(magic)), None)
+    if packed or not tar.endswith('.tar'):
+        raise VideoError(tar, 'open', f'a compressed tar ({packed or "by its name"}) has no random access; unpack it to a '
+                                      f'plain .tar (videos do not get smaller by it)')
+
+def scan_tar(tar # plain tar file
+            ): # ([(name, offset, bytes)] of the regular files, None or what is wrong with the tar)
+    "Members in order, by their headers; a tar that ends too early gives what is complete, and the reason"
+    _refuse_packed(tar)
+    rows, fault, size = [], None, os.path.getsize(tar)
+    try:
+        with tarfile.open(tar, 'r:') as f:
+            while (o := f.next()) is not None:
+                if o.isreg() and not o.issparse(): rows.append((o.name, o.offset_data, o.size))
+                if len(rows) % 1024 == 0: _beat(len(rows))
+            end = f.offset
+        with open(tar, 'rb') as f: f.seek(end); block = f.read(512)
+        if len(block) < 512: fault = f'it breaks off after {len(rows)} members, without an end mark'
+        elif any(block): fault = f'the header after {len(rows)} members is unreadable'
+    except tarfile.TarError as e: fault = f'it breaks off after {len(rows)} members ({e})'
+    if rows and rows[-1][1] + rows[-1][2] > size: fault = f'it breaks off within {rows.pop()[0]!r}'
+    return rows, fault
+
+# %% ../../nbs/11_data.decode.ipynb #b93dc655
+class TarTable:
+    "Members of a tar: sorted names, offsets and sizes in one array, and `fault`, what is wrong with it"
+    def __init__(self, rows:np.ndarray, # fields name (bytes), at, size; sorted by name
+                 fault:str=None):
+        self.rows,self.fault,self.names = rows,fault,rows['name']
+
+    def find(self, name:str # member
+            ): # (offset, bytes) or None
+        "Where a member lies (the first one of that name)"
+        b = os.fsencode(name)
+        i = int(np.searchsorted(self.names, np.bytes_(b)))
+        return (int(self.rows['at'][i]), int(self.rows['size'][i])) if i < len(self.names) and self.names[i] == b else None
+
+_tars = OrderedDict()      # tar -> (size, mtime), TarTable
+
+def keep_table(tar, rows, fault # as `scan_tar` gives them
+              ) -> TarTable:
+    "Sort the members of a tar into a table and keep it, here and on disk"
+    st = os.stat(tar)
+    names = [os.fsencode(r[0]) for r in rows]
+    out = np.zeros(len(rows), [('name', f'S{max(map(len, names), default=1)}'), ('at', '<i8'), ('size', '<i8')])
+    if rows: out['name'], out['at'], out['size'] = names, [r[1] for r in rows], [r[2] for r in rows]
+    out = out[np.argsort(out['name'], kind='stable')]
+    head = json.dumps(dict(n=len(out), dtype=out.dtype.descr, fault=fault)).encode() + b'\n'
+    from vidlab.core import atomic_write
+    with contextlib.suppress(OSError), atomic_write(_cache_name(tar, st.st_size, st.st_mtime_ns, 'tar'), 'wb') as f:
+        f.write(head + out.tobytes())
+    _tars[os.path.abspath(tar)] = (st.st_size, st.st_mtime_ns), TarTable(out, fault)
+    if len(_tars) > 1024: _tars.popitem(last=False)
+    return _tars[os.path.abspath(tar)][1]
+
+def tar_table(tar:str, # plain tar file
+              st=None # its os.stat, if known
+             ) -> TarTable:
+    "The members of a tar, from memory, the cache or its headers"
+    st = st or os.stat(tar)
+    tag = st.st_size, st.st_mtime_ns
+    if (hit := _tars.get(os.path.abspath(tar))) and hit[0] == tag: return hit[1]
+    file = _cache_name(tar, *tag, 'tar')
+    try:
+        with open(file, 'rb') as f: head = json.loads(f.readline()); at = f.tell()
+        dtype = np.dtype([tuple(o) for o in head['dtype']])
+        rows = np.memmap(file, dtype, 'r', at, (head['n'],)) if head['n'] else np.zeros(0, dtype)
+    except (OSError, ValueError, KeyError): return keep_table(tar, *scan_tar(tar))
+    _tars[os.path.abspath(tar)] = tag, TarTable(rows, head['fault'])
+    if len(_tars) > 1024: _tars.popitem(last=False)
+    return _tars[os.path.abspath(tar)][1]
+
+# %% ../../nbs/11_data.decode.ipynb #416d63a7
+def find_member(path, # `shard.tar::member`
+                st=None # os.stat of the shard, if known
+               ) -> tuple: # (offset, bytes)
+    "Where a member lies in its shard, or VideoError"
+    tar, name = split_member(path)
+    try: table = tar_table(tar, st)
+    except OSError as e: raise VideoError(path, 'open', f'shard {tar!r}: {e.strerror or e}') from e
+    at = table.find(name)
+    if at is None:
+        raise VideoError(path, 'open', f'shard {tar!r} holds no member {name!r} ({len(table.names)} members' +
+                         (f'; {table.fault})' if table.fault else ')'))
+    return at
+
+def holds_member(path # `shard.tar::member`
+                ) -> bool:
+    "Is the shard there and the member in it?"
+    try: find_member(path); return True
+    except VideoError as e:
+        if 'compressed' in e.reason: raise
+        return False
+
+def read_member(path, # `shard.tar::member`
+                at=None # (offset, bytes), if known
+               ) -> bytes:
+    "The bytes of a member"
+    at = at or find_member(path)
+    with open(split_member(path)[0], 'rb') as f: f.seek(at[0]); data = f.read(at[1])
+    if len(data) < at[1]: raise VideoError(path, 'open', 'the shard ends within this member')
+    return data
+
 # %% ../../nbs/11_data.decode.ipynb #86caa732
 FORMATS = ('mov,mp4,matroska,webm,avi,asf,mpegts,mpeg,mpegvideo,flv,gif,apng,h264,hevc,m4v,av1,obu,ivf,ogg,rm,dv,mxf,'
            'nut,wtv,yuv4mpegpipe,mjpeg,3gp,vc1,h263,h261,swf,roq,smk,bink,nsv,flic,film_cpk,mvi,gxf,y4m,amv,avs')
@@ -100,11 +224,16 @@ FORMATS = ('mov,mp4,matroska,webm,avi,asf,mpegts,mpeg,mpegvideo,flv,gif,apng,h26
 # without FFmpeg's number and the path
 def _why(e): return (getattr(e, 'strerror', None) or str(e) or type(e).__name__).strip()
 
-def _open(path):
+def _url(path, at=None):
+    "What FFmpeg opens: the absolute path, or the bytes of a member of a tar (protocol `subfile`)"
+    if at is None: return os.path.abspath(path)
+    return f'subfile,,start,{at[0]},end,{at[0]+at[1]},,:{os.path.abspath(split_member(path)[0])}'
+
+def _open(path, at=None):
     "PyAV container"
     import av
-    return av.open(os.path.abspath(path), metadata_errors='ignore',
-                   container_options=dict(format_whitelist=FORMATS, protocol_whitelist='file'))
+    return av.open(_url(path, at), metadata_errors='ignore',
+                   container_options=dict(format_whitelist=FORMATS, protocol_whitelist='file' + ',subfile'*(at is not None)))
 
 def _real_streams(c):
     "Video streams that are not cover pictures or thumbnails"
@@ -197,8 +326,6 @@ def _lead(cc):
     return (ed[21] & 3) + 1 if len(ed) > 22 and ed[0] == 1 else 0
 
 # %% ../../nbs/11_data.decode.ipynb #4469dde2
-_beat = lambda n: None    # sign of life to the parent; set in the child process
-
 def _packets(c, s, # container, stream
              log # list of error texts, appended to
             ): # yields packets; the last one is empty and flushes the decoder
@@ -316,10 +443,10 @@ def _first(f, s):
     return dict(width=w, height=h, pix_fmt=f.format.name, interlaced=bool(f.interlaced_frame), turn=(a, b, c, d),
                 rotation=int(round(np.degrees(np.arctan2(-b, a)))) % 360), m is None
 
-def _decode_pass(path, stream):
+def _decode_pass(path, stream, at=None):
     "Every frame that comes out: (pts list, facts of the first frame, sizes, corrupt frames, error texts)"
     log, pts, sizes, corrupt, first = [], [], {}, 0, None
-    with _open(path) as c:
+    with _open(path, at) as c:
         s = c.streams[stream]
         for f in _frames(c, s, log):
             if first is None: first = _first(f, s)
@@ -329,10 +456,10 @@ def _decode_pass(path, stream):
             if len(pts) % 8 == 0: _beat(len(pts))
     return pts, first, sizes, corrupt, log
 
-def _first_frame(path, stream):
+def _first_frame(path, stream, at=None):
     "Facts of the first frame that decodes and its pts, or None"
     log = []
-    with _open(path) as c:
+    with _open(path, at) as c:
         s = c.streams[stream]
         for f in _frames(c, s, log): return _first(f, s), f.pts
     return None
@@ -365,12 +492,13 @@ def _times(pts, s, reasons, usual):
     return t, fps
 
 def _index_file(path, # file
-                deep:bool # decode every frame whatever the packets say
+                deep:bool, # decode every frame whatever the packets say
+                at:tuple=None # (offset, bytes) of a member of a tar
                ) -> dict: # fields of VideoIndex
     "Index one file, in this process"
     import av
     av.logging.set_level(None)
-    try: c = _open(path)
+    try: c = _open(path, at)
     except (av.FFmpegError, OSError, ValueError) as e:
         raise VideoError(path, 'open', f'not a readable media file ({_why(e)})') from e
     with c:
@@ -382,16 +510,16 @@ def _index_file(path, # file
         if cc.width * cc.height > LIMITS.pixels:
             raise VideoError(path, 'index', _over(cc.width, cc.height))
         scan = _scan(c, s)
-        return _settle(path, c, s, scan, len(real), deep)
+        return _settle(path, c, s, scan, len(real), deep, at)
 
 # %% ../../nbs/11_data.decode.ipynb #6687ad22
-def _settle(path, c, s, scan, streams, deep):
+def _settle(path, c, s, scan, streams, deep, at):
     "Decide what is true: `_scan` alone, or a full decode"
     cc, reasons, pts, corrupt, sizes, log = s.codec_context, [], scan.pts.tolist(), 0, {}, []
-    alone = None if deep or scan.doubts or not scan.packets else _first_frame(path, s.index)
+    alone = None if deep or scan.doubts or not scan.packets else _first_frame(path, s.index, at)
     decode = alone is None or alone[1] != (pts[0] if pts else None)
     if decode:
-        pts, first, sizes, corrupt, log = _decode_pass(path, s.index)
+        pts, first, sizes, corrupt, log = _decode_pass(path, s.index, at)
         if not pts:
             why = [f'no frame decodes of {scan.packets} packets', *(log + scan.doubts)[:1]]
             raise VideoError(path, 'index', '; '.join(why))
@@ -422,20 +550,42 @@ def _settle(path, c, s, scan, streams, deep):
                 damaged=scan.damaged + corrupt, how='decode' if decode else 'demux',
                 seek=bool(proved and c.format.name in (MOV, MKV) and len(scan.key) and len(sizes) < 2),
                 skip=scan.skip, closed=bool(scan.closed), deep=bool(decode),
-                verdict='warn' if reasons else 'ok', reasons=reasons, **facts)
+                verdict='warn' if reasons else 'ok', reasons=reasons, at=at, **facts)
 
 # %% ../../nbs/11_data.decode.ipynb #9c0dfe57
 PICTURES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp')
 
 def _natural(s): return [int(p) if p.isdigit() else p for p in re.split(r'(\d+)', s)]
 
-def _picture(path, name):
-    "One frame of a folder, upright, (H, W, 3) uint8"
-    from PIL import Image, ImageOps
-    with Image.open(os.path.join(path, name)) as im:
-        if im.width * im.height > LIMITS.pixels:
-            raise ValueError(_over(im.width, im.height))
-        return np.asarray(ImageOps.exif_transpose(im).convert('RGB'))
+@contextlib.contextmanager
+def _image(path, at=None):
+    "A picture (file or member of a tar) as PIL's lazy object; OSError or ValueError for whatever is wrong"
+    from PIL import Image
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', Image.DecompressionBombWarning)           # our limit decides
+            with Image.open(io.BytesIO(read_member(path, at)) if at else path) as im:
+                if im.width * im.height > LIMITS.pixels: raise ValueError(_over(im.width, im.height))
+                yield im
+    except (SyntaxError, Image.DecompressionBombError) as e: raise ValueError(str(e)) from e
+
+def _picture(path, at=None):
+    "One picture, upright, (H, W, 3) uint8"
+    from PIL import ImageOps
+    with _image(path, at) as im: return np.asarray(ImageOps.exif_transpose(im).convert('RGB'))
+
+def _index_image(path, deep, at=None):
+    "Index a single picture by its header, decoding it only if `deep`; None for an animation, which is a video"
+    try:
+        with _image(path, at) as im:
+            if getattr(im, 'is_animated', False): return None
+            (w, h), codec = im.size, im.format.lower()
+            if im.getexif().get(0x112, 1) > 4: w, h = h, w                          # EXIF: turned by 90 degrees
+        if deep: _picture(path, at)
+    except (OSError, ValueError) as e: raise VideoError(path, 'index', f'not a readable picture ({_why(e)})') from e
+    one, none = np.zeros(1, np.int64), np.zeros(0, np.int64)
+    return dict(path=path, pts=one, times=one/1., key=none, key_dts=none, width=w, height=h, fps=1., codec=codec,
+                container='image', pix_fmt='rgb24', packets=1, how='image', seek=False, closed=True, deep=deep, at=at)
 
 def _index_folder(path, # folder
                   deep:bool, # decode every picture
@@ -448,8 +598,8 @@ def _index_folder(path, # folder
     except OSError as e: raise VideoError(path, 'open', str(e)) from e
     if not files: raise VideoError(path, 'index', f'no pictures ({", ".join(PICTURES)}) in this folder')
     for i, name in enumerate(files if deep else files[:1]):
-        try: x = _picture(path, name)
-        except (OSError, ValueError, SyntaxError) as e:
+        try: x = _picture(os.path.join(path, name))
+        except (OSError, ValueError) as e:
             raise VideoError(path, 'index', f'{name!r}: {e}', frame=i) from e
         if i == 0: h, w = x.shape[:2]
         elif x.shape[:2] != (h, w):
@@ -565,20 +715,23 @@ def _child():
     return _children.setdefault(os.getpid(), Child())
 
 def _stat(path):
-    "(size, mtime in ns, is a folder) of something that can be read, or VideoError"
-    try: st = os.stat(path)
+    "(size, mtime in ns, is a folder, place within a tar) of something that can be read, or VideoError"
+    file = (member := split_member(path)) and member[0] or path
+    try: st = os.stat(file)
     except (OSError, ValueError) as e: raise VideoError(path, 'open', getattr(e, 'strerror', None) or str(e)) from e
     folder = stat.S_ISDIR(st.st_mode)
-    if not folder and not stat.S_ISREG(st.st_mode): raise VideoError(path, 'open', 'not a regular file or folder')
-    if not os.access(path, os.R_OK): raise VideoError(path, 'open', 'Permission denied')
-    if not folder and st.st_size == 0: raise VideoError(path, 'open', 'the file is empty')
-    return st.st_size, st.st_mtime_ns, folder
+    if (not folder or member) and not stat.S_ISREG(st.st_mode):
+        raise VideoError(path, 'open', 'not a regular file or folder')
+    if not os.access(file, os.R_OK): raise VideoError(path, 'open', 'Permission denied')
+    at = find_member(path, st) if member else None
+    if not folder and (at[1] if at else st.st_size) == 0: raise VideoError(path, 'open', 'the file is empty')
+    return at[1] if at else st.st_size, st.st_mtime_ns, folder, at
 
-def _cache_name(path, size, mtime):
+def _cache_name(path, size, mtime, kind='index'):
     "Where the record of this file lies"
     from vidlab.core import cache_dir
     h = hashlib.sha1(os.fsencode(os.path.abspath(path)) + f'\0{size}\0{mtime}\0{VERSION}'.encode()).hexdigest()
-    return cache_dir('index', h[:2])/h[2:]
+    return cache_dir(kind, h[:2])/h[2:]
 
 ARRAYS = ('pts', 'times', 'key', 'key_dts')
 
@@ -599,10 +752,11 @@ def _unpack(data):
     return rec
 
 # %% ../../nbs/11_data.decode.ipynb #d8453b16
-def _make_record(path, deep, fps, size, mtime, folder, child, timeout):
+def _make_record(path, deep, fps, size, mtime, folder, at, child, timeout):
     "A fresh record: fields of VideoIndex, or `error`; and whether it may be kept on disk"
     try:
-        if not folder: rec = child.call('_index_file', path, deep, timeout=timeout)
+        if path.lower().endswith(PICTURES) and not folder and (rec := _index_image(path, deep, at)): folder = True
+        elif not folder: rec = child.call('_index_file', path, deep, at, timeout=timeout)
         elif deep: rec = child.call('_index_folder', path, True, fps, timeout=timeout)
         else: rec = _index_folder(path, False, fps)
         keep = True
@@ -613,7 +767,7 @@ def _make_record(path, deep, fps, size, mtime, folder, child, timeout):
 
 def _record(path, cache, timeout, deep, fps, child):
     "The record of a path, from memory, disk or the child"
-    size, mtime, folder = _stat(path)
+    size, mtime, folder, at = _stat(path)
     if fps is not None and not folder:
         raise ValueError(f'{path!r} has its own clock: fps={fps} is for folders of pictures')
     tag, fits = (size, mtime, float(fps or 1) if folder else None), lambda r: r is not None and (r['deep'] or not deep)
@@ -623,7 +777,7 @@ def _record(path, cache, timeout, deep, fps, child):
     if cache and file:
         with contextlib.suppress(OSError, ValueError, KeyError): rec = _unpack(file.read_bytes()) | dict(path=path)
     if not fits(rec):
-        rec, keep = _make_record(path, deep, float(fps or 1), size, mtime, folder, child or _child(), timeout)
+        rec, keep = _make_record(path, deep, float(fps or 1), size, mtime, folder, at, child or _child(), timeout)
         if keep:
             from vidlab.core import atomic_write
             with contextlib.suppress(OSError), atomic_write(file, 'wb') as f: f.write(_pack(rec))
@@ -632,7 +786,7 @@ def _record(path, cache, timeout, deep, fps, child):
     return rec
 
 # %% ../../nbs/11_data.decode.ipynb #d1c4b217
-def index_video(path, # file, or folder of pictures
+def index_video(path, # video, picture, folder of pictures, or a member of a tar shard (`00000.tar::12.mp4`)
                 cache:bool=True, # use and write the cache
                 timeout:float=20., # seconds without a sign of life before the child is killed
                 deep:bool=False, # decode every frame once: exact counts for damaged files too
@@ -719,7 +873,7 @@ def _read_strict(ix, idx, canvas):
     "The key-frame plan; _Damage when anything is unusual"
     import av
     try:
-        with _open(ix.path) as c:
+        with _open(ix.path, ix.at) as c:
             s = c.streams[ix.stream]
             s.codec_context.thread_count = 1
             s.codec_context.options = dict(err_detect='explode')
@@ -731,7 +885,7 @@ def _read_strict(ix, idx, canvas):
 def _read_all(ix, idx, canvas):
     "Decode from the start, match by pts; the list of rows that never came"
     log, row, corrupt = [], dict(zip(ix.pts[idx].tolist(), range(len(idx)))), 0
-    with _open(ix.path) as c:
+    with _open(ix.path, ix.at) as c:
         for f in _frames(c, c.streams[ix.stream], log):
             corrupt += bool(f.is_corrupt)
             if f.pts in row: canvas.put(row.pop(f.pts), f)
@@ -744,7 +898,7 @@ def _read_all(ix, idx, canvas):
 def _read_counted(ix, idx, canvas):
     "Decode from the start and count; each frame must carry the pts it had when the file was indexed"
     log, row, last = [], dict(zip(idx.tolist(), range(len(idx)))), int(idx[-1])
-    with _open(ix.path) as c:
+    with _open(ix.path, ix.at) as c:
         for i, f in enumerate(_frames(c, c.streams[ix.stream], log)):
             if (NOPTS if f.pts is None else f.pts) != ix.pts[i]:
                 raise VideoError(ix.path, 'decode', 'frames come out differently than when it was indexed; '
@@ -758,7 +912,7 @@ def _read_counted(ix, idx, canvas):
 @register_decoder('pyav')
 class PyAV:
     "FFmpeg through PyAV: right for every file, and the fastest"
-    def refuses(self, ix): return 'a folder of pictures' if ix.how == 'folder' else None
+    def refuses(self, ix): return 'no video but pictures' if ix.pictures else None
 
     def read(self, ix, idx, size):
         import av
@@ -779,15 +933,16 @@ class PyAV:
 
 @register_decoder('images')
 class Images:
-    "Folders of pictures, through PIL"
-    def refuses(self, ix): return None if ix.how == 'folder' else 'not a folder of pictures'
+    "Folders of pictures and single ones, through PIL"
+    def refuses(self, ix): return None if ix.pictures else 'a video, not pictures'
 
     def read(self, ix, idx, size):
         out = []
         for i in idx.tolist():
-            try: x = _picture(ix.path, ix.files[i])
-            except (OSError, ValueError, SyntaxError) as e:
-                raise VideoError(ix.path, 'decode', f'{ix.files[i]!r}: {e}', frame=i, lost=[i]) from e
+            try: x = _picture(os.path.join(ix.path, ix.files[i]) if ix.files else ix.path, ix.at)
+            except (OSError, ValueError) as e:
+                named = f'{ix.files[i]!r}: ' if ix.files else ''
+                raise VideoError(ix.path, 'decode', f'{named}{e}', frame=i, lost=[i]) from e
             if x.shape[:2] != (ix.height, ix.width) and size is None:
                 raise VideoError(ix.path, 'decode',
                                  f'{ix.files[i]!r} is {x.shape[1]}x{x.shape[0]}, the first picture is '
@@ -807,7 +962,7 @@ def _scale(x, # (H, W, 3)
 # %% ../../nbs/11_data.decode.ipynb #93a5a693
 def _certify(ix, codecs):
     "Reason why a file is not of the plain kind that index-based readers get right"
-    if ix.how == 'folder': return 'a folder of pictures'
+    if ix.pictures: return 'no video but pictures'
     if ix.container not in (MOV, MKV): return f'container {ix.container}'
     if ix.codec not in codecs: return f'codec {ix.codec}'
     if not ix.seek or ix.damaged or ix.verdict != 'ok':
@@ -841,7 +996,7 @@ class Decord:
         decord.logging.set_level(decord.logging.QUIET)
         kw = {} if size is None else dict(height=size[0], width=size[1])
         try:
-            vr = decord.VideoReader(os.path.abspath(ix.path), ctx=decord.cpu(0), num_threads=1, fault_tol=1e-6, **kw)
+            vr = decord.VideoReader(_url(ix.path, ix.at), ctx=decord.cpu(0), num_threads=1, fault_tol=1e-6, **kw)
             if len(vr) != ix.n:
                 raise VideoError(ix.path, 'decode', f'decord counts {len(vr)} frames, the file has {ix.n}')
             out = vr.get_batch(idx.tolist()).asnumpy()
@@ -879,7 +1034,7 @@ class TorchCodec:
     def read(self, ix, idx, size):
         from torchcodec.decoders import VideoDecoder
         try:
-            d = VideoDecoder(os.path.abspath(ix.path), stream_index=ix.stream, dimension_order='NHWC',
+            d = VideoDecoder(_url(ix.path, ix.at), stream_index=ix.stream, dimension_order='NHWC',
                              num_ffmpeg_threads=1, seek_mode='exact')
             got = d.get_frames_at(idx.tolist())
         except Exception as e:
@@ -932,9 +1087,9 @@ def _check(ix, indices, size, missing, decoder):
 def _nearest(ix, idx, # rising distinct frames wanted
              size, error):
     "`missing='nearest'`: stand-ins among the frames that decode"
-    if ix.how == 'folder': alive = np.array([i for i in range(ix.n) if _opens(ix, i)])
+    if ix.pictures: alive = np.array([i for i in range(ix.n) if _opens(ix, i)])
     else:
-        pts = set(_decode_pass(ix.path, ix.stream)[0])
+        pts = set(_decode_pass(ix.path, ix.stream, ix.at)[0])
         alive = np.array([i for i, p in enumerate(ix.pts.tolist()) if p in pts])
     if not len(alive): raise error
     near = alive[np.abs(ix.times[alive][None] - ix.times[idx][:, None]).argmin(1)]
@@ -942,12 +1097,12 @@ def _nearest(ix, idx, # rising distinct frames wanted
     warnings.warn(f'{ix.path!r}: frames {idx[gone].tolist()} do not decode; {near[gone].tolist()} stand in for them',
                   VideoWarning, stacklevel=4)
     u, inv = np.unique(near, return_inverse=True)
-    return _read(ix, u, 'images' if ix.how == 'folder' else 'pyav', size)[inv]
+    return _read(ix, u, 'images' if ix.pictures else 'pyav', size)[inv]
 
 def _opens(ix, i):
     "Can picture `i` of a folder be read?"
-    try: return _picture(ix.path, ix.files[i]) is not None
-    except (OSError, ValueError, SyntaxError): return False
+    try: return _picture(os.path.join(ix.path, ix.files[i]) if ix.files else ix.path, ix.at) is not None
+    except (OSError, ValueError): return False
 
 def _read_here(path, ix, idx, decoder, size, missing):
     "read_frames in this process, arguments checked; `path` comes first for the messages of `Child`"
@@ -1000,12 +1155,12 @@ def stream_frames(path_or_index, # file, folder of pictures, or `VideoIndex`
     ix = path_or_index if isinstance(path_or_index, VideoIndex) else index_video(path_or_index)
     idx = _check(ix, indices, (1, 1), 'raise', 'auto')
     if (np.diff(idx) < 0).any(): raise ValueError('stream_frames takes rising indices')
-    if ix.how == 'folder' or ix.seek:
+    if ix.pictures or ix.seek:
         for i in range(0, len(idx), chunk):
-            yield from read_frames(ix, idx[i:i+chunk], 'images' if ix.how == 'folder' else decoder, size); _beat(i)
+            yield from read_frames(ix, idx[i:i+chunk], 'images' if ix.pictures else decoder, size); _beat(i)
         return
     log, times, n = [], np.bincount(idx, minlength=1), 0
-    with _open(ix.path) as c:
+    with _open(ix.path, ix.at) as c:
         for i, f in enumerate(_frames(c, c.streams[ix.stream], log)):
             if i >= len(times): return
             if (NOPTS if f.pts is None else f.pts) != ix.pts[i]:
