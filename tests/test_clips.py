@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from vidlab.data.annots import Manifest
-from vidlab.data.clips import Clips, Loader, TooManyUnread
+from vidlab.data.clips import Clips, Loader, Mixed, TooManyUnread
 from vidlab.data import decode
 from vidlab.data.decode import VideoError, register_decoder
 from vidlab.data.sample import GridSampler, SegmentSampler
@@ -76,3 +76,47 @@ def test_one_caption_per_clip_is_drawn_anew_each_epoch(tmp_path, rows):
 def test_a_whole_unreadable_batch_stops_training(rows):
     with pytest.raises(TooManyUnread, match='no luck'): list(Loader(Clips(rows, SegmentSampler(4), size=32, train=True, decoder='broken'), 4))
     with pytest.raises(VideoError, match='no luck'): list(Loader(Clips(rows, SegmentSampler(4), size=32, decoder='broken'), 4))
+
+def two_sets(rows, **kw):
+    "Clips of four frames and single frames, in two loaders"
+    opts = lambda decoder: dict(train=True, seed=7, decoder=decoder)
+    sets = dict(clips=Clips(rows, SegmentSampler(4, 'inclusive'), size=32, augment='rrc-s40', **opts(kw.get('first', 'auto'))),
+                stills=Clips(rows.select(range(9)), SegmentSampler(1), size=16, **opts(kw.get('second', 'auto'))))
+    how = dict(shuffle=True, drop_last=True, seed=7, workers=kw.get('workers', 0), rank=kw.get('rank', 0), world=kw.get('world', 1), timeout=kw.get('timeout', 60))
+    return Mixed({k: Loader(ds, 4, **how) for k, ds in sets.items()}, seed=7)
+
+def test_mixed_loaders_take_turns_in_one_order(rows):
+    "Whole batches of one set, each batch once, the same for any workers and ranks, exact from any batch on"
+    def run(e=2, start=0, **kw):
+        dl = two_sets(rows, **kw)
+        try: return [(b['source'], b['sid'], b['video']) for b in dl.epoch(e, start)]
+        finally: dl.close()
+    same = lambda a, b: [s for s, *_ in a] == [s for s, *_ in b] and all(torch.equal(i, j) for p, q in zip(a, b) for i, j in zip(p[1:], q[1:]))
+    whole = run()
+    assert len(whole) == len(two_sets(rows)) == 5 and [s for s, *_ in whole].count('stills') == 2
+    for name, n in (('clips', 12), ('stills', 8)):
+        sids = torch.cat([sid for s, sid, _ in whole if s == name])
+        assert len(sids) == len(set(sids.tolist())) == n
+    assert same(whole, run(workers=2))
+    for start in range(6): assert same(whole[start:], run(start=start)), start
+    both = [run(rank=r, world=2) for r in (0, 1)]
+    assert same(whole, [(a[0], torch.cat([a[1], b[1]]), torch.cat([a[2], b[2]])) for a, b in zip(*both)])
+    orders = {tuple(two_sets(rows).turns(e)) for e in range(12)}
+    assert len(orders) > 4 and all(sum(o) == 2 for o in orders)
+
+def test_mixed_goes_on_after_an_epoch_was_left(rows):
+    dl = two_sets(rows, workers=1)
+    want = [b['sid'].tolist() for b in dl.epoch(1)]
+    for b in dl.epoch(0): break
+    assert [b['sid'].tolist() for b in dl.epoch(1)] == want
+    assert dl.blame(RuntimeError('DataLoader worker (pid(s) 1, 2) exited unexpectedly')) is None      # not ours
+    assert [b['sid'].tolist() for b in dl.epoch(1)] == want
+    dl.close()
+
+def test_mixed_names_the_file_of_the_loader_that_died(rows):
+    dl = two_sets(rows, workers=1, second='dying', timeout=20)
+    try:                                                   # torch raises wherever the main thread is: here or in either loader
+        for _ in dl.epoch(0): time.sleep(.3)
+    except Exception as e: said = dl.blame(e) or e
+    assert isinstance(said, VideoError) and '00007.mp4' in str(said) and 'died' in str(said)
+    assert all(d.dl._iterator is None for d in dl.loaders.values())

@@ -47,6 +47,20 @@ def test_segments(n, t, seed):
     assert all(i*n//t <= d <= max((i+1)*n//t - 1, i*n//t) for i, d in enumerate(draw))
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 40), st.integers(1, 4), st.integers(0, 9))
+def test_inclusive_segments(n, t, clips, seed):
+    "STAN's rule in words: python rounds half to even too; the draws of a RandomState come in the order of the frames"
+    seg, gen = (n - 1)/t, np.random.RandomState(seed)
+    assert S.segments(n, t, rule='inclusive', clips=clips).tolist() == [
+        round(seg*i) + int(seg/(clips + 1)*(c + 1)) for c in range(clips) for i in range(t)]
+    want = [gen.randint(round(seg*i), round(seg*(i + 1)) + 1) for i in range(t)]
+    assert S.segments(n, t, True, np.random.RandomState(seed), 'inclusive').tolist() == want
+    idx = S.segments(n, t, True, np.random.default_rng(seed), 'inclusive')
+    assert idx.dtype == np.int64 and (np.diff(idx) >= 0).all()
+    assert all(round(seg*i) <= d <= round(seg*(i + 1)) for i, d in enumerate(idx))
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(.005, 2), min_size=3, max_size=80), st.integers(1, 12))
 def test_uneven_times(gaps, most):
@@ -94,3 +108,14 @@ def test_any_text(text, words):
     assert ids.shape == (1, words) and ids[0, 0] == START and ids[0, n-1] == END
     assert not ids[0, n:].any() and mask[0, :n].all()
     assert torch.equal(tokenize([text], 77)[0][0, :n-1], ids[0, :n-1])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from(['a', 'dog', 'carrots,', 'supercalifragilistic', '!', '&', '3.14']), max_size=90), st.integers(2, 77))
+def test_the_official_cut_is_a_slice(words, n):
+    "77 ids with the end token, then the first n of them: equal to the other rule unless the text is longer"
+    text = ' '.join(words)
+    whole, ids = tokenize(text, 77)[0][0], tokenize(text, n, 'official')[0][0]
+    assert torch.equal(ids, whole[:n])
+    if END in ids: assert torch.equal(ids, tokenize(text, n)[0][0])
+    else: assert ids.argmax() == 0 and tokenize(text, n)[0][0].argmax() == n - 1
