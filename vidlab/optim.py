@@ -61,13 +61,13 @@ def schedule_factor(name:str, # see SCHEDULES
                     warmup=0., # share of the run up to 1, above it steps
                     start:float=0., # factor the warm-up starts from
                     end:float=0., # factor at the end
-                    wave=(0.1, 0.9) # 'wave': share of the run at which it begins, and half its period as a share of the run
+                    wave=(0.1, 0.1, 0.9) # 'wave', in shares of the run: end of its warm-up, begin of the cosine, half a period
                    ) -> float: # factor of the learning rate
     "Factor at `step`"
     if name in BERT_SCHEDULES: return bert_schedule(name, step, total, warmup if warmup <= 1 else warmup/total)
     w = round(warmup*total) if warmup <= 1 else int(warmup)
     if name == 'constant': return start + (1-start)*step/w if step < w else 1.
-    if name == 'wave': return wave_schedule(step, w, max(w, round(wave[0]*total)), wave[1]*total, start)
+    if name == 'wave': return wave_schedule(step, round(wave[0]*total), round(wave[1]*total), wave[2]*total, start)
     if name not in SCHEDULES: raise unknown('schedule', name, SCHEDULES)
     return (cosine_schedule if name == 'cosine' else linear_schedule)(step, total, w, start, end)
 

@@ -210,9 +210,8 @@ def lr_schedule(case, tensors):
     for c in case['cases']:
         with sub(c['config']):
             n, e = c['iters_per_epoch'], c['epochs']
-            wave = c['cosine']['begin']/e, c['cosine']['T_max']/e
-            warm = c['warmup_end_epoch']*n
-            got = torch.tensor([c['base_lr']*schedule_factor('wave', s, n*e, warm/(n*e), 0.05, wave=wave) for s in range(len(c['lr_clip']))], dtype=torch.float64)
+            wave = c['warmup_end_epoch']/e, c['cosine']['begin']/e, c['cosine']['T_max']/e
+            got = torch.tensor([c['base_lr']*schedule_factor('wave', s, n*e, start=0.05, wave=wave) for s in range(len(c['lr_clip']))], dtype=torch.float64)
             want = torch.tensor(c['lr_clip'], dtype=torch.float64)
             assert (got - want).abs().max() <= case['tolerance']*c['base_lr'], f'{c["config"]}: differs by {(got - want).abs().max()} at step {(got - want).abs().argmax()}'
 
