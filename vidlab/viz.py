@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Picture', 'show_strip', 'show_batch', 'show_similarity', 'overlay_frames', 'show_overlay', 'save_clip',
-           'show_frame_attention', 'plot_metrics', 'show_retrieval']
+           'show_frame_attention', 'show_words', 'plot_metrics', 'show_retrieval']
 
 # %% ../nbs/51_viz.ipynb #4a9c169c
 import io, math, textwrap
@@ -143,7 +143,7 @@ def save_clip(path, # .gif or .mp4
 # %% ../nbs/51_viz.ipynb #0a00afd5
 def show_frame_attention(attn, # (H,T,T) or (T,T), rows sum to 1
                          labels=None, # names of the tokens, default frame numbers
-                         title:str='' ): # Figure
+                         title:str='', each:str='head'): # Figure; what the first dimension counts
     "Which frames look at which"
     a = torch.as_tensor(attn).float()
     a = a[None] if a.ndim == 2 else a
@@ -152,12 +152,39 @@ def show_frame_attention(attn, # (H,T,T) or (T,T), rows sum to 1
     axes = fig.subplots(1, len(a), squeeze=False)[0]
     for i, (ax, m) in enumerate(zip(axes, a)):
         im = ax.imshow(m.numpy(), vmin=0, vmax=float(a.max()), cmap='magma')
-        ax.set_title('mean of heads' if i == 0 and len(a) > 1 else f'head {i-1}' if len(a) > 1 else '', fontsize=9)
+        ax.set_title(f'mean of {each}s' if i == 0 and len(a) > 1 else f'{each} {i-1}' if len(a) > 1 else '', fontsize=9)
         ax.set_xlabel('looked at', fontsize=8)
         t = labels if labels is not None else range(m.shape[-1])
         ax.set_xticks(range(m.shape[-1]), t, fontsize=7); ax.set_yticks(range(m.shape[-2]), t, fontsize=7)
     axes[0].set_ylabel('frame', fontsize=8)
     fig.colorbar(im, ax=axes, shrink=.8)
+    if title: fig.suptitle(_plain(title), fontsize=10)
+    return fig
+
+# %% ../nbs/51_viz.ipynb #872a2d97
+def show_words(video, # (T,3,H,W) uint8
+               words, # L names
+               S, # (L,T) cosines of words and frames
+               p=None, # (L,T) where each word looks; None: draw the cosines
+               q=None, # not drawn: (L,T) what each frame says
+               alpha=None, # (L,) weight of the words
+               beta=None, # (T,) weight of the frames
+               times=None, title:str=''): # Figure
+    "A word x frame heat map under the frames"
+    f, a = _frames(video), torch.as_tensor(S if p is None else p).float().numpy()
+    L, T = a.shape
+    fig = _figure(1.1*T + 2.6, .24*L + 2.6)
+    grid = fig.add_gridspec(3, T + 2, height_ratios=[1.1, .24*L, .35], width_ratios=[1.]*T + [.5, .12], wspace=.02, hspace=.02)
+    _strip([fig.add_subplot(grid[0, t]) for t in range(T)], f, times, np.arange(T))
+    ax = fig.add_subplot(grid[1, :T])
+    im = ax.imshow(a, aspect='auto', cmap='magma', vmin=0 if p is not None else None)
+    ax.set_yticks(range(L), [_plain(w) for w in words], fontsize=9); ax.set_xticks([])
+    if alpha is not None:
+        bar = fig.add_subplot(grid[1, T], sharey=ax); bar.barh(range(L), torch.as_tensor(alpha).float().numpy(), color='tab:blue'); bar.axis('off'); bar.set_title('words', fontsize=8)
+    if beta is not None:
+        bar = fig.add_subplot(grid[2, :T], sharex=ax); bar.bar(range(T), torch.as_tensor(beta).float().numpy(), color='tab:blue'); bar.set_yticks([]); bar.set_xticks([]); bar.set_ylabel('frames', fontsize=8, rotation=0, ha='right')
+        for side in bar.spines.values(): side.set_visible(False)
+    fig.colorbar(im, cax=fig.add_subplot(grid[1, T+1])).ax.tick_params(labelsize=7)
     if title: fig.suptitle(_plain(title), fontsize=10)
     return fig
 

@@ -26,18 +26,20 @@ class Order:
                  shuffle:bool=False, # a new permutation each epoch
                  seed:int=0,
                  drop_last:bool=False, # leave out an incomplete last batch
-                 rank:int=0, world:int=1 # this process, processes
+                 rank:int=0, world:int=1, # this process, processes
+                 permute=None # (seed, epoch) -> (n,) sample numbers, instead of a free permutation; a pure function
                 ):
         if batch_size % world: raise ValueError(f'batch_size {batch_size} is that of all {world} processes together: choose a multiple of {world}')
         if drop_last and n < batch_size: raise ValueError(f'{n} samples do not fill one batch of {batch_size}: choose a smaller batch_size')
-        self.n,self.batch_size,self.shuffle,self.seed,self.drop_last,self.rank,self.world = n,batch_size,shuffle,seed,drop_last,rank,world
+        self.n,self.batch_size,self.shuffle,self.seed,self.drop_last,self.rank,self.world,self.permute = n,batch_size,shuffle,seed,drop_last,rank,world,permute
         self.epoch = self.start = 0
 
     def __len__(self): return (self.n // self.batch_size if self.drop_last else math.ceil(self.n / self.batch_size)) - self.start
 
     def permutation(self, epoch:int) -> np.ndarray: # (n,) sample numbers
         "The order of an epoch"
-        return rng(self.seed, epoch).permutation(self.n) if self.shuffle else np.arange(self.n)
+        if not self.shuffle: return np.arange(self.n)
+        return self.permute(self.seed, epoch) if self.permute else rng(self.seed, epoch).permutation(self.n)
 
     def __iter__(self):
         order, per = self.permutation(self.epoch), self.batch_size // self.world
@@ -176,12 +178,12 @@ class Loader:
     def __init__(self, ds, # `Clips` or another map-style dataset that takes keys (epoch, index)
                  batch_size:int, # joined batch of all ranks
                  workers:int=0, # decoding processes
-                 shuffle:bool=False, drop_last:bool=False, seed:int=0, rank:int=0, world:int=1, # as in `Order`
+                 shuffle:bool=False, drop_last:bool=False, seed:int=0, rank:int=0, world:int=1, permute=None, # as in `Order`
                  timeout:float=120., # seconds for one batch before the worker counts as hung; 0 never
                  bad_limit:float=.5 # stop above this share of unreadable clips
                 ):
         self.ds,self.workers,self.timeout,self.bad_limit = ds,workers,timeout,bad_limit
-        self.order = Order(len(ds), batch_size, shuffle, seed, drop_last, rank, world)
+        self.order = Order(len(ds), batch_size, shuffle, seed, drop_last, rank, world, permute)
         self.unread = dict(getattr(ds, 'unread', {}))
         self._stop_above_limit()
         if workers and isinstance(ds, Clips):
