@@ -14,6 +14,15 @@ EXAMPLES = """one example per format (--root: folder of the videos, --annots: of
   make_manifest.py lsmdc --root LSMDC/videos --annots lsmdc_data --missing drop --out lsmdc.csv
   make_manifest.py activitynet --root ActivityNet/videos --annots anet_data --missing drop --out anet.csv
   make_manifest.py didemo --root DiDeMo/videos --annots didemo_data --out didemo.csv
+  make_manifest.py captions --root videos --annots train_9k.json --split train --out train.csv   ({file: captions}, STAN)
+  make_manifest.py captions --root DiDeMo --annots test.json --paragraph --split test --out test.csv
+  make_manifest.py list --root k400 --annots k400_val.txt --classes k400_classes.txt --out val.csv    (path label)
+  make_manifest.py list --root k400 --annots val.csv --sep , --out val_manifest.csv                   (path,label)
+  make_manifest.py list --root ssv2 --annots val.txt --fields path frames label --out val.csv   (folders of pictures)
+  make_manifest.py frame_folders --root anet_frames --annots anet.csv --out anet_manifest.csv   (video,frames)
+  make_manifest.py webvid --root WebVid/videos --annots results_2M_train.csv --missing drop --out webvid.parquet
+  make_manifest.py shards --root webvid_tars --missing drop --out webvid.parquet  (00000.tar .. of video2dataset)
+  make_manifest.py shards --root cc3m --pattern '{00000..00331}.tar' --caption json.caption --out cc3m.parquet
   make_manifest.py table --root clips --annots mine.csv --columns video=path caption=text --out mine_manifest.csv
   make_manifest.py folder --root clips --out clips/manifest.csv                  (no captions: to embed and search)
   make_manifest.py folder --root clips --sidecar txt --out clips/manifest.csv    (captions in name.txt beside name.mp4)
@@ -27,6 +36,9 @@ _common = ('annots', 'missing', 'missing_limit')
 TAKES = dict(msrvtt=(*_common, 'train_csv', 'data_json', 'test_csv', 'captions'), msvd=(*_common, 'splits'),
              lsmdc=(*_common, 'splits'),
              activitynet=(*_common, 'splits'), didemo=(*_common, 'splits'),
+             captions=(*_common, 'paragraph', 'split'), frame_folders=(*_common, 'split'), webvid=(*_common, 'split'),
+             list=(*_common, 'fields', 'sep', 'header', 'label_offset', 'classes', 'label', 'split'),
+             shards=('missing', 'missing_limit', 'pattern', 'caption', 'media', 'columns', 'split'),
              table=(*_common, 'columns', 'sep', 'encoding', 'duplicates', 'label', 'classes'),
              folder=('sidecar', 'split', 'frames'), classes=('classes', 'split', 'frames'))
 
@@ -41,17 +53,27 @@ def renames(words: list  # e.g. ['video=path', 'caption=text']
     return dict(w.split('=') for w in words)
 
 
-def read(format, root, annots=None, splits=None, columns=None, sep=None, classes=None, sidecar=None, **options):
+FILES = dict(table='the table itself (.csv, .tsv, .jsonl or .parquet)', captions='the JSON of captions',
+             list='the text file', frame_folders='the lines video,frames', webvid='the CSV')   # --annots is a file
+
+
+def read(format, root, annots=None, splits=None, columns=None, sep=None, classes=None, sidecar=None, fields=None,
+         pattern=None, **options):
     "The manifest of a format; only options that the format takes arrive here"
     if splits: options['splits'] = splits
+    if format in FILES and annots is None: raise ValueError(f'format {format} needs --annots, {FILES[format]}')
     if format == 'folder': return A.from_folder(root, captions=sidecar, **options)
-    if classes: classes = [o.strip() for o in Path(classes).read_text(encoding='utf-8').splitlines() if o.strip()]
+    if format == 'shards':
+        from vidlab.data.shards import from_shards
+        return from_shards(os.path.join(root, pattern) if pattern else root,
+                           columns={k: v for v, k in renames(columns or []).items()}, **options)
+    if classes: classes = A.read_class_names(classes)
     if format == 'classes': return A.from_class_folders(root, classes=classes, **options)
+    sep = '\t' if sep in ('tab', '\\t') else sep
     if format == 'table':
-        if annots is None:
-            raise ValueError('format table needs --annots, the table itself (.csv, .tsv, .jsonl or .parquet)')
-        return A.Manifest.read(annots, root, columns=renames(columns or []), sep='\t' if sep in ('tab', '\\t')
-                               else sep, classes=classes, **options)
+        return A.Manifest.read(annots, root, columns=renames(columns or []), sep=sep, classes=classes, **options)
+    if format == 'list':
+        return A.read_list(annots, root, ' '.join(fields or ['path', 'label']), sep, classes=classes, **options)
     return getattr(A, f'read_{format}')(annots or root, root, **options)
 
 
@@ -70,7 +92,7 @@ def save(m, out):
 def main(format: Param('what to read: ' + ' '.join(TAKES), str),
          root: str = None,  # folder of the videos
          out: str = 'manifest.csv',  # manifest to write: .csv, .tsv, .jsonl or .parquet
-         annots: str = None,  # folder of the annotation files (table: the file); default: the root
+         annots: str = None,  # folder of the annotation files, default: the root; or the file, where there is one
          splits: Param('only these splits, e.g. train test', str, nargs='+') = None,
          missing: Param('videos that are not there: error, drop or keep (do not look)', str) = 'error',
          missing_limit: float = .5,  # stop when more than this share of the videos is missing
@@ -78,14 +100,22 @@ def main(format: Param('what to read: ' + ' '.join(TAKES), str),
          data_json: str = 'MSRVTT_data.json',  # msrvtt: captions of the training clips
          test_csv: str = 'MSRVTT_JSFUSION_test.csv',  # msrvtt: test pairs; 'none': no test split
          captions: str = 'all',  # msrvtt: order of the training rows, all or one (video by video)
-         columns: Param('table: columns to rename, as name_in_file=name', str, nargs='+') = None,
-         sep: str = None,  # table: separator of a text table, e.g. ';' or tab
+         columns: Param('table: columns to rename, as name_in_file=name; shards: more columns, as field=name, e.g. '
+                        'json.start=start', str, nargs='+') = None,
+         sep: str = None,  # table, list: separator, e.g. ';' or tab (list: default white space)
          encoding: str = 'utf-8',  # table: encoding of a text table
          duplicates: str = 'keep',  # table: equal rows: keep, drop or error
-         label: str = 'auto',  # table: kind of label: auto, class, several, float or name
-         classes: str = None,  # table, classes: file with one class name per line, in order
+         label: str = 'auto',  # table, list: kind of label: auto, class, several, float or name
+         classes: str = None,  # table, list, classes: file with one class name per line, in order
+         fields: Param('list: what a line holds, default path label; of ' + ' '.join(A.FIELDS), str, nargs='+') = None,
+         header: bool = False,  # list: the first line holds names
+         label_offset: int = 0,  # list: added to class numbers, -1 for lists that count from 1
+         paragraph: bool = False,  # captions: all captions of a video joined to one
+         pattern: str = None,  # shards: which ones below the root, e.g. '{00000..00031}.tar'; default: all
+         caption: str = 'txt',  # shards: txt or another text member, json.name for a field of the json, none
+         media: str = None,  # shards: the member to use where a sample holds several videos or pictures
          sidecar: str = None,  # folder: txt = captions in a text file beside each video
-         split: str = None,  # folder, classes: name of the split for all rows
+         split: str = None,  # name of the split for all rows, where the files do not name it
          frames: bool = False  # folder, classes: clips are folders of images
          ):
     "Annotation files, a table or a folder -> one manifest and a report beside it."
@@ -98,7 +128,8 @@ def main(format: Param('what to read: ' + ' '.join(TAKES), str),
         if k not in TAKES[format] and v != DEFAULTS[k]:
             raise ValueError(f'--{k} has no meaning for format {format}, which '
                              f'takes: ' + ' '.join(f'--{o}' for o in TAKES[format]))
-    options = {k: None if v == 'none' and k.endswith('_csv') else v for k, v in given.items() if k in TAKES[format]}
+    options = {k: None if v == 'none' and k.endswith(('_csv', 'caption')) else v for k, v in given.items()
+               if k in TAKES[format]}
     bar = progress(None, f'make_manifest {format}', 2)
     bar.note = 'reading'; bar.show()
     m = read(format, root, **options)

@@ -341,3 +341,100 @@ def test_wide_fields(videos):
     "A transcript of 300 kB in one field"
     m = Manifest.build(dict(path=['0.mp4'], asr=['x'*300_000]), videos)
     assert len(Manifest.read(m.write(videos/'m.csv')).row(0)['asr']) == 300_000
+
+
+# --- lists that many systems share
+
+@pytest.mark.parametrize('said,words', [('{"a": 5}', 'captions of'), ('[1]', 'holds a list'), ('{"a": ["x", 3]}', 'a caption of'),
+                                        ('{"a": []}', "no caption: 'a'"), ('{', 'JSON'), ('{"../a": "x"}', 'outside the root')])
+def test_captions_bad(tmp_path, said, words):
+    (tmp_path/'c.json').write_text(said)
+    with pytest.raises(ValueError, match=words): A.read_captions(tmp_path/'c.json', tmp_path)
+
+
+def test_captions(tmp_path):
+    for n in ('a.mp4', 'b.avi', 'v_1.5'): (tmp_path/n).touch()
+    (tmp_path/'c.json').write_text(json.dumps({'b.avi': ['x', 'y'], 'a': 'z', 'gone.mp4': 'w', 'v_1.5': ['q'], 'bare': []}))
+    m = A.read_captions(tmp_path/'c.json', tmp_path, split='test', missing='drop')
+    assert [(r['id'], Path(r['path']).name, r['text']) for r in map(m.row, range(len(m)))] == [
+        ('b.avi', 'b.avi', 'x'), ('b.avi', 'b.avi', 'y'), ('a', 'a.mp4', 'z'), ('v_1.5', 'v_1.5', 'q')]
+    assert (m.report['missing'], m.report['without_caption'], m.splits()) == (['gone.mp4'], ['bare'], {'test': 4})
+    assert len(A.read_captions(tmp_path/'c.json', tmp_path, paragraph=True, missing='drop')) == 3
+
+
+LINES = {  # text of the list, options, words of the error
+    'number': ('a.mp4 x\n', dict(label_offset=1), "row 1: label 'x'"), 'negative': ('a.mp4 0\n', dict(label_offset=-1), 'label -1'),
+    'cover': ('a.mp4 0\na.mp4 2\n', dict(classes=['x', 'y']), 'row 2: label 2.*holds 2 names'),
+    'cover several': ('a.mp4 0 2\n', dict(fields='path labels', classes=['x', 'y']), 'label 2 is not a class'),
+    'name': ('a.mp4 z\n', dict(classes=['x', 'y']), "'z' is not in the class list"),
+    'short': ('a.mp4\n', {}, 'row 1 has 1 fields, not 2'), 'long': ('a.mp4 1 2\n', {}, "'path labels'"),
+    'commas': ('a.mp4,1,2\n', dict(sep=','), 'row 1 has 3 fields'), 'empty': ('\n', {}, 'no rows'),
+    'field': ('a.mp4 1\n', dict(fields='path lable'), "did you mean 'label'"), 'no path': ('1\n', dict(fields='label'), "'path' once"),
+    'both': ('a.mp4 1 2\n', dict(fields='path label labels'), 'instead of'),
+    'frames': ('folder 3 1\n', dict(fields='path frames label'), r"folder \(1 of 3\)")}
+
+
+@pytest.mark.parametrize('name', LINES)
+def test_list_bad(tmp_path, name):
+    text, kw, words = LINES[name]
+    (tmp_path/'a.mp4').touch(); (tmp_path/'folder').mkdir(); (tmp_path/'folder'/'1.jpg').touch()
+    (tmp_path/'l.txt').write_text(text)
+    with pytest.raises(ValueError, match=words): A.read_list(tmp_path/'l.txt', tmp_path, **kw)
+
+
+def test_list(tmp_path):
+    for n in ('a b/1.mp4', 'c.webm', 'folder/1.jpg', 'folder/2.jpg'):
+        (tmp_path/n).parent.mkdir(exist_ok=True); (tmp_path/n).touch()
+    def read(text, **kw):
+        (tmp_path/'l.txt').write_text(text)
+        return A.read_list(tmp_path/'l.txt', tmp_path, **kw)
+    assert read('a b/1.mp4 3\nc.webm 0\n').column('label').tolist() == [3, 0]
+    m = read('a b/1.mp4 2\nc.webm 1\n', label_offset=-1, classes=['x', 'y', 'z'], split='val')
+    assert (m.column('label').tolist(), m.classes, m.row(0)['label_name']) == ([1, 0], ['x', 'y'], 'y')
+    assert read('a b/1.mp4 y\nc.webm x\n', classes=['x', 'y']).column('label').tolist() == [1, 0]
+    m = read('file,label\n"a b/1.mp4",0.5\nc.webm,3\n', sep=',', header=True, label='float')
+    assert (m.label_kind, m.column('label').tolist()) == ('float', [.5, 3.])
+    assert read('c.webm 1 4\nc.webm 2\n', fields='path labels').column('label').to_pylist() == [[1, 4], [2]]
+    m = read('folder 2 5\n', fields='path frames label')
+    assert (m.row(0)['path'], m.row(0)['frames'], m.row(0)['label']) == (str(tmp_path/'folder'), '2', 5)
+    m = read('folder 2 5\nfolder 3 5\n', fields='path frames label', missing='keep')
+    assert len(m) == 2
+    assert read('a dog\tc.webm\n', fields='text path', sep='\t').row(0)['text'] == 'a dog'
+
+
+def test_frame_folders_drop(tmp_path):
+    for n in ('v1/000001.jpg', 'v1/000002.jpg', 'v2/000001.jpg'): (tmp_path/n).parent.mkdir(exist_ok=True); (tmp_path/n).touch()
+    (tmp_path/'l.csv').write_text('v1,2\nv2,2\nv3,9\n')
+    m = A.read_frame_folders(tmp_path/'l.csv', tmp_path, missing='drop')
+    assert (m.column('id').to_pylist(), m.report['missing'], m.report['short_folders']) == (['v1'], ['v3'], ['v2 (1 of 2)'])
+
+
+def test_class_names(tmp_path):
+    f = tmp_path/'c.txt'
+    f.write_text('\ufeffrun\r\njump high\r\n\r\n')
+    assert A.read_class_names(f) == ['run', 'jump high']
+    for text, words in (('', 'empty'), ('a\n\nb', 'line 2 is empty'), ('a\nb\nb', 'line 3 repeats'), ('\na', 'line 1')):
+        f.write_text(text)
+        with pytest.raises(ValueError, match=words): A.read_class_names(f)
+    with pytest.raises(FileNotFoundError, match='nearest there: c.txt'): A.read_class_names(tmp_path/'cc.txt')
+
+
+@pytest.mark.parametrize('head', ['videoid,contentUrl,duration,page_dir,name', 'name,page_idx,page_dir,videoid,contentUrl,duration'])
+def test_webvid(tmp_path, head):
+    (tmp_path/'00').mkdir(); (tmp_path/'00'/'5.mp4').touch()
+    row = dict(videoid='5', contentUrl='u', duration='PT10S', page_dir='00', page_idx='3', name='"Sea, at night"')
+    (tmp_path/'w.csv').write_text(head + '\n' + ','.join(row[k] for k in head.split(',')) + '\n')
+    r = A.read_webvid(tmp_path/'w.csv', tmp_path, split='train').row(0)
+    assert (r['id'], r['path'], r['text'], r['split']) == ('5', str(tmp_path/'00'/'5.mp4'), 'Sea, at night', 'train')
+    (tmp_path/'w.csv').write_text('video,page_dir,name\n1,2,3\n')
+    with pytest.raises(ValueError, match="no column 'videoid'; nearest: video"): A.read_webvid(tmp_path/'w.csv', tmp_path)
+
+
+@given(st.lists(st.text('ab./\\:\0 ', min_size=1, max_size=8), min_size=1, max_size=5))
+def test_paths_fast_and_slow_agree(paths):
+    "Names that need no tidying are passed over; the result is that of looking at each"
+    paths = [p for p in paths if p.strip()] or ['a']
+    each = [A._inside(p, '/r') for p in paths]
+    try: got = A._paths(paths, '/r', 's').to_pylist()
+    except ValueError: assert None in each; return
+    assert got == each

@@ -1,5 +1,5 @@
 """data_tools/make_manifest.py on the command line."""
-import json, pickle, subprocess, sys
+import json, pickle, subprocess, sys, tarfile
 from pathlib import Path
 
 import pytest
@@ -45,12 +45,22 @@ def data(tmp_path):
     (tmp_path/'folder'/'videos'/'a.txt').write_text('one\ntwo\n')
     (tmp_path/'folder'/'videos'/'b.txt').write_text('three\n')
     videos('classes', 'run/1.mp4', 'jump/1.mp4')
+    videos('captions', 'a.mp4', 'b.mp4'); js(tmp_path/'captions'/'mine.csv', {'a.mp4': ['one', 'two'], 'b': 'three'})
+    videos('list', 'a b.mp4', 'c.mp4'); (tmp_path/'list'/'mine.csv').write_text('a b.mp4 2\nc.mp4 1\n')
+    (tmp_path/'list'/'names.txt').write_text('run\njump\n')
+    videos('frame_folders', 'v/000001.jpg', 'v/000002.jpg'); (tmp_path/'frame_folders'/'mine.csv').write_text('v,2\n')
+    videos('webvid', '00/7.mp4')
+    (tmp_path/'webvid'/'mine.csv').write_text('videoid,contentUrl,duration,page_dir,name\n7,u,PT1S,00,"a, b"\n')
+    (tmp_path/'shards'/'x.mp4').write_bytes(b'x')
+    with tarfile.open(tmp_path/'shards'/'videos'/'00000.tar', 'w') as f:
+        for k in ('0.mp4', '0.txt'): f.add(tmp_path/'shards'/'x.mp4', k)
     return tmp_path
 
 
 EXTRA = dict(table=['--columns', 'video=path', 'caption=text', '--sep', ';'],
-             folder=['--sidecar', 'txt', '--split', 'test'])
-ROWS = dict(msrvtt=4, msvd=4, lsmdc=3, activitynet=2, didemo=3, table=2, folder=3, classes=2)
+             folder=['--sidecar', 'txt', '--split', 'test'], list=['--label_offset', '-1'], shards=['--split', 'train'])
+ROWS = dict(msrvtt=4, msvd=4, lsmdc=3, activitynet=2, didemo=3, table=2, folder=3, classes=2, captions=3, list=2, frame_folders=1,
+            webvid=1, shards=1)
 
 
 @pytest.mark.parametrize('format', T.TAKES)
@@ -58,7 +68,8 @@ def test_every_format(data, format, capsys):
     "Written once, unchanged the second time, read back without naming the root"
     out, d = data/format/'m.csv', data/format
     args = [format, '--root', str(d/'videos'), '--out', str(out)] + EXTRA.get(format, [])
-    if 'annots' in T.TAKES[format]: args += ['--annots', str(d/'mine.csv' if format == 'table' else d)]
+    if 'annots' in T.TAKES[format]: args += ['--annots', str(d/'mine.csv' if format in T.FILES else d)]
+    if format == 'list': args += ['--classes', str(d/'names.txt')]
     T.cli(args)
     said, stamp = capsys.readouterr(), out.stat().st_mtime_ns
     for w in (f'{ROWS[format]} rows', 'clips', 'missing: 0', 'written'): assert w in said.out
@@ -110,6 +121,16 @@ def test_bad_calls(args, words, tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as e: T.cli(args)
     assert str(e.value).startswith('make_manifest: ') and words in str(e.value)
     assert not any(tmp_path.iterdir())
+
+
+def test_shard_options(data, capsys):
+    "A pattern, other fields, no captions"
+    args = ['shards', '--root', str(data/'shards'/'videos'), '--out', str(data/'s.csv')]
+    T.cli(args + ['--pattern', '{00000..00000}.tar', '--caption', 'none', '--columns', 'txt=note'])
+    row = Manifest.read(data/'s.csv').row(0)
+    assert (row['text'], row['note'], Path(row['path']).name) == (None, 'x', '00000.tar::0.mp4')
+    with pytest.raises(SystemExit, match="no caption|no 'cap'"): T.cli(args + ['--caption', 'cap'])
+    with pytest.raises(SystemExit, match='--annots, the CSV'): T.cli(['webvid', '--root', str(data)])
 
 
 def test_row_number(data):
