@@ -3,8 +3,9 @@
 A module in this folder registers its checks with `@kind(system, name)`; a check takes the case (the parsed JSON) and
 its tensors (`weight/..`, `input/..`, `output/..`, `grad/..`; None for a case without a safetensors file) and raises
 AssertionError where vidlab disagrees. Everything is read from the case; its name carries no information."""
-import importlib, pkgutil, traceback
+import importlib, os, pkgutil, subprocess, sys, traceback
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 
@@ -65,6 +66,23 @@ def close(name, got, expected, tol=0., own=False, unit=1.):
 
 
 def close_grad(name, got, expected, tol): return close(name, got, expected, tol, own=True)
+
+
+def part(tensors, prefix):
+    "Tensors below a prefix; fp16 is storage only"
+    return {k[len(prefix):]: v.float() if str(v.dtype) == 'torch.float16' else v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def run_ranks(module, world, folder, timeout=300):
+    "Run `python -m module RANK WORLD FOLDER` once per rank, side by side; raises with their logs unless all succeed"
+    here = Path(__file__).resolve().parent.parent
+    env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(here), str(here.parent), os.environ.get('PYTHONPATH', '')]))
+    procs = [subprocess.Popen([sys.executable, '-m', module, str(r), str(world), str(folder)], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+             for r in range(world)]
+    try: logs = [p.communicate(timeout=timeout)[0] for p in procs]
+    finally:
+        for p in procs: p.kill()
+    assert all(p.returncode == 0 for p in procs), '\n'.join(logs)
 
 
 @contextmanager

@@ -1,22 +1,17 @@
 "CLIP4Clip: model, training, optimiser and metrics against the official code"
-import json, math, os, subprocess, sys, tempfile
+import json, math, os, sys, tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from goldens import close, close_grad, kind, sub
+from goldens import close, close_grad, kind, part, run_ranks, sub
 from vidlab.clip import CLIPBackbone, clip_dims
 from vidlab.losses import contrastive, gather_dict
 from vidlab.metrics import official_metrics, retrieval_metrics, retrieval_ranks
 from vidlab.models.clip4clip import CLIP4Clip, HEADS
 from vidlab.optim import BertAdam, bert_schedule, make_optimizer, param_groups
-
-
-def part(tensors, prefix):
-    "Tensors below a prefix; fp16 is storage only"
-    return {k[len(prefix):]: v.float() if v.dtype == torch.float16 else v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def heads_of(cfg, side, width):
@@ -137,14 +132,7 @@ def multirank(case, tensors):
         tmp = Path(tmp)
         (tmp/'config.json').write_text(json.dumps(cfg))
         save_file({k: v.contiguous() for k, v in tensors.items()}, tmp/'case.safetensors')
-        here = Path(__file__).resolve().parent.parent
-        env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(here), str(here.parent), os.environ.get('PYTHONPATH', '')]))
-        procs = [subprocess.Popen([sys.executable, '-m', 'goldens.clip4clip_model', str(r), str(W), str(tmp)], env=env, stdout=subprocess.PIPE,
-                                  stderr=subprocess.STDOUT, text=True) for r in range(W)]
-        try: logs = [p.communicate(timeout=300)[0] for p in procs]
-        finally:
-            for p in procs: p.kill()
-        assert all(p.returncode == 0 for p in procs), '\n'.join(logs)
+        run_ranks('goldens.clip4clip_model', W, tmp)
         got = {f.stem: load_file(f) for f in tmp.glob('*_*_*.safetensors')}
     tight = cfg['sim_header'] == 'tightTransf'      # the official tight head scores the local batch only
     off, out = 'local' if tight else 'official', part(tensors, 'output/')
