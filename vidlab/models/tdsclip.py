@@ -41,7 +41,7 @@ class TemporalPatch(nn.Conv3d):
         p = F.pad(x, (1,-1,1,-1)).unflatten(-1, (-1,P)).unflatten(-3, (-1,P))                             # (B T C G P G P)
         p = p.permute(0,1,3,5,2,4,6).flatten(4).flatten(2,3)                                              # (B T N CPP)
         y = F.linear(p, self.weight.transpose(1,2).transpose(0,1).reshape(3*D, -1)).unflatten(-1, (3,D))  # what each frame gives to the next, itself, the one before
-        return F.pad(y[:,:-1,:,0], (0,0,0,0,1,0)) + y[:,:,:,1] + F.pad(y[:,1:,:,2], (0,0,0,0,0,1)) + self.bias
+        return F.pad(y[:,:-1,:,0], (0,0,0,0,1,0)) + y[:,:,:,1] + F.pad(y[:,1:,:,2], (0,0,0,0,0,1)) + self.bias.to(y.dtype)
 
 class SideStem(nn.Module):
     "Centre frames plus half of what changes between neighbours (SME-Adapter)"
@@ -146,7 +146,7 @@ class SideNetwork(nn.Module):
 
     def step(self, i, v, x): # (B,T,N,D), CLIP's tokens after block i (B*T,1+N,d) -> (B,T,N,D)
         t = self.taps[i](x).unflatten(0, v.shape[:2])
-        return self.blocks[i](torch.lerp(v, t[:,:,1:], 0.5), t[:,:,0], self.positions)
+        return self.blocks[i](torch.lerp(v, t[:,:,1:].to(v.dtype), 0.5), t[:,:,0], self.positions)
 
 @torch.no_grad()
 def init_side(side:SideNetwork):
@@ -346,7 +346,9 @@ class TDSCLIP(nn.Module):
 
     def block(self, i, x, T): # (B*T,1+N,d) -> (B*T,1+N,d)
         "CLIP block i with its plug-in"
-        if str(i) in self.plugins: x = self.plugins[str(i)](x.unflatten(0, (-1,T))).flatten(0,1)
+        if str(i) in self.plugins:
+            y = x.float() if self.clip.visual.conv1.weight.dtype == torch.float16 else x                # a plug-in stays in float32 beside a half tower
+            x = self.plugins[str(i)](y.unflatten(0, (-1,T))).flatten(0,1).to(x.dtype)
         blk = self.clip.visual.transformer.resblocks[i]
         y = checkpoint(blk, x, use_reentrant=False) if self.recompute and torch.is_grad_enabled() else blk(x)
         p = self.drop_path*i/max(1, self.card.clip.vision_layers-1)
@@ -405,8 +407,9 @@ def set_classes(self, ids, # (C,L) token ids, or (K,C,L) of K templates
 def encode_embedded(clip, x, ends): # (N,L,d_t) token embeddings, (N,) place of the end token -> (N,E)
     "CLIP's text tower from embeddings on"
     L = x.shape[1]
-    x = clip.ln_final(clip.transformer(x + clip.positional_embedding[:L], attn_mask=clip.attn_mask[:L,:L]))
-    return x[torch.arange(len(x), device=x.device), ends] @ clip.text_projection
+    x = (x + clip.positional_embedding[:L]).to(clip.transformer.get_cast_dtype())
+    x = clip.ln_final(clip.transformer(x, attn_mask=clip.attn_mask[:L,:L]))
+    return x[torch.arange(len(x), device=x.device), ends] @ clip.text_projection.to(x.dtype)
 
 def encode_text(self, text, text_mask=None): # (N,L) ids -> (N,E); the causal mask makes text_mask unnecessary
     if self.head == 'linear': raise ValueError("head linear has no text tower; texts need head='text' or 'prompts'")
@@ -476,7 +479,7 @@ def token_layout(self, name:str) -> dict: # kind: image | text | side (B*T; patc
     if name.startswith('clip.'): return self.clip.token_layout(name[5:])
     g = self.clip.card.grid
     if name.startswith('side.'): return dict(kind='side', prefix=1, grid=(g,g))
-    return dict(kind='time' if name.startswith('plugins.') else 'frames', prefix=0, grid=None)
+    return dict(kind='time', prefix=1, grid=(g,g)) if name.startswith('plugins.') else dict(kind='frames', prefix=0, grid=None)
 
 def set_grad_checkpointing(self, enable:bool=True):
     "Recompute attention and MLPs in the backward pass: less memory, more time"
@@ -493,12 +496,12 @@ def saved_bytes(f, # () -> tensor: the forward pass
                 model # its parameters and buffers are not counted
                ) -> int:
     "Bytes that autograd keeps for the backward pass of `f`"
-    own,kept = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())},{}
+    own,kept = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())},{}
     def pack(t):
         s = t.untyped_storage()
-        if s.data_ptr() not in own: kept[s.data_ptr()] = s.nbytes()
+        if s._cdata not in own: kept[s._cdata] = s.nbytes()
         return t
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): out = f()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): out = f()    # `out` keeps them alive, so that no address is used twice
     del out
     return sum(kept.values())
 
@@ -543,7 +546,8 @@ def describe(state:dict) -> dict: # options of the model and dimensions of its t
                  if any(k.startswith('plugins.') and k.endswith(mark) for k in n)), None)
     return dict(head='prompts' if 'ctx' in n else 'linear' if 'fc.weight' in n else 'text', pool='transf' if 'header.frame_position_embeddings.weight' in n else 'mean', plugin=plug,
                 classes=n['fc.weight'][0] if 'fc.weight' in n else 0, side_dim=n['side.positions'][1], neighbours=n.get('side.stem.motion.weight', (0,0))[1]//3 + 1,
-                tower=dict(image_size=patch*math.isqrt(n['side.positions'][0]), patch=patch, vision_width=width, vision_layers=count('clip.visual.transformer.resblocks.')))
+                tower=dict(image_size=patch*math.isqrt(n['side.positions'][0]), patch=patch, vision_width=width, vision_layers=count('clip.visual.transformer.resblocks.'),
+                           context=n.get('header.frame_position_embeddings.weight', (77,))[0]))
 
 # %% ../../nbs/33_models.tdsclip.ipynb #123f3d3c
 _classifier = ('fc.*', 'header.*', 'ctx')
@@ -612,10 +616,11 @@ def from_state(state:dict, # official or our names
     if is_official(state): state = rename(state, OFFICIAL_RULES)[0]
     if 'side.positions' not in state: raise WeightsError(f'{source}: no side network in it; a plain CLIP file is given as clip=')
     kind = describe(state); tower = kind.pop('tower')
-    if kind['head'] != 'linear': raise ValueError(f"{source}: a file with text classes is loaded into a built model: tdsclip(head='{kind['head']}', ...).load_weights")
+    new = {**kind, **{k:v for k,v in options.items() if v is not None}}
+    if {kind['head'], new['head']} != {'linear'}: raise ValueError(f'{source}: only models with a linear classifier are built from a file alone; load it into a built model with load_weights')
     towers = CLIPBackbone(**tower, embed_dim=64, vision_heads=vision_heads or max(1, tower['vision_width']//64), text_width=64, text_layers=1, text_heads=1, vocab=1, # the text tower goes
                           quick_gelu=quick_gelu is not False, name=Path(source).name, source='checkpoint', gelu_from='fine-tuned from OpenAI weights' if quick_gelu is None else 'asked for')
-    model = TDSCLIP(towers, **{**kind, **{k:v for k,v in options.items() if v is not None}})
-    model.load_weights(state)
+    model = TDSCLIP(towers, **new)
+    model.load_weights(state, exact=new['classes'] == kind['classes'] and new['pool'] == kind['pool'])
     model.card.source = Path(source).name
     return model
