@@ -253,11 +253,11 @@ def no_decay(self) -> set:
     "Parameters without weight decay besides one-dimensional ones (standard rule)"
     return {'clip.' + n for n in self.clip.no_decay()} | {'branch.time_embed.weight'}
 
-def token_layout(self, name:str) -> dict: # kind: image (rows B*T) | text (B) | time (rows B*P)
+def token_layout(self, name:str) -> dict: # kind: image (rows B*T) | text (B) | branch (rows B*T) | time (rows B*P)
     "What the tokens of an attention layer are, so that a map folds back to T x H x W"
     if name.startswith('clip.'): return self.clip.token_layout(name[5:])
     g = self.clip.card.grid
-    return dict(kind='time', prefix=0, grid=(g,g)) if name.startswith('branch.temporal') else dict(kind='image', prefix=1, grid=(g,g))
+    return dict(kind='time', prefix=0, grid=(g,g)) if name.startswith('branch.temporal') else dict(kind='branch', prefix=1, grid=(g,g))
 
 def set_grad_checkpointing(self, enable:bool=True):
     "Recompute every block of towers and branch in the backward pass: less memory, more time"
