@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from ..core import unknown
 from ..ckpt import LoadReport, WeightsError, load_into, read_weights, rename
-from ..layers import LayerNorm, MultiHeadAttention, TemporalTransformer, masked_mean, unit
+from ..layers import LayerNorm, MultiHeadAttention, TemporalTransformer, unit
 from ..clip import CLIPBackbone, clip_rules, create_clip, freeze_model
 from ..registry import register_model
 
@@ -218,8 +218,8 @@ def make_plugins(name:str, width:int, layers:int) -> nn.ModuleDict: # str(layer)
 
 # %% ../../nbs/33_models.tdsclip.ipynb #9176a562
 TEMPLATES = ('a video of a person {}.',)  # the one in use officially
-KINETICS_TEMPLATES = tuple(f'{a} {b}.' for a in ('a photo of', 'a video of', 'a example of', 'a demonstration of')
-                           for b in (*(('a person {}', '{}') if a == 'a photo of' else ('{}', 'a person {}')), *(f'a person {v} {{}}' for v in ('using','doing','during','performing','practicing'))))
+_doing = ('{}', 'a person {}', *(f'a person {verb} {{}}' for verb in ('using', 'doing', 'during', 'performing', 'practicing')))
+KINETICS_TEMPLATES = tuple(f'a {kind} of {what}.' for kind in ('photo', 'video', 'example', 'demonstration') for what in _doing)
 POSITIONS = ('end', 'middle', 'front')    # of the class name: after, within, before the learned words
 
 def class_prompts(names, # class names
@@ -338,7 +338,8 @@ class TDSCLIP(nn.Module):
         if video.ndim != 5 or video.shape[1] % M: raise ValueError(f'video {tuple(video.shape)}: {M} neighbours per position make B x (T*{M}) x 3 x S x S; sample with neighbours={M}')
         if mask is not None and not bool(mask.all()):
             who = (mask == 0).any(1).nonzero().flatten().tolist()
-            raise ValueError(f'{"sids" if sid is not None else "rows"} {[int(sid[i]) for i in who] if sid is not None else who}: padding frames, which TDS-CLIP cannot leave out; use a sampler that repeats frames')
+            who = f'rows {who}' if sid is None else f'sids {[int(sid[i]) for i in who]}'
+            raise ValueError(f'{who}: padding frames, which TDS-CLIP cannot leave out; use a sampler that repeats frames')
         return video.unflatten(1, (-1,M))
 
     def tower_trains(self) -> bool:
