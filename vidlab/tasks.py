@@ -188,6 +188,7 @@ def create_task(name:str, # see TASKS
                 model, **options # of the task
                ) -> Task:
     "Make a task by name"
+    known = task_options(name)
     for o in options:
-        if o not in task_options(name): raise unknown(f'option of {name}', o, task_options(name))
+        if o not in known: raise unknown(f'option of {name}', o, known)
     return TASKS[name](model, **options)
