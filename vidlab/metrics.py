@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TIES', 'KS', 'ranks_of', 'group_max', 'summarise', 'Direction', 'retrieval_ranks', 'retrieval_metrics',
-           'dual_softmax', 'official_ranks', 'official_metrics']
+           'dual_softmax', 'qb_norm', 'official_ranks', 'official_metrics']
 
 # %% ../nbs/24_metrics.ipynb #138ce78c
 from dataclasses import dataclass
@@ -97,6 +97,22 @@ def dual_softmax(sim, # (Nt,Nv) scores (cosines or scaled)
     s = np.asarray(sim)
     e = np.exp(temperature*(s - s.max(0, keepdims=True)))
     return s*e/e.sum(0, keepdims=True)
+
+# %% ../nbs/24_metrics.ipynb #6205c7e5
+def qb_norm(sim, # (Nq,Ng) test queries x gallery
+            bank_sim, # (Nb,Ng) bank queries x the same gallery
+            temperature:float=20., # beta, for cosines
+            k:int=1 # best candidates of a bank query that count as possible hubs
+           ): # (Nq,Ng), same kind; compare within a row only
+    "Querybank normalisation with the dynamic inverted softmax (Bogolin et al. 2022, section 3.4), in logarithms"
+    s,P = torch.as_tensor(sim),torch.as_tensor(bank_sim)
+    if s.ndim != 2 or P.ndim != 2 or s.shape[1] != P.shape[1] or not len(P): raise ValueError(f'bank_sim must be (bank, {s.shape[-1]}) like the gallery of sim, got {tuple(P.shape)}')
+    if not 1 <= k <= s.shape[1]: raise ValueError(f'k={k}: the gallery has {s.shape[1]} candidates; use 1..{s.shape[1]}')
+    P = P.to(s)
+    best = lambda x, n: x.nan_to_num(nan=-torch.inf).topk(n, dim=1).indices                # without a score: never the best
+    hub = torch.zeros(s.shape[1], dtype=torch.bool, device=s.device); hub[best(P, k).flatten()] = True
+    out = torch.where(hub[best(s, 1)], temperature*s - (temperature*P).logsumexp(0), s)
+    return out if isinstance(sim, torch.Tensor) else out.numpy()
 
 # %% ../nbs/24_metrics.ipynb #7149ae22
 def official_ranks(sim) -> np.ndarray: # zero-based entries; not one per query
