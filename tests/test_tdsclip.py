@@ -9,7 +9,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from vidlab.attend import capture_attention
 from vidlab.clip import CLIPBackbone, TINY, arch_dims
 from vidlab.layers import unit
-from vidlab.models.tdsclip import PLUGINS, TDSCLIP, class_prompts, context_prompts, saved_bytes, tdsclip
+from vidlab.core import saved_bytes
+from vidlab.models.tdsclip import PLUGINS, TDSCLIP, class_prompts, context_prompts, tdsclip
 from vidlab.optim import make_optimizer, param_groups
 from vidlab.registry import create_model
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'unknown', 'need', 'rng', 'seed_everything', 'project_root', 'cache_dir', 'outputs_dir', 'tilde',
            'atomic_write', 'write_json', 'read_json', 'append_jsonl', 'read_jsonl', 'file_hash', 'text_hash',
-           'progress', 'git_commit', 'env_record', 'peak_memory', 'RunFolder']
+           'progress', 'git_commit', 'env_record', 'peak_memory', 'saved_bytes', 'RunFolder']
 
 # %% ../nbs/00_core.ipynb #3be0f88b
 import contextlib, dataclasses, difflib, hashlib, importlib, importlib.metadata, json, math, os, platform, random, subprocess, sys, time, uuid
@@ -223,6 +223,19 @@ def peak_memory() -> float: # MiB
     try: import resource                                       # not on Windows
     except ImportError: return need('psutil').Process().memory_info().peak_wset / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == 'darwin' else 2**10)
+
+def saved_bytes(f, # () -> tensor: the forward pass
+                model # its parameters and buffers are not counted
+               ) -> int:
+    "Bytes that autograd keeps for the backward pass of `f`"
+    own, kept = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}, {}
+    def pack(t):
+        s = t.untyped_storage()
+        if s._cdata not in own: kept[s._cdata] = s.nbytes()
+        return t
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): out = f()    # `out` keeps them alive, so that no address is used twice
+    del out
+    return sum(kept.values())
 
 # %% ../nbs/00_core.ipynb #063fea81
 class RunFolder:

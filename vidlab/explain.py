@@ -63,7 +63,9 @@ def patch_maps(task, # vidlab.tasks.Task
             if grad: b = {**b, 'video': b['video'].detach().requires_grad_()}         # so that maps have gradients in a frozen tower too
             video = model.encode_video(b['video'], b['video_mask'])
             maps = [got[n][0] for n in names]
-            if grad: score = model.similarity(model.encode_text(b['text'], b.get('text_mask')), video, b['video_mask']).diagonal().sum()
+            if grad:
+                words = b['text'] != 0 if b.get('text_mask') is None else b['text_mask']
+                score = model.similarity(model.encode_text(b['text'], words), video, b['video_mask'], words).diagonal().sum()
         if grad: full = relevance([m.detach() for m in maps], torch.autograd.grad(score, maps))
         else: full = rollout(maps) if method == 'rollout' else maps[layer].float().mean(1)
     finally: task.train(mode)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHOWN', 'SAME', 'load_eval', 'eval_table', 'speed', 'run_summary', 'within_groups', 'eval_ranks', 'worst_queries',
-           'time_pairs', 'comparison', 'breakdown', 'compare_summary', 'printed_by']
+           'time_pairs', 'comparison', 'breakdown', 'compare_summary', 'confusion', 'class_table', 'worst_clips',
+           'worst', 'show_eval', 'printed_by']
 
 # %% ../nbs/54_results.ipynb #8613e07a
 from pathlib import Path
@@ -15,6 +16,8 @@ from .core import RunFolder, atomic_write, project_root, read_json, tilde
 from .data.annots import Manifest
 from .data.shapes import partner
 from .metrics import ranks_of
+from .train import class_names, load_manifest
+from .viz import show_confusion, show_similarity
 
 # %% ../nbs/54_results.ipynb #4a1c940e
 def load_eval(folder, # RunFolder or path
@@ -26,8 +29,8 @@ def load_eval(folder, # RunFolder or path
     return dict(read_json(p), arrays=load_file(p.with_suffix('.safetensors')))
 
 # %% ../nbs/54_results.ipynb #58391951
-SHOWN = ('R1', 'R5', 'R10', 'MdR', 'MnR')
-SAME = ('data', 'split', 'split_hash', 'texts', 'videos', 'sentences', 'frames', 'clips', 'crops', 'sampler', 'size', 'max_words', 'post', 'on_bad')
+SHOWN = (*(f'{d}/{k}' for d in ('t2v', 'v2t') for k in ('R1', 'R5', 'R10', 'MdR', 'MnR')), 'top1', 'top5', 'mAP')
+SAME = ('task', 'data', 'split', 'split_hash', 'texts', 'videos', 'sentences', 'frames', 'clips', 'crops', 'sampler', 'size', 'max_words', 'post', 'classes', 'templates', 'on_bad')
 
 def eval_table(folders, # runs, or {name: run}
                split:str='test') -> pd.DataFrame:
@@ -39,7 +42,7 @@ def eval_table(folders, # runs, or {name: run}
         if not p.exists(): continue
         e = read_json(p)
         key = tuple(str(e['protocol'].get(k)) for k in SAME)
-        rows.append({'': name, **{(f'{d} {k}'): e['metrics'][f'{d}/{k}'] for d in ('t2v', 'v2t') for k in SHOWN},
+        rows.append({'': name, **{k.replace('/', ' '): e['metrics'][k] for k in SHOWN if k in e['metrics']},
                      'protocol': letters.setdefault(key, chr(ord('A') + len(letters)))})
     return pd.DataFrame(rows).set_index('').round(1) if rows else pd.DataFrame()
 
@@ -149,6 +152,46 @@ def compare_summary(out:RunFolder, # folder of the comparison
     with atomic_write(out.path.parent/'summary.txt') as f: f.write('\n'.join(lines) + '\n')
     table.to_csv(out/'table.csv')
     return '\n'.join(lines)
+
+# %% ../nbs/54_results.ipynb #13ea7f30
+def confusion(e:dict, # from `load_eval`, one label per clip
+              n:int # classes
+             ) -> np.ndarray: # (n,n) clips of class i taken for class j
+    "Confusion matrix of an evaluation"
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+    a = e['arrays']
+    if a['label'].ndim > 1: raise ValueError('clips with several labels have no confusion matrix')
+    return multiclass_confusion_matrix(a['prob'], a['label'], n).numpy()
+
+def class_table(folder, names:list, # of the classes
+                split:str='test') -> pd.DataFrame:
+    "Accuracy of every class in percent, and what it is taken for most often"
+    c = confusion(load_eval(folder, split), len(names))
+    wrong = c - np.diag(np.diag(c))
+    taken = [f'{names[int(w.argmax())]} ({w.max()})' if w.any() else '' for w in wrong]
+    return pd.DataFrame({'clips': c.sum(1), 'accuracy': np.round(100*np.diag(c)/np.maximum(1, c.sum(1)), 1), 'taken for': taken}, index=pd.Index(names, name='class'))
+
+def worst_clips(folder, manifest:Manifest, # the rows that were evaluated
+                names:list, n:int=8, split:str='test') -> pd.DataFrame:
+    "The `n` clips whose own class got the least probability"
+    prob, y, sid = (load_eval(folder, split)['arrays'][k] for k in ('prob', 'label', 'sid'))
+    own = (prob*y).sum(1) if y.ndim > 1 else prob.gather(1, y[:, None])[:, 0]
+    name = lambda v: ', '.join(names[i] for i in (v.nonzero().flatten().tolist() if v.ndim else [int(v)]))
+    first = manifest.groups().first
+    return pd.DataFrame([dict(video=manifest.row(int(first[sid[i]]))['id'], label=name(y[i]), probability=round(float(own[i]), 3), first=names[int(prob[i].argmax())]) for i in own.argsort()[:n].tolist()])
+
+def worst(folder, cfg, # RunConfig
+          split:str='test', n:int=8) -> pd.DataFrame:
+    "Where to look first, whatever the task"
+    m = load_manifest(cfg, split)
+    return worst_queries(folder, m, n, split) if cfg.task == 'retrieval' else worst_clips(folder, m, class_names(cfg, m), n, split)
+
+def show_eval(folder, cfg, split:str='test'): # Figure
+    "The similarity matrix of a retrieval, the confusion matrix of a recognition"
+    e = load_eval(folder, split); a = e['arrays']
+    if cfg.task == 'retrieval': return show_similarity(a['sim'], text_to_video=torch.searchsorted(a['video_sid'], a['text_sid']).numpy())
+    names = class_names(cfg)
+    return show_confusion(confusion(e, len(names)), names)
 
 # %% ../nbs/54_results.ipynb #08db35a3
 def printed_by(page:str # path of an executed notebook, below nbs/
