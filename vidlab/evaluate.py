@@ -44,7 +44,8 @@ def evaluate(task, # vidlab.tasks.Task, the bare one
     engine = engine or make_engine()
     mode, t = task.training, time.perf_counter()
     task.to(engine.device).eval()
-    try: res = task.score({name: collect(task, dl, engine, name) for name, dl in loaders.items()})
+    expected = {name: dl.ds.n_clips for name, dl in loaders.items() if hasattr(getattr(dl, 'ds', None), 'n_clips')}
+    try: res = task.score({name: collect(task, dl, engine, name) for name, dl in loaders.items()}, expected)
     finally:
         task.train(mode)
         for dl in loaders.values(): getattr(dl, 'close', lambda: None)()   # decoding workers of an evaluation do not wait for the next one

@@ -9,8 +9,8 @@ __all__ = ['PLUGINS', 'TEMPLATES', 'KINETICS_TEMPLATES', 'POSITIONS', 'HEADS', '
            'DividedST', 'make_plugins', 'class_prompts', 'context_prompts', 'place_context', 'FrameHeader', 'trim',
            'side_width', 'TDSClipCard', 'TDSCLIP', 'init_plugins', 'set_classes', 'encode_embedded', 'encode_text',
            'class_text', 'similarity', 'train', 'freeze', 'layer_of', 'no_decay', 'official_groups', 'token_layout',
-           'set_grad_checkpointing', 'saved_bytes', 'is_official', 'to_official_state', 'describe', 'load_weights',
-           'tdsclip', 'from_state']
+           'set_grad_checkpointing', 'is_official', 'to_official_state', 'describe', 'load_weights', 'tdsclip',
+           'from_state']
 
 # %% ../../nbs/33_models.tdsclip.ipynb #b7632500
 from dataclasses import dataclass
@@ -491,20 +491,6 @@ def set_grad_checkpointing(self, enable:bool=True):
     if self.head != 'linear': self.clip.transformer.grad_checkpointing = enable
 
 for _f in (freeze, layer_of, no_decay, official_groups, token_layout, set_grad_checkpointing): setattr(TDSCLIP, _f.__name__, _f)
-
-# %% ../../nbs/33_models.tdsclip.ipynb #3a05871f
-def saved_bytes(f, # () -> tensor: the forward pass
-                model # its parameters and buffers are not counted
-               ) -> int:
-    "Bytes that autograd keeps for the backward pass of `f`"
-    own,kept = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())},{}
-    def pack(t):
-        s = t.untyped_storage()
-        if s._cdata not in own: kept[s._cdata] = s.nbytes()
-        return t
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): out = f()    # `out` keeps them alive, so that no address is used twice
-    del out
-    return sum(kept.values())
 
 # %% ../../nbs/33_models.tdsclip.ipynb #47e9444b
 def _ones(dims): # an official tensor with `dims` trailing ones <-> ours without
