@@ -240,7 +240,7 @@ class Flip:
     "Mirrored"
     p:float=.5 # probability
     def draw(self, h, w, tfm, gen): return dict(mirrored=bool(gen.random() < self.p))
-    def apply(self, frames, tfm, mirrored): return np.ascontiguousarray(frames[:, :, ::-1]) if mirrored else frames
+    def apply(self, frames, tfm, mirrored): return torch.from_numpy(frames).flip(2).numpy() if mirrored else frames
 
 @dataclass
 class Grey:
