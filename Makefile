@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 run: .venv/ready       ## train CLIP4Clip meanP and seqTransf on the embedded data set, print the comparison
 	mkdir -p outputs/compare
-	$(BIN)/papermill --no-progress-bar nbs/runs/compare.ipynb outputs/compare/compare.ipynb
+	$(BIN)/papermill --no-progress-bar nbs/runs/compare.ipynb outputs/compare/compare.ipynb -y 'recipes: [shapes_meanP, shapes_seqTransf]'
 	@cat outputs/compare/summary.txt
 
 test: .venv/ready      ## export in sync, every page, every test
