@@ -18,7 +18,13 @@ EXAMPLES = """one example per format (--root: folder of the videos, --annots: of
   make_manifest.py captions --root DiDeMo --annots test.json --paragraph --split test --out test.csv
   make_manifest.py list --root k400 --annots k400_val.txt --classes k400_classes.txt --out val.csv    (path label)
   make_manifest.py list --root k400 --annots val.csv --sep , --out val_manifest.csv                   (path,label)
-  make_manifest.py list --root ssv2 --annots val.txt --fields path frames label --out val.csv   (folders of pictures)
+  make_manifest.py list --root ssv2 --annots val.txt --fields path frames label --template 'img_{:05d}.jpg' --min_frames 8
+                        --classes sth_labels.csv --out val.csv                                     (folders of pictures)
+  make_manifest.py kinetics --root k400/val --annots kinetics-400_val.csv --missing drop --out k400_val.csv
+  make_manifest.py something --root ssv2/videos --annots ssv2/labels --out ssv2.csv             (labels.json, train.json ..)
+  make_manifest.py something --root ssv1/frames --annots ssv1 --template '{:05d}.jpg' --out ssv1.csv
+  make_manifest.py ucf101 --root UCF-101 --annots ucfTrainTestlist --fold 1 --out ucf_1.csv
+  make_manifest.py hmdb51 --root hmdb51 --annots testTrainMulti_7030_splits --fold 1 --out hmdb_1.csv
   make_manifest.py frame_folders --root anet_frames --annots anet.csv --out anet_manifest.csv   (video,frames)
   make_manifest.py webvid --root WebVid/videos --annots results_2M_train.csv --missing drop --out webvid.parquet
   make_manifest.py shards --root webvid_tars --missing drop --out webvid.parquet  (00000.tar .. of video2dataset)
@@ -37,7 +43,9 @@ TAKES = dict(msrvtt=(*_common, 'train_csv', 'data_json', 'test_csv', 'captions')
              lsmdc=(*_common, 'splits'),
              activitynet=(*_common, 'splits'), didemo=(*_common, 'splits'),
              captions=(*_common, 'paragraph', 'split'), frame_folders=(*_common, 'split'), webvid=(*_common, 'split'),
-             list=(*_common, 'fields', 'sep', 'header', 'label_offset', 'classes', 'label', 'split'),
+             list=(*_common, 'fields', 'sep', 'header', 'label_offset', 'classes', 'label', 'split', 'template', 'min_frames'),
+             kinetics=(*_common, 'classes', 'split'), something=(*_common, 'splits', 'ext', 'template'),
+             ucf101=(*_common, 'fold'), hmdb51=(*_common, 'fold'),
              shards=('missing', 'missing_limit', 'pattern', 'caption', 'media', 'columns', 'split'),
              table=(*_common, 'columns', 'sep', 'encoding', 'duplicates', 'label', 'classes'),
              folder=('sidecar', 'split', 'frames'), classes=('classes', 'split', 'frames'))
@@ -54,7 +62,7 @@ def renames(words: list  # e.g. ['video=path', 'caption=text']
 
 
 FILES = dict(table='the table itself (.csv, .tsv, .jsonl or .parquet)', captions='the JSON of captions',
-             list='the text file', frame_folders='the lines video,frames', webvid='the CSV')   # --annots is a file
+             list='the text file', frame_folders='the lines video,frames', webvid='the CSV', kinetics='the CSV or JSON')   # --annots is a file
 
 
 def read(format, root, annots=None, splits=None, columns=None, sep=None, classes=None, sidecar=None, fields=None,
@@ -74,6 +82,8 @@ def read(format, root, annots=None, splits=None, columns=None, sep=None, classes
         return A.Manifest.read(annots, root, columns=renames(columns or []), sep=sep, classes=classes, **options)
     if format == 'list':
         return A.read_list(annots, root, ' '.join(fields or ['path', 'label']), sep, classes=classes, **options)
+    if 'ext' in options and options['ext'] == 'none': options['ext'] = None
+    if classes: options['classes'] = classes
     return getattr(A, f'read_{format}')(annots or root, root, **options)
 
 
@@ -106,9 +116,13 @@ def main(format: Param('what to read: ' + ' '.join(TAKES), str),
          encoding: str = 'utf-8',  # table: encoding of a text table
          duplicates: str = 'keep',  # table: equal rows: keep, drop or error
          label: str = 'auto',  # table, list: kind of label: auto, class, several, float or name
-         classes: str = None,  # table, list, classes: file with one class name per line, in order
+         classes: str = None,  # table, list, classes, kinetics: file with one class name per line, in order
          fields: Param('list: what a line holds, default path label; of ' + ' '.join(A.FIELDS), str, nargs='+') = None,
          header: bool = False,  # list: the first line holds names
+         template: str = None,  # list, something: names of the pictures of a folder, e.g. 'img_{:05d}.jpg', counted from 1
+         min_frames: int = 0,  # list: leave out rows with fewer frames
+         ext: str = 'auto',  # something: ending of the files, e.g. .mp4; none: folders of pictures; auto: by version
+         fold: int = 1,  # ucf101, hmdb51: official fold 1, 2 or 3
          label_offset: int = 0,  # list: added to class numbers, -1 for lists that count from 1
          paragraph: bool = False,  # captions: all captions of a video joined to one
          pattern: str = None,  # shards: which ones below the root, e.g. '{00000..00031}.tar'; default: all

@@ -51,6 +51,12 @@ def data(tmp_path):
     videos('frame_folders', 'v/000001.jpg', 'v/000002.jpg'); (tmp_path/'frame_folders'/'mine.csv').write_text('v,2\n')
     videos('webvid', '00/7.mp4')
     (tmp_path/'webvid'/'mine.csv').write_text('videoid,contentUrl,duration,page_dir,name\n7,u,PT1S,00,"a, b"\n')
+    videos('kinetics', 'run/abc_000001_000011.mp4'); (tmp_path/'kinetics'/'mine.csv').write_text('label,youtube_id,time_start,time_end,split\nrun,abc,1,11,val\n')
+    videos('something', '7.webm'); js(tmp_path/'something'/'labels.json', {'Holding something': '0'})
+    for s in ('train', 'validation'): js(tmp_path/'something'/f'{s}.json', [dict(id='7', template='Holding [something]', label='holding a cup')] if s == 'train' else [])
+    videos('ucf101', 'Run/a.avi', 'Run/b.avi'); (tmp_path/'ucf101'/'classInd.txt').write_text('1 Run\n')
+    (tmp_path/'ucf101'/'trainlist01.txt').write_text('Run/a.avi 1\n'); (tmp_path/'ucf101'/'testlist01.txt').write_text('Run/b.avi\n')
+    videos('hmdb51', 'run/a.avi', 'run/b.avi'); (tmp_path/'hmdb51'/'run_test_split1.txt').write_text('a.avi 1 \nb.avi 2 \n')
     (tmp_path/'shards'/'x.mp4').write_bytes(b'x')
     with tarfile.open(tmp_path/'shards'/'videos'/'00000.tar', 'w') as f:
         for k in ('0.mp4', '0.txt'): f.add(tmp_path/'shards'/'x.mp4', k)
@@ -60,7 +66,7 @@ def data(tmp_path):
 EXTRA = dict(table=['--columns', 'video=path', 'caption=text', '--sep', ';'],
              folder=['--sidecar', 'txt', '--split', 'test'], list=['--label_offset', '-1'], shards=['--split', 'train'])
 ROWS = dict(msrvtt=4, msvd=4, lsmdc=3, activitynet=2, didemo=3, table=2, folder=3, classes=2, captions=3, list=2, frame_folders=1,
-            webvid=1, shards=1)
+            webvid=1, shards=1, kinetics=1, something=1, ucf101=2, hmdb51=2)
 
 
 @pytest.mark.parametrize('format', T.TAKES)

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'LABELS', 'MISSING', 'DUPLICATES', 'FORMATS', 'CAPTIONS', 'LSMDC', 'FIELDS', 'SPLITS', 'absent', 'Manifest',
-           'Groups', 'read_rows', 'walk_files', 'find_videos', 'read_msrvtt', 'load_plain_pickle', 'read_msvd',
-           'read_lsmdc', 'read_activitynet', 'read_didemo', 'read_captions', 'read_class_names', 'read_list',
-           'read_frame_folders', 'read_webvid', 'from_folder', 'from_class_folders']
+           'Groups', 'mirrored_classes', 'read_rows', 'walk_files', 'find_videos', 'read_msrvtt', 'load_plain_pickle',
+           'read_msvd', 'read_lsmdc', 'read_activitynet', 'read_didemo', 'read_captions', 'read_class_names',
+           'pictures_of', 'read_list', 'read_frame_folders', 'read_kinetics', 'read_something', 'read_ucf101',
+           'read_hmdb51', 'read_webvid', 'from_folder', 'from_class_folders']
 
 # %% ../../nbs/14_data.annots.ipynb #e5d89713
 import contextlib, csv, difflib, hashlib, json, math, os, pickle, re
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from fastcore.basics import patch
 
-from ..core import atomic_write, unknown
+from ..core import atomic_write, rng, unknown
 from .decode import PICTURES, VIDEO, holds_member, split_member
 from .sample import clip_times
 
@@ -426,6 +427,30 @@ def build(cls:Manifest, cols:dict, # column name -> list or array of equal lengt
             m.report |= dict(missing=gone, dropped_rows=int((~keep).sum()))
             m = m.select(keep)
     return m
+
+# %% ../../nbs/14_data.annots.ipynb #5446a39a
+@patch
+def few_shot(self:Manifest, k:int, # clips of each class
+             seed:int=0
+            ) -> Manifest: # in the order of the table, with all rows of the clips
+    "A random choice of `k` clips of each class; of a class with fewer, all"
+    if self.label_kind != 'class': raise ValueError(f'few_shot needs one class for each clip; labels here: {self.label_kind}')
+    if k < 1: raise ValueError(f'few_shot: {k} clips of each class')
+    g = self.groups()
+    label = self.cols['label'][g.first]
+    keep = [rng(seed, int(c)).permutation(np.flatnonzero(label == c))[:k] for c in np.unique(label) if c >= 0]
+    return self.select(np.isin(g.code, np.concatenate(keep)))
+
+def mirrored_classes(names # class names in order
+                    ) -> np.ndarray: # (classes,) int64: the class of a clip when it is mirrored
+    "Classes that change places when left and right do"
+    number, out = {v: i for i,v in enumerate(names)}, np.arange(len(names))
+    other = dict(left='right', right='left', Left='Right', Right='Left')
+    for i,v in enumerate(names):
+        m = re.sub(r'\b([Ll]eft|[Rr]ight)\b', lambda o: other[o[0]], v)
+        if m not in number: raise ValueError(f'class {v!r}: its mirror image {m!r} is not among the {len(names)} classes, so a mirrored clip would have no label')
+        out[i] = number[m]
+    return out
 
 # %% ../../nbs/14_data.annots.ipynb #666bad00
 def _not_utf8(path, encoding, err):
@@ -872,9 +897,13 @@ def read_captions(file, # JSON: {file name: caption or [captions]}
     return _columns(cols, root, str(file), missing, missing_limit, bare)
 
 # %% ../../nbs/14_data.annots.ipynb #03168994
-def read_class_names(path # text file, one class a line
+def read_class_names(path # text file, one class a line; or a CSV with the columns id, name
                     ) -> list: # names; the line number (from 0) is the label
     "Class names in order; empty and repeated lines are errors"
+    if Path(path).is_file() and _lines(path)[:1] == ['id,name']:
+        ids, names = _pick(path, ['id', 'name'])
+        if ids != [str(i) for i in range(len(ids))]: raise ValueError(f'{path}: the ids are not 0 to {len(ids)-1} in order')
+        return names
     try: names = [o.strip() for o in Path(path).read_text(encoding='utf-8-sig').rstrip().split('\n')]
     except FileNotFoundError: raise FileNotFoundError(f'{path}: no such file of class names{_beside(path)}') from None
     except UnicodeDecodeError as e: raise _not_utf8(path, 'utf-8', e) from None
@@ -910,14 +939,35 @@ def _shifted(labels, offset, classes, source):
     return [' '.join(str(one(i, o)) for o in v.split()) if classes is None else one(i, v) for i,v in enumerate(labels)]
 
 # %% ../../nbs/14_data.annots.ipynb #7a3a4b0a
-def _short_folders(m, source, missing, missing_limit):
+def pictures_of(template:str, # e.g. 'img_{:05d}.jpg'
+                there, # names of the pictures in a folder
+                n:int=None # how many there should be; None: as many as follow each other
+               ) -> tuple: # their names in order, from number 1 on; the first that is missing, or None
+    "Pictures of a folder that a template names"
+    there, out = set(there), []
+    while n is None or len(out) < n:
+        name = template.format(len(out) + 1)
+        if name not in there: return out, None if n is None and out else name
+        out.append(name)
+    return out, None
+
+def _template(t):
+    "A template that names a different picture for each number"
+    try: ok = t.format(1) != t.format(2)
+    except (ValueError, IndexError, KeyError): ok = False
+    if not ok or os.sep in t: raise ValueError(f"template {t!r}: the name of a picture with a place for its number, e.g. 'img_{{:05d}}.jpg'")
+    return t
+
+def _short_folders(m, source, missing, missing_limit, template=None):
     "Without folders that hold fewer pictures than the list promises"
     def pictures(i):
-        try: return sum(os.path.splitext(n)[1].lower() in PICTURES for n in os.listdir(m.row(i)['path']))
-        except OSError: return 0
+        try: names = os.listdir(m.row(i)['path'])
+        except OSError: return 0, None
+        if template: return (lambda got, gone: (len(got), gone))(*pictures_of(template, names, int(want[i])))
+        return sum(os.path.splitext(n)[1].lower() in PICTURES for n in names), None
     first, want = m.groups().first, m.column('frames').to_pylist()
-    bad = {int(i): n for i in first if (n := pictures(i)) < int(want[i])}
-    names = [f"{m.column('path')[i].as_py()} ({n} of {want[i]})" for i,n in bad.items()]
+    bad = {int(i): got for i in first if (got := pictures(i))[0] < int(want[i])}
+    names = [f"{m.column('path')[i].as_py()} ({n} of {want[i]}{f', no {gone}' if gone else ''})" for i,(n,gone) in bad.items()]
     _missing_policy('folders hold fewer pictures than listed', names, len(first), missing, missing_limit, source, m.root)
     if not bad: return m
     m = m.select(~np.isin(m.groups().code, m.groups().code[list(bad)]))
@@ -934,6 +984,8 @@ def read_list(file, # text, one video a line
               label:str='auto', # kind of label as in `Manifest.build`, e.g. 'float' for regression targets
               split:str=None, # name for all rows
               ext:str='.mp4', # for names without extension (not where a line names a folder by `frames`); None: none
+              template:str=None, # names of the pictures of a folder, e.g. 'img_{:05d}.jpg', counted from 1; None: all pictures
+              min_frames:int=0, # leave out rows with fewer `frames`
               missing:str='error', # 'error', 'drop' or 'keep'
               missing_limit:float=.5 # most that may be dropped
              ) -> Manifest:
@@ -953,10 +1005,24 @@ def read_list(file, # text, one video a line
                              f"are read with 'path labels'")
         rows.append(part)
     if not rows: raise ValueError(f'{file}: no rows')
+    if min_frames or template: rows, few = _long_enough(rows, names, min_frames, template, file)
     cols = dict(zip(names, map(list, zip(*rows))))
+    if template: cols['template'] = [_template(template)]*len(rows)
     if isinstance(classes, (str, os.PathLike)): classes = read_class_names(classes)
-    return _listed(cols, root, str(file), label_offset, classes, label, split, None if 'frames' in cols else ext, missing,
-                   missing_limit)
+    m = _listed(cols, root, str(file), label_offset, classes, label, split, None if 'frames' in cols else ext, missing,
+                missing_limit)
+    if min_frames: m.report['too_short'] = few
+    return m
+
+def _long_enough(rows, names, min_frames, template, file):
+    "Rows with enough frames, and the names of the others"
+    if 'frames' not in names: raise ValueError(f"{file}: {'min_frames' if min_frames else 'template'} needs the field 'frames', fields are: {' '.join(names)}")
+    at, out, few = names.index('frames'), [], []
+    for i,r in enumerate(rows):
+        if not r[at].isdigit(): raise ValueError(f'{file}: row {i+1}: {r[at]!r} is not a number of frames')
+        (out if int(r[at]) >= min_frames else few).append(r)
+    if not out: raise ValueError(f'{file}: no row has {min_frames} frames')
+    return out, [r[names.index('path')] for r in few]
 
 def _listed(cols, root, file, label_offset, classes, label, split, ext, missing, missing_limit):
     "`read_list` from the columns of the file on"
@@ -972,7 +1038,8 @@ def _listed(cols, root, file, label_offset, classes, label, split, ext, missing,
         if classes is not None: label = 'name'
     if split: cols['split'] = [split]*len(cols['path'])
     m = _columns(cols, root, file, missing, missing_limit, label=label, classes=classes)
-    return _short_folders(m, file, missing, missing_limit) if 'frames' in cols and missing != 'keep' else m
+    template = cols['template'][0] if 'template' in cols else None
+    return _short_folders(m, file, missing, missing_limit, template) if 'frames' in cols and missing != 'keep' else m
 
 # %% ../../nbs/14_data.annots.ipynb #e4b393d1
 def read_frame_folders(file, # lines `video,frames`, with or without that header
@@ -985,6 +1052,102 @@ def read_frame_folders(file, # lines `video,frames`, with or without that header
     head = _lines(file)[:1] == ['video,frames']
     return read_list(file, root, 'path frames', ',', header=head, split=split, missing=missing,
                      missing_limit=missing_limit)
+
+# %% ../../nbs/14_data.annots.ipynb #d542489c
+def read_kinetics(file, # kinetics-400_val.csv and the like, or the JSON
+                  videos, # folder of the video files, searched
+                  classes=None, # class names in order; None: those of the file, sorted
+                  split:str=None, # name for all rows; None: as the file says
+                  missing:str='error', # 'error', 'drop' or 'keep'
+                  missing_limit:float=.5 # most that may be dropped
+                 ) -> Manifest:
+    "Kinetics 400, 600 or 700: one row per clip"
+    if Path(file).suffix == '.json':
+        said = _json(file)
+        try: rows = [(o['annotations']['label'], v, *o['annotations']['segment'], o['subset']) for v,o in said.items()]
+        except (AttributeError, KeyError, TypeError, ValueError) as e: raise ValueError(f'{file}: an entry has no annotations with label and segment, or no subset; failed on {e!r}') from None
+    else: rows = list(zip(*_pick(file, ['label', 'youtube_id', 'time_start', 'time_end', 'split'])))
+    try: names = [f'{v}_{int(float(a)):06d}_{int(float(b)):06d}' for _,v,a,b,_ in rows]
+    except ValueError as e: raise ValueError(f'{file}: a time is not a number of seconds: {e}') from None
+    found = find_videos(videos, {*names, *(r[1] for r in rows)}) if missing != 'keep' else {}
+    cols = dict(id=names, path=[found.get(n, found.get(r[1], n + '.mp4')) for n,r in zip(names, rows)],
+                label=[r[0] for r in rows], split=[split or r[4] for r in rows])
+    return _columns(cols, videos, str(file), missing, missing_limit, label='name', classes=classes)
+
+# %% ../../nbs/14_data.annots.ipynb #26bd6b50
+def _edition(folder, part):
+    "The file of a part, whatever its prefix"
+    try: near = sorted(n for n in os.listdir(folder) if re.fullmatch(rf'(.*-)?{part}\.(json|csv)', n))
+    except OSError: raise FileNotFoundError(f'{folder}: no such folder') from None
+    if len(near) != 1: raise FileNotFoundError(f"{folder}: {len(near)} files end in {part}.json or {part}.csv{': ' + _list(near) if near else _beside(Path(folder)/f'{part}.json')}")
+    return Path(folder)/near[0]
+
+def read_something(folder, # with labels, train and validation files
+                   videos, # folder of `id.webm`, or of folders of pictures
+                   splits=('train', 'val'), # the splits to read
+                   ext:str='auto', # '.webm', '.mp4'; None: folders of pictures; 'auto': version 2 '.webm', version 1 None
+                   template:str=None, # names of the pictures, e.g. 'img_{:05d}.jpg', counted from 1; None: all pictures
+                   missing:str='error', # 'error', 'drop' or 'keep'
+                   missing_limit:float=.5 # most that may be dropped
+                  ) -> Manifest:
+    "Something-Something, version 1 or 2: one row per clip, classes in the official order"
+    labels, files, rows = _edition(folder, 'labels'), dict(train='train', val='validation'), []
+    for s in splits:
+        if s not in files: raise unknown('Something-Something split', s, files)
+    if labels.suffix == '.json':
+        names = sorted((said := _json(labels)), key=lambda n: int(said[n]))
+        if [int(said[n]) for n in names] != list(range(len(names))): raise ValueError(f'{labels}: the numbers are not 0 to {len(names)-1}')
+    else: names = read_class_names(labels)
+    for s in splits:
+        file = _edition(folder, files[s])
+        try: part = ([(str(o['id']), o['template'], o['label']) for o in _json(file)] if file.suffix == '.json'
+                     else [(*line.split(';'), None) for line in _lines(file)])
+        except (KeyError, TypeError) as e: raise ValueError(f"{file}: an entry needs 'id', 'template' and 'label'; failed on {e!r}") from None
+        for n,o in enumerate(part, 1):
+            if len(o) != 3: raise ValueError(f'{file}: row {n} is not id;class')
+        rows += [dict(id=i, label=re.sub(r'[\[\]]', '', t), text=c, split=s) for i,t,c in part]
+    if ext == 'auto': ext = '.webm' if labels.suffix == '.json' else None
+    cols = {k: [r[k] for r in rows] for k in ('id', 'label', 'split') + (('text',) if labels.suffix == '.json' else ())}
+    cols['path'] = [i + (ext or '') for i in cols['id']]
+    if template: cols['template'] = [_template(template)]*len(rows)
+    return _columns(cols, videos, str(folder), missing, missing_limit, label='name', classes=names)
+
+# %% ../../nbs/14_data.annots.ipynb #0ff2ee01
+def read_ucf101(folder, # with classInd.txt, trainlist0N.txt, testlist0N.txt
+                videos, # folder of the class folders
+                fold:int=1, # 1, 2 or 3
+                missing:str='error', # 'error', 'drop' or 'keep'
+                missing_limit:float=.5 # most that may be dropped
+               ) -> Manifest:
+    "UCF101, train and test split of a fold"
+    if fold not in (1, 2, 3): raise unknown('fold', fold, (1, 2, 3))
+    folder, paths, splits = Path(folder), [], []
+    named = [o.split() for o in _lines(folder/'classInd.txt')]
+    if [o[:1] for o in named] != [[str(i)] for i in range(1, len(named) + 1)]: raise ValueError(f"{folder/'classInd.txt'}: lines are not 1 Name, 2 Name, ...")
+    for s in ('train', 'test'):
+        lines = [o.split()[0] for o in _lines(folder/f'{s}list0{fold}.txt')]
+        paths += lines; splits += [s]*len(lines)
+    return _columns(dict(id=paths, path=paths, label=[p.split('/')[0] for p in paths], split=splits), videos, str(folder), missing,
+                    missing_limit, label='name', classes=[o[1] for o in named])
+
+def read_hmdb51(folder, # with NAME_test_splitN.txt for each class
+                videos, # folder of the class folders
+                fold:int=1, # 1, 2 or 3
+                missing:str='error', # 'error', 'drop' or 'keep'
+                missing_limit:float=.5 # most that may be dropped
+               ) -> Manifest:
+    "HMDB51, train and test split of a fold; classes in alphabetical order"
+    if fold not in (1, 2, 3): raise unknown('fold', fold, (1, 2, 3))
+    files = sorted(Path(folder).glob(f'*_test_split{fold}.txt'))
+    if not files: raise FileNotFoundError(f'{folder}: no NAME_test_split{fold}.txt')
+    names, rows = [f.name.removesuffix(f'_test_split{fold}.txt') for f in files], []
+    for f,c in zip(files, names):
+        for n,line in enumerate(_lines(f), 1):
+            name, _, use = line.rpartition(' ')
+            if use not in ('0', '1', '2'): raise ValueError(f'{f}: row {n} does not end in 0, 1 or 2: {line[:80]!r}')
+            if use != '0': rows.append((f'{c}/{name.strip()}', c, ('train', 'test')[int(use) - 1]))
+    path, label, split = map(list, zip(*rows))
+    return _columns(dict(id=path, path=path, label=label, split=split), videos, str(folder), missing, missing_limit, label='name', classes=names)
 
 # %% ../../nbs/14_data.annots.ipynb #0bb5a50c
 def read_webvid(file, # results_2M_train.csv and the like
