@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BERT_SCHEDULES', 'SCHEDULES', 'RULES', 'OPTIMIZERS', 'warmup_cosine', 'warmup_constant', 'warmup_linear',
-           'bert_schedule', 'cosine_schedule', 'linear_schedule', 'wave_schedule', 'schedule_factor', 'BertAdam',
-           'param_groups', 'make_optimizer']
+           'bert_schedule', 'cosine_schedule', 'linear_schedule', 'wave_schedule', 'schedule_factor', 'held',
+           'BertAdam', 'param_groups', 'make_optimizer']
 
 # %% ../nbs/25_optim.ipynb #028ee84a
 import math, torch
@@ -53,7 +53,7 @@ def wave_schedule(step:int,
     return 1. if step < begin else 0.5*(1 + math.cos(math.pi*(step-begin)/half))
 
 # %% ../nbs/25_optim.ipynb #a44721c0
-SCHEDULES = ('cosine', 'linear', 'constant', 'wave', *BERT_SCHEDULES)
+SCHEDULES = ('cosine', 'linear', 'constant', 'multistep', 'wave', *BERT_SCHEDULES)
 
 def schedule_factor(name:str, # see SCHEDULES
                     step:int, # from 0
@@ -61,15 +61,25 @@ def schedule_factor(name:str, # see SCHEDULES
                     warmup=0., # share of the run up to 1, above it steps
                     start:float=0., # factor the warm-up starts from
                     end:float=0., # factor at the end
+                    milestones=(), # 'multistep': shares of the run at which the factor falls to a tenth
                     wave=(0.1, 0.1, 0.9) # 'wave', in shares of the run: end of its warm-up, begin of the cosine, half a period
                    ) -> float: # factor of the learning rate
     "Factor at `step`"
     if name in BERT_SCHEDULES: return bert_schedule(name, step, total, warmup if warmup <= 1 else warmup/total)
     w = round(warmup*total) if warmup <= 1 else int(warmup)
-    if name == 'constant': return start + (1-start)*step/w if step < w else 1.
+    if name in ('constant', 'multistep') and step < w: return start + (1-start)*step/w
+    if name in ('constant', 'multistep'): return 0.1**sum(step >= m*total for m in milestones) if name == 'multistep' else 1.
     if name == 'wave': return wave_schedule(step, round(wave[0]*total), round(wave[1]*total), wave[2]*total, start)
     if name not in SCHEDULES: raise unknown('schedule', name, SCHEDULES)
     return (cosine_schedule if name == 'cosine' else linear_schedule)(step, total, w, start, end)
+
+def held(step:int, # from 0
+         per_epoch:int, # steps of an epoch
+         every:int=1 # the rate moves at the first step of an epoch and at every such one after it
+        ) -> int: # step whose rate is in force
+    "TDS-CLIP's published loop sets its rate at the first iteration of an epoch and at every tenth"
+    i = step % per_epoch
+    return step - i + ((i+1)//every*every - 1 if i+1 >= every else 0)
 
 # %% ../nbs/25_optim.ipynb #cee51e6a
 class BertAdam(torch.optim.Optimizer):
@@ -127,7 +137,9 @@ def _standard(name, p, model, norms):
     nd = model.no_decay() if hasattr(model, 'no_decay') else ()
     return p.ndim > 1 and name not in nd, name.startswith('clip.')
 
-RULES = dict(standard=_standard, clip4clip=_clip4clip, stan=_stan)
+def _all(name, p, model, norms): return True, name.startswith('clip.')
+
+RULES = dict(standard=_standard, clip4clip=_clip4clip, stan=_stan, all=_all)
 
 def param_groups(model, # nn.Module
                  lr:float, weight_decay:float=0.,
