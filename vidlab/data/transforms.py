@@ -154,11 +154,11 @@ def crop_box(h:int, w:int, # frame
 # %% ../../nbs/12_data.transforms.ipynb #c2210dbe
 class Crop:
     "A step that ends in the square: a resize, a box, a resize"
-    kernel = 'bilinear'                                                # of the last resize
+    kernel = 'bilinear'
 
     def apply(self, frames, tfm, hw, box):
         l, t, r, b = box
-        return resize(resize(frames, *hw, tfm.resize)[:, t:b, l:r], tfm.size, tfm.size, tfm.resize, self.kernel)
+        return resize(resize(frames, *hw, tfm.resize, self.kernel)[:, t:b, l:r], tfm.size, tfm.size, tfm.resize, self.kernel)
 
 @dataclass
 class RandomResizedCrop(Crop):
@@ -215,6 +215,7 @@ class MultiScaleCrop(Crop):
 @dataclass
 class Centre(Crop):
     "The centre square of a test"
+    kernel = 'bicubic'
     def draw(self, h, w, tfm, gen):
         hw = tfm.before(h, w)
         return dict(hw=hw, box=centred(*hw, tfm.size, tfm.rounding))
