@@ -95,9 +95,9 @@ RetrievalTask.score = _score
 
 # %% ../nbs/39_tasks.ipynb #280faa50
 class RecognitionTask(Task):
-    "Classes as texts: cross-entropy over the scores of the class names"
+    "Cross-entropy over a model's logits, or over the scores of the class names"
     monitor = 'top1'
-    def __init__(self, model, # with `encode_video`, `encode_text`, `similarity`
+    def __init__(self, model, # a classifier, or with `encode_video`, `encode_text`, `similarity`
                  classes:list, # name of class i at place i
                  templates=('{}',), # texts made of a name
                  max_words:int=32, # tokens of such a text
@@ -107,10 +107,11 @@ class RecognitionTask(Task):
         if not classes: raise ValueError('recognition needs the names of the classes: a data set that has them, or `classes`, a file with one name per line')
         if bad := [t for t in templates if '{}' not in t]: raise ValueError(f'templates {bad}: no {{}} for the name of the class')
         self.classes, self.smoothing, self.n_templates = list(classes), smoothing, len(templates)
-        texts = [t.replace('{}', c) for t in templates for c in classes]
-        self.set_texts(*tokenize(texts, max_words))
+        self.classifier = getattr(model.card, 'classes', 0) > 0
+        if self.classifier and model.card.classes != len(classes): raise ValueError(f'the model has {model.card.classes} classes, the data {len(classes)}: build it with classes={len(classes)}')
+        if not self.classifier: self.set_texts(*tokenize([t.replace('{}', c) for t in templates for c in classes], max_words))
         for n, p in model.named_parameters():                   # everything a text goes through
-            if n.startswith('clip.') and not n.startswith('clip.visual.') and n != 'clip.logit_scale': p.requires_grad_(False)
+            if not self.classifier and n.startswith('clip.') and not n.startswith('clip.visual.') and n != 'clip.logit_scale': p.requires_grad_(False)
 
     def set_texts(self, ids, mask): # (templates * classes, L) both, template by template
         self.ids, self.mask, self._kept = ids, mask, None
@@ -131,9 +132,10 @@ class RecognitionTask(Task):
             self.model.train(mode)
         return self._kept
 
-    def logits(self, video, video_mask): # (B,T,3,S,S) normalised, (B,T) -> (B,classes)
+    def logits(self, batch): # `video` (B,T,3,S,S) normalised, `video_mask` (B,T) -> (B,classes)
+        if self.classifier: return self.model(batch)['logits'].float()
         text, mask = self.class_text()
-        sim = self.model.similarity(text, self.model.encode_video(video, video_mask), video_mask, mask).T
+        sim = self.model.similarity(text, self.model.encode_video(batch['video'], batch['video_mask']), batch['video_mask'], mask).T
         return sim.unflatten(1, (-1, len(self.classes))).mean(1)
 
 # %% ../nbs/39_tasks.ipynb #7aff2fef
@@ -142,14 +144,14 @@ def _loss(self, batch:dict) -> dict: # loss, acc
     if 'label' not in batch: raise ValueError('recognition trains on labels, and this batch has none: the manifest needs a `label` column')
     b, y, n = self.prep(batch), batch['label'], len(self.classes)
     if y.ndim == 1 and int(y.max()) >= n: raise ValueError(f'label {int(y.max())}: there are {n} class names; give the names of all classes')
-    x = self.logits(b['video'], b['video_mask'])
+    x = self.logits(b)
     hot = y/y.sum(1, keepdim=True).clamp(min=1) if y.ndim == 2 and not y.is_floating_point() else y
     right = y.gather(1, x.argmax(1, keepdim=True)) > 0 if y.ndim == 2 else x.argmax(1) == y
     return dict(loss=F.cross_entropy(x, hot, label_smoothing=self.smoothing), acc=right.float().mean())
 
 def _eval_step(self, batch:dict) -> dict: # sid, view, logits, label
     b = self.prep(batch)
-    return dict({k: b[k] for k in ('sid', 'view', 'label')}, logits=self.logits(b['video'], b['video_mask']).float())
+    return dict({k: b[k] for k in ('sid', 'view', 'label')}, logits=self.logits(b).float())
 
 def merge_views(part:dict # sid, logits (N,C), label: views of clips
                ) -> tuple: # sids (n), mean of softmax (n,C), labels

@@ -24,7 +24,7 @@ from .data.shapes import MOTIONS, make_shapes
 from .data.shards import from_shards, shard_of, window_order
 from .evaluate import evaluate, save_eval
 from .learner import Learner, make_engine
-from .optim import BERT_SCHEDULES, SCHEDULES, make_optimizer, param_groups, schedule_factor
+from .optim import BERT_SCHEDULES, SCHEDULES, held, make_optimizer, param_groups, schedule_factor
 from .registry import create_model, model_options
 from .tasks import TASKS, create_task, task_options
 
@@ -85,7 +85,7 @@ class RunConfig:
     eval_batch_size:int = 32    # the same in evaluation
     accum:int = 1               # batches per optimiser step
     optimizer:str = 'adamw'     # 'adamw' | 'bertadam' (no bias correction, clips each parameter)
-    groups:str = 'standard'     # weight decay and learning-rate groups: 'standard' | 'clip4clip' | 'stan' (as published)
+    groups:str = 'standard'     # weight decay and learning-rate groups: 'standard' | 'clip4clip' | 'stan' (as published) | 'all' decays
     lr:float = 1e-5             # peak learning rate of what is new
     lr_batch:int = 0            # batch size that lr is meant for: it is scaled in proportion to the real one; 0 as it is
     coef_lr:float = 1.          # the CLIP towers learn at lr * coef_lr
@@ -93,7 +93,9 @@ class RunConfig:
     betas:list = field(default_factory=lambda: [0.9, 0.999]) # of the optimiser
     eps:float = 1e-8            # of the optimiser
     layer_decay:float = 1.      # factor on lr per layer downwards
-    schedule:str = 'cosine'     # 'cosine' | 'linear' | 'constant' | 'warmup_cosine' (CLIP4Clip's: the cosine runs over the warm-up too) | 'wave' (STAN's)
+    schedule:str = 'cosine'     # 'cosine' | 'linear' | 'constant' | 'warmup_cosine' (CLIP4Clip's: the cosine runs over the warm-up too) | 'multistep' | 'wave' (STAN's)
+    milestones:list = field(default_factory=list) # of 'multistep': shares of the run at which the rate falls to a tenth
+    lr_every:int = 1            # steps between moves of the rate (10 in TDS-CLIP's published loop)
     wave:list = field(default_factory=lambda: [0.1, 0.1, 0.9]) # of 'wave', in shares of the run: end of its warm-up, begin of the cosine, half a period
     warmup:float = 0.1          # share of the steps for the warm-up
     warmup_start:float = 0.     # factor the warm-up starts from
@@ -340,14 +342,15 @@ def build_task(cfg:RunConfig,
               ):
     "Model with its start weights, inside its task"
     known, takes = model_options(cfg.model), task_options(cfg.task)
+    more = dict(classes=class_names(cfg, manifest)) if 'classes' in takes else {}
     most = dict(max_words=max(cfg.max_words, cfg.eval_words), max_frames=max(cfg.max_frames, cfg.eval_frames))
+    if more and 'classes' in known: most['classes'] = len(more['classes'])
     opts = {**cfg.options, **{k: v for k, v in most.items() if k in known}, **(_without_base(cfg, known) if exact else {})}
     model = create_model(cfg.model, **opts)
     if cfg.start: print(model.load_weights(weights_path(cfg.start), exact=exact))
     if cfg.half_weights: model.clip.to_official_half()
     if cfg.grad_checkpointing: model.set_grad_checkpointing()
     if cfg.compile: model.compile()
-    more = dict(classes=class_names(cfg, manifest)) if 'classes' in takes else {}
     return create_task(cfg.task, model, **{k: getattr(cfg, k) for k in takes if k in FIELDS and k not in more}, **more)
 
 def weights_path(path:str # run folder, checkpoint folder, or a file
@@ -373,7 +376,8 @@ def build_learner(cfg:RunConfig, folder:RunFolder, engine) -> Learner:
     if cfg.schedule not in SCHEDULES: raise unknown('schedule', cfg.schedule, SCHEDULES)
     # the published schedules run over a fractional number of steps, a little more than there are
     total = cfg.epochs * ((len(train) + cfg.accum - 1) / cfg.accum if cfg.schedule in BERT_SCHEDULES else math.ceil(len(train) / cfg.accum))
-    schedule = lambda step: schedule_factor(cfg.schedule, step, total, cfg.warmup, cfg.warmup_start, cfg.min_factor, cfg.wave)
+    per_epoch = math.ceil(len(train) / cfg.accum)
+    schedule = lambda step: schedule_factor(cfg.schedule, held(step, per_epoch, cfg.lr_every), total, cfg.warmup, cfg.warmup_start, cfg.min_factor, cfg.milestones, cfg.wave)
     val = eval_loaders(cfg, cfg.val_split, size, engine, rows[cfg.val_split]) if cfg.val_split else None
     validate = (lambda learn: evaluate_with(learn, val)) if val else None
     for c in cfg.callbacks:

@@ -162,7 +162,7 @@ def recognition(case, tensors):
     imgs, labels = tensors['input/imgs'], tensors['input/labels']
     full = torch.ones(imgs.shape[:2], dtype=torch.bool)
     batch = dict(video=imgs, video_mask=full, label=labels, sid=torch.arange(len(imgs)), view=torch.zeros(len(imgs), dtype=torch.long))
-    got = dict(class_text_features=task.class_text()[0], logits=task.logits(imgs, full), video_features=model.encode_video(imgs).mean(1), loss=task(batch)['loss'])
+    got = dict(class_text_features=task.class_text()[0], logits=task.logits(dict(video=imgs, video_mask=full)), video_features=model.encode_video(imgs).mean(1), loss=task(batch)['loss'])
     for k, e in out.items():
         assert k in got, f'output/{k}: not computed; known: {", ".join(got)}'
         close(k, got[k], e, tol)
