@@ -120,3 +120,56 @@ def test_the_official_cut_is_a_slice(words, n):
     assert torch.equal(ids, whole[:n])
     if END in ids: assert torch.equal(ids, tokenize(text, n)[0][0])
     else: assert ids.argmax() == 0 and tokenize(text, n)[0][0].argmax() == n - 1
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 40), st.integers(1, 5), st.integers(0, 9))
+def test_something_and_kinetics_segments(n, t, clips, seed):
+    "TDS-CLIP's two loaders in words; a RandomState gives the published draws of the first"
+    assert S.segments(n, t, rule='something', clips=clips).tolist() == S.segments(n, t, rule='inclusive', clips=clips).tolist()
+    gen, got = np.random.RandomState(seed), S.segments(n, t, True, np.random.RandomState(seed), 'something').tolist()
+    ticks = [i*n//t for i in range(t + 1)]
+    if n > t: assert got == [a + gen.randint(b - a) for a, b in zip(ticks, ticks[1:])]
+    else: assert got == sorted(list(range(n)) + list(gen.randint(n, size=t - n))) and set(got) == set(range(n))
+    test = S.segments(n, t, rule='kinetics', clips=clips).reshape(clips, t)
+    first = np.floor(np.linspace(0, n/t - 1, clips))
+    assert test.tolist() == [[int(s + i*(n/t)) % n for i in range(t)] for s in first]
+    if n >= t: assert (np.diff(test, axis=1) >= 0).all() and test[0].tolist() == [int(i*(n/t)) for i in range(t)]
+    assert S.segments(n, t, True, np.random.default_rng(seed), 'kinetics').tolist() == S.segments(n, t, True, np.random.default_rng(seed), 'inclusive').tolist()
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(1, 400), st.integers(1, 20), st.integers(0, 120), st.integers(1, 5), st.integers(0, 9), st.sampled_from(S.SHORT))
+def test_dense_windows(n, t, more, clips, seed, short):
+    window, step = t + more, (t + more)//t
+    end = (lambda i: i % n) if short == 'loop' else (lambda i: min(i, n - 1))
+    starts = [k*(max(n - window, 0)//(clips - 1)) for k in range(clips)] if clips > 1 else [max(n - window, 0)//2]
+    assert S.dense(n, t, window, short=short, clips=clips).tolist() == [end(s + i*step) for s in starts for i in range(t)]
+    draw = S.dense(n, t, window, True, np.random.default_rng(seed), short)
+    if n > window: assert (np.diff(draw) == step).all() and 0 <= draw[0] < n - window
+    else: assert draw.tolist() == [end(i*step) for i in range(t)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 60), st.lists(st.integers(0, 59), min_size=1, max_size=9), st.integers(0, 4))
+def test_neighbours(n, at, half):
+    at, m = [i % n for i in at], 2*half + 1
+    got = S.neighbours(at, n, m)
+    assert got.tolist() == [min(max(i + k, 0), n - 1) for i in at for k in range(-half, half + 1)]
+    assert got.reshape(-1, m)[:, half].tolist() == at
+    if half > n: return
+    assert S.neighbours(at, n, m, wrap=True).tolist() == [list(range(n))[min(i + k, n - 1)] for i in at for k in range(-half, half + 1)]
+
+
+@pytest.mark.parametrize('sampler', [S.SegmentSampler(5, 'kinetics'), S.SegmentSampler(5, 'something', 3), S.DenseSampler(5, 20, neighbours=5), S.DenseSampler(4, 64, 'hold')])
+def test_clips_of_a_sampler(sampler):
+    "Clip k of K from the middle of a video: within the range, as the function says, the same length for any video"
+    times = np.arange(200)/25
+    for n, i, j in ((200, 0, 200), (200, 50, 75), (200, 50, 53)):
+        span = {} if (i, j) == (0, n) else dict(start=times[i], end=times[j - 1])
+        for clips in (1, 2, 3):
+            for k in range(clips):
+                idx = sampler(n, 25., times, clip=k, clips=clips, **span)
+                assert len(idx) == sampler.max_frames and i <= idx.min() and idx.max() < j
+                inner = type(sampler)(**{**vars(sampler), 'neighbours': 1})(j - i, 25., None, clip=k, clips=clips) + i
+                assert idx.reshape(-1, sampler.neighbours)[:, sampler.neighbours//2].tolist() == inner.tolist()

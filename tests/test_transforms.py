@@ -1,10 +1,13 @@
-"""The clip transform: geometry, bilinear arithmetic and random crops against definitions, one draw for all frames of a clip."""
+"""The clip transform: geometry, arithmetic and words against definitions, PIL, torchvision and timm, one draw for all frames of a clip; mixing."""
+import random
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from vidlab.data.transforms import HOW, ClipTransform, centred, crop_box, crop_sizes, resize, resized, square
+from vidlab.data.transforms import (HOW, ClipTransform, centred, crop_box, crop_sizes, draw_mix, mix_clips, resize, resized, square,
+                                    view_boxes)
 
 sides = st.integers(2, 90)
 
@@ -117,3 +120,198 @@ def test_no_draw_outside_training():
     assert torch.equal(ClipTransform(24, resize='fast')(f, True, gen), square(f, 24, 'fast'))
     assert gen.random() == np.random.default_rng(0).random()
     with pytest.raises(ValueError, match='rrc.*generator'): ClipTransform(24, 'rrc')(f, True)
+
+
+# ---- words ----------------------------------------------------------------------------------------------------------
+
+class Python:
+    "Draws from Python's generator (choices of operations: numpy's), as timm and the published loops take them"
+    def __init__(self, seed): self.py, self.np = random.Random(seed), np.random.RandomState(seed)
+    def random(self): return self.py.random()
+    def uniform(self, a, b): return self.py.uniform(a, b)
+    def normal(self, m, s): return self.py.gauss(m, s)
+    def integers(self, n, size=None): return self.np.randint(n, size=size) if size is not None else self.py.randrange(n)
+
+
+@pytest.fixture
+def globals_kept():
+    "timm draws from the global generators: seed them here, and put them back"
+    state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    yield
+    random.setstate(state[0]); np.random.set_state(state[1]); torch.set_rng_state(state[2])
+
+
+WORDS = ['rrc', 'rrc-s0-a0.4', 'sized', 'msc', 'flip', 'grey-p0.5', 'erase-p0.7', 'rand-m7-n4-mstd0.5-inc1', 'rand-m9-n2-p1', 'scale sized flip', 'flip msc',
+         'rand-m7-n4-mstd0.5-inc1 scale sized flip grey erase-p1', 'scale', 'centre flip']
+
+
+@pytest.mark.parametrize('word', WORDS)
+@pytest.mark.parametrize('how', HOW)
+def test_each_word_is_one_draw_for_all_frames(word, how):
+    "Pure function of generator and frames; equal frames stay equal (but for erased noise); the frames given are not touched"
+    tfm = ClipTransform(24, word, resize=how, stretch=(30, 40))
+    f = noise(1, 50, 70).repeat(3, 0)
+    kept = f.copy()
+    for seed in range(4):
+        one = tfm(f, True, np.random.default_rng(seed))
+        assert one.shape == (3, 3, 24, 24) and one.dtype == torch.uint8 and torch.equal(one, tfm(f, True, np.random.default_rng(seed)))
+        draws = tfm.draw(50, 70, np.random.default_rng(seed))
+        if not any(d.get('box') and 'seed' in d for d in draws): assert (one == one[:1]).all()
+        one.zero_()
+        assert np.array_equal(f, kept)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(4, 300), st.integers(4, 300), st.integers(0, 10**6), st.integers(4, 40))
+def test_sized_crop_is_the_published_loop(h, w, seed, size):
+    from vidlab.data.transforms import RandomSizedCrop
+    py, d = random.Random(seed), RandomSizedCrop().draw(h, w, ClipTransform(size), Python(seed))
+    for _ in range(10):
+        area, aspect = py.uniform(.08, 1)*h*w, py.uniform(3/4, 4/3)
+        bw, bh = int(round((area*aspect)**.5)), int(round((area/aspect)**.5))
+        if py.random() < .5: bw, bh = bh, bw
+        if bw <= w and bh <= h:
+            want = (h, w), (py.randint(0, w - bw), py.randint(0, h - bh))
+            break
+    else:
+        nh, nw = resized(h, w, size)
+        bw = bh = size
+        want = (nh, nw), (py.randint(0, nw - size), py.randint(0, nh - size))
+    assert (d['hw'], d['box'][:2]) == want and (d['box'][2] - d['box'][0], d['box'][3] - d['box'][1]) == (bw, bh)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(6, 200), st.integers(6, 200), st.integers(4, 60), st.integers(0, 10**6), st.integers(0, 3))
+def test_multi_scale_crop(h, w, size, seed, most):
+    "Every box comes from the published list of sizes and places"
+    d = ClipTransform(size, f'msc-d{most}').draw(h, w, np.random.default_rng(seed))[0]
+    l, t, r, b = d['box']
+    near = [size if abs(int(min(h, w)*s) - size) < 3 and size <= min(h, w) else int(min(h, w)*s) for s in (1, .875, .75, .66)]
+    pairs = {(near[i], near[j]) for i in range(4) for j in range(4) if abs(i - j) <= most}
+    assert (r - l, b - t) in pairs and 0 <= l < r <= w and 0 <= t < b <= h
+    x, y = (w - (r - l))//4, (h - (b - t))//4
+    places = {(i*x, j*y) for i in range(0, 5, 2) for j in range(0, 5, 2)} | {(i*x, j*y) for i in (1, 3) for j in (1, 3)}
+    assert (l, t) in places and len(places) <= 13
+
+
+def test_every_scale_and_place_of_a_multi_scale_crop_is_drawn():
+    gen, tfm = np.random.default_rng(0), ClipTransform(100, 'msc')
+    d = [tfm.draw(400, 800, gen)[0]['box'] for _ in range(2000)]
+    assert len({(r - l, b - t) for l, t, r, b in d}) == 10 and len(set(d)) == 8*13 + 2*5        # as high as the frame: five places
+
+
+@pytest.mark.parametrize('word,kernel', [('rrc-s0', 'BICUBIC'), ('sized', 'BILINEAR'), ('msc', 'BILINEAR')])
+def test_crops_are_torchvisions_resized_crop(word, kernel):
+    from PIL import Image
+    from torchvision.transforms.functional import InterpolationMode, resized_crop
+    f, tfm = noise(2, 60, 90), ClipTransform(32, word, resize='official')
+    for seed in range(5):
+        draw = tfm.draw(60, 90, np.random.default_rng(seed))
+        l, t, r, b = draw[0]['box']
+        want = resized_crop(Image.fromarray(f[1]), t, l, b - t, r - l, [32, 32], InterpolationMode[kernel])
+        assert np.array_equal(tfm.apply(f, draw)[1].permute(1, 2, 0).numpy(), np.array(want))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(8, 60), st.integers(0, 9), st.integers(0, 9))
+def test_five_and_ten_crops_are_torchvisions(size, x, y):
+    from torchvision.transforms.functional import five_crop
+    h, w = size + 4*y, size + 4*x                                    # where quarters are whole pixels
+    f = torch.from_numpy(noise(1, h, w)).permute(0, 3, 1, 2)
+    want = five_crop(f, [size, size])
+    got = [f[..., t:b, l:r].flip(-1) if m else f[..., t:b, l:r] for l, t, r, b, m in view_boxes(h, w, size, 10)]
+    for i in range(5): assert torch.equal(got[2*i], want[i]) and torch.equal(got[2*i + 1], want[i].flip(-1))
+    assert [o[:4] for o in view_boxes(h, w, size, 5)] == [o[:4] for o in view_boxes(h, w, size, 10)[::2]]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10), st.integers(1, 5), st.sampled_from(['', '-mstd0.5', '-mstd101', '-mstd1.5']), st.sampled_from(['', '-inc1', '-inc0']),
+       st.sampled_from(['', '-p1', '-p0.3']), st.sampled_from(['', '-mmax12']), st.integers(0, 10**6))
+def test_randaugment_is_timms(m, n, mstd, inc, p, mmax, seed):
+    "Same string, same choices, same pixels"
+    from PIL import Image
+    from timm.data.auto_augment import rand_augment_transform
+    from vidlab.data.transforms import make_steps
+    word, state = f'rand-m{m}-n{n}{mstd}{inc}{p}{mmax}', (random.getstate(), np.random.get_state())
+    f = noise(2, 24, 30, seed % 7)
+    try:
+        random.seed(seed); np.random.seed(seed)
+        want = rand_augment_transform(word, dict(img_mean=(128,)*3, interpolation=Image.Resampling.BICUBIC))(Image.fromarray(f[1]))
+    except ValueError as e:                                          # newer PIL: posterize keeps at least one bit
+        assert 'bits' in str(e)
+        want = None
+    finally: random.setstate(state[0]); np.random.set_state(state[1])
+    step, = make_steps(word)
+    draw = step.draw(24, 30, None, Python(seed))
+    if want is None: assert any(o[0].startswith('Posterize') and o[1] == 0 for o in draw['ops']) and step.apply(f, None, **draw).shape == f.shape
+    else: assert np.array_equal(step.apply(f, None, **draw)[1], np.array(want))
+
+
+def test_erasing_is_timms_box(globals_kept):
+    from timm.data.random_erasing import RandomErasing
+    from vidlab.data.transforms import Erase
+    hit = 0
+    for seed in range(60):
+        random.seed(seed)
+        img = torch.ones(3, 40, 50)
+        RandomErasing(.5, mode='const', max_count=1, device='cpu')._erase(img, 3, 40, 50, img.dtype)
+        box = Erase(.5).draw(40, 50, None, Python(seed))['box']
+        want = (img[0] == 0).nonzero()
+        assert (box is None) == (not len(want))
+        if box: hit += 1; assert [box[1], box[0], box[3] - 1, box[2] - 1] == [*want.amin(0).tolist(), *want.amax(0).tolist()]
+    assert 10 < hit < 50
+
+
+def test_erased_noise_is_new_in_each_pixel_and_frame():
+    f = np.full((4, 60, 80, 3), 7, np.uint8)
+    out = ClipTransform(60, 'erase-p1-l0.3', resize='fast')(f, True, np.random.default_rng(1)).permute(0, 2, 3, 1).numpy()
+    gone = (out != 7).all(-1).any(0)
+    v = out[:, gone].astype(float)
+    assert (out[:, ~gone] == 7).all() and abs(v.mean() - 115) < 8 and len(np.unique(v[:, :40], axis=0)) == 4
+    assert np.abs(np.corrcoef(v.reshape(4, -1)) - np.eye(4)).max() < .1
+
+
+def test_words_in_another_order():
+    "A word behind the crop sees the square; without a crop the centre comes before what needs no more"
+    tfm = ClipTransform(24, 'rand-m5 flip-p1', resize='fast')
+    assert [type(o).__name__ for o in tfm.steps] == ['RandAugment', 'Centre', 'Flip']
+    tfm, f = ClipTransform(24, 'sized flip-p1', resize='fast'), noise(2, 40, 60)
+    draw = tfm.draw(40, 60, np.random.default_rng(0))
+    assert torch.equal(tfm.apply(f, draw), ClipTransform(24, 'sized', resize='fast').apply(f, draw[:1]).flip(3)) and tfm.mirrored(draw)
+    assert not ClipTransform(24, 'flip-p1 flip-p1').mirrored(ClipTransform(24, 'flip-p1 flip-p1').draw(9, 9, np.random.default_rng(0)))
+
+
+# ---- mixing ---------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('opts', [dict(mixup=.8, cutmix=0.), dict(mixup=0., cutmix=1.), dict(mixup=.8, cutmix=1.), dict(mixup=.2, cutmix=1., prob=.5, switch=.3)])
+@pytest.mark.parametrize('seed', range(4))
+def test_mixing_is_timms_on_images(opts, seed, globals_kept):
+    "One frame: timm's Mixup, up to the rounding of an odd box; the clip: the same in every frame, labels of the share that is seen"
+    from timm.data.mixup import Mixup
+    B, C, S = 6, 5, 32
+    x, y = torch.rand(B, 2, 3, S, S), torch.arange(B) % C
+    got, t = mix_clips(x, y, C, np.random.RandomState(seed), smoothing=.1, **opts)
+    names = dict(mixup='mixup_alpha', cutmix='cutmix_alpha', prob='prob', switch='switch_prob')
+    np.random.seed(seed)
+    want, u = Mixup(**{names[k]: v for k, v in opts.items()}, label_smoothing=.1, num_classes=C)(x.flatten(1, 2).clone(), y)
+    want = want.unflatten(1, (2, 3))
+    lam, box = draw_mix(S, S, np.random.RandomState(seed), **opts)
+    if box is None:
+        assert torch.allclose(got, want, atol=1e-6) and torch.allclose(t, u, atol=1e-6)
+    else:
+        assert ((got != want).any(2).sum((2, 3)) <= 2*S).all()                # at most a row and a column
+        seen = (got == x).all(2)[:, 0].float().mean((1, 2))
+        assert torch.allclose(seen, torch.full((B,), lam), atol=1e-6)
+    assert torch.allclose(t.sum(1), torch.ones(B)) and t.dtype == torch.float32
+
+
+def test_mixing_bytes_and_shares():
+    "uint8 is the rounded mixture of floats; shares go in as labels; the batch given is not touched"
+    x = torch.randint(0, 256, (3, 2, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    kept, y = x.clone(), torch.tensor([[1., 0], [.5, .5], [0, 1]])
+    for seed in range(8):
+        a, t = mix_clips(x, y, 2, np.random.default_rng(seed))
+        b, _ = mix_clips(x.float(), y, 2, np.random.default_rng(seed))
+        assert a.dtype == torch.uint8 and (a.float() - b).abs().max() <= .5 and torch.equal(x, kept)
+        assert torch.allclose(t[1], y[1]) and torch.allclose(t.sum(1), torch.ones(3))
+    assert torch.equal(mix_clips(x, y, 2, np.random.default_rng(0), prob=0)[0], x)

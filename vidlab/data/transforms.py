@@ -320,7 +320,9 @@ class RandAugment:
         out = np.empty(frames.shape, np.uint8)
         for o,f in zip(out, np.ascontiguousarray(frames)):
             im = Image.fromarray(f)
-            for name,*args in ops: im = NAME_TO_OP[name](im, *args, fillcolor=(128, 128, 128), resample=Image.Resampling.BICUBIC)
+            for name,*args in ops:
+                if name.startswith('Posterize') and args[0] < 1: im = Image.new('RGB', im.size)      # no bit left: black, which newer PIL refuses
+                else: im = NAME_TO_OP[name](im, *args, fillcolor=(128, 128, 128), resample=Image.Resampling.BICUBIC)
             o[:] = im
         return out
 
