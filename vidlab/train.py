@@ -67,6 +67,7 @@ class RunConfig:
     resize:str = 'fast'         # 'fast' | 'official': CLIP4Clip's PIL arithmetic | 'bilinear': STAN's
     workers:int = 2             # decoding processes; 0: in this one
     timeout:float = 120.        # seconds before a decoding worker counts as hung
+    check:bool = True           # look into every training file before the first batch and keep what was found; off for very large sets
     bad_limit:float = 0.5       # stop above this share of unreadable training clips
     on_bad:str = 'fail'         # unreadable files in evaluation: 'fail' | 'miss'
     # model and task
@@ -296,12 +297,12 @@ def make_clips(cfg:RunConfig, split:str, size:int, # rows; side of the frames, f
     order, cfg = (cfg.train_frame_order, cfg) if train else (cfg.eval_frame_order, for_evaluation(cfg))
     opts = dict(max_frames=cfg.max_frames, rate=cfg.rate, pos=cfg.slice_framepos, order=order) if cfg.sampler == 'grid' else dict(frames=cfg.max_frames, rule=cfg.segments)
     return Clips(manifest if manifest is not None else load_manifest(cfg, split), make_sampler(cfg.sampler, **opts), size, cfg.max_words, unit, train,
-                 cfg.seed, cfg.decoder, cfg.resize, on_bad='skip' if train else cfg.on_bad, augment=cfg.augment, short=cfg.short_side, cut=cfg.cut)
+                 cfg.seed, cfg.decoder, cfg.resize, on_bad='skip' if train else cfg.on_bad, augment=cfg.augment, short=cfg.short_side, cut=cfg.cut, cache=cfg.check or not train)
 
 def make_loader(cfg:RunConfig, ds:Clips, engine, # accelerator
                 train:bool=False) -> Loader:
     "Batches of this process"
-    if ds.unit != 'text': ds.check()
+    if ds.unit != 'text' and (cfg.check or not train): ds.check()
     permute = None
     if train and cfg.data == 'shards':                          # from a few shards at a time
         shard = shard_of(ds.manifest)[ds.rows]

@@ -85,6 +85,7 @@ class Clips(Dataset):
                  stretch:tuple=None, # instead of short: exactly (height, width) before the crop
                  views:tuple=(1, 1), # in a test: (clips, crops) of each sample; crops 1, 3, 5 or 10 as in `vidlab.data.transforms.view_boxes`
                  repeats:int=1, # in training: augmentations of each decoded clip
+                 cache:bool=True, # keep what is found out about every file; False for millions of them
                  swap_sides:bool=False # a mirrored clip takes the class with left and right exchanged, as Something-Something needs
                 ):
         if unit not in UNITS: raise unknown('unit', unit, UNITS)
@@ -92,7 +93,7 @@ class Clips(Dataset):
         if on_bad not in ('skip', 'fail', 'miss'): raise unknown('on_bad', on_bad, ('skip', 'fail', 'miss'))
         if on_bad == 'skip' and not train: raise ValueError("on_bad='skip' would change what is evaluated: use 'fail', or 'miss' to count an unreadable video as missed")
         self.manifest,self.sampler,self.size,self.max_words,self.unit,self.train,self.seed = manifest,sampler,size,max_words,unit,train,seed
-        self.decoder,self.on_bad,self.cut,self.slots = decoder,on_bad,cut,None
+        self.decoder,self.on_bad,self.cut,self.cache,self.slots = decoder,on_bad,cut,cache,None
         self.transform = ClipTransform(size, augment, short, resize, stretch)
         self.clips, self.crops, self.repeats, self._kept = *(int(o) for o in views), repeats, None
         self._check_views()
@@ -145,7 +146,7 @@ def listed_pictures(ix:VideoIndex, # of a folder
 # %% ../../nbs/15_data.clips.ipynb #339636f7
 def _decoded(self, row:dict, gen, clip:int): # row of the manifest, generator of this sample, number of the clip
     "Frames of one clip as they are stored, and their times"
-    ix = listed_pictures(index_video(row['path']), row)
+    ix = listed_pictures(index_video(row['path'], cache=self.cache), row)
     which = dict(clip=clip, clips=self.clips) if self.clips > 1 else {}
     idx = self.sampler(ix.n, ix.fps, ix.times, _seconds(row.get('start')), _seconds(row.get('end')), self.train, gen, **which)
     if self.crops == 1: return read_frames(ix, idx, self.decoder), np.asarray(ix.times)[idx]
