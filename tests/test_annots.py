@@ -438,3 +438,92 @@ def test_paths_fast_and_slow_agree(paths):
     try: got = A._paths(paths, '/r', 's').to_pylist()
     except ValueError: assert None in each; return
     assert got == each
+
+
+# ---- recognition ----------------------------------------------------------------------------------------------------
+
+def put(folder, **files):
+    folder.mkdir(parents=True, exist_ok=True)
+    for n, text in files.items(): (folder/n.replace('__', '.').replace('_dash_', '-')).write_text(text if isinstance(text, str) else json.dumps(text))
+    return folder
+
+
+@pytest.mark.parametrize('file,words', [('label,youtube_id\na,b\n', "no column 'time_start'"), ('label,youtube_id,time_start,time_end,split\na,b,x,9,val\n', 'not a number of seconds')])
+def test_kinetics_bad(tmp_path, file, words):
+    with pytest.raises(ValueError, match=words): A.read_kinetics(put(tmp_path, k__csv=file)/'k.csv', tmp_path)
+
+
+def test_kinetics(tmp_path):
+    "Three ways to name a file, sorted classes, what is missing by its name"
+    put(tmp_path, k__csv='label,youtube_id,time_start,time_end,split,is_cc\nrun,a,0,10,val,0\nbow,b,3,13,val,1\nrun,c,7.0,17,val,0\n')
+    (tmp_path/'v'/'run').mkdir(parents=True)
+    for n in ('run/a_000000_000010.mp4', 'b.mkv'): (tmp_path/'v'/n).touch()
+    m = A.read_kinetics(tmp_path/'k.csv', tmp_path/'v', missing='drop', split='test')
+    assert m.report['missing'] == ['c_000007_000017.mp4'] and m.splits() == {'test': 2} and m.column('label').tolist() == [1, 0]
+    with pytest.raises(ValueError, match='c_000007_000017'): A.read_kinetics(tmp_path/'k.csv', tmp_path/'v')
+    put(tmp_path, k__json={'a': dict(annotations=dict(label='run', segment=[0, 10]))})
+    with pytest.raises(ValueError, match='subset'): A.read_kinetics(tmp_path/'k.json', tmp_path/'v')
+
+
+def test_something(tmp_path):
+    "Labels in the order of their numbers, not of the file or the alphabet; both versions; a class that is not listed"
+    put(tmp_path, labels__json={'B something': '1', 'A something': '2', 'C something': '0'},
+        train__json=[dict(id='1', template='A [something]', label='a cup', placeholders=['cup'])], validation__json=[dict(id=2, template='D [something]', label='a')])
+    m = A.read_something(tmp_path, tmp_path, ['train'], missing='keep')
+    assert m.classes == ['', '', 'A something'] and m.row(0)['label'] == 2 and m.row(0)['path'].endswith('1.webm') and m.row(0)['text'] == 'a cup'
+    with pytest.raises(ValueError, match="'D something' is not in the class list of 3"): A.read_something(tmp_path, tmp_path, missing='keep')
+    with pytest.raises(ValueError, match="did you mean 'val'"): A.read_something(tmp_path, tmp_path, ['vall'])
+    with pytest.raises(ValueError, match='place for its number'): A.read_something(tmp_path, tmp_path, ['train'], template='x.jpg', missing='keep')
+    put(tmp_path, labels__json={'A something': '1'})
+    with pytest.raises(ValueError, match='not 0 to 0'): A.read_something(tmp_path, tmp_path, ['train'])
+    old = put(tmp_path/'v1', **{'sth-v1-labels__csv': 'Tearing it\nHolding it\n', 'sth-v1-train__csv': '5;Holding it\n6\n'})
+    with pytest.raises(ValueError, match='row 2 is not id;class'): A.read_something(old, old, ['train'])
+    put(old, **{'copy-train__csv': 'x'})
+    with pytest.raises(FileNotFoundError, match='2 files end in train.json or train.csv'): A.read_something(old, old, ['train'])
+
+
+def test_ucf_and_hmdb(tmp_path):
+    put(tmp_path, classInd__txt='1 Zoo\n2 Act\n', trainlist02__txt='Act/a.avi 2\nZoo/b.avi 1\n', testlist02__txt='Zoo/c.avi\n')
+    m = A.read_ucf101(tmp_path, tmp_path, 2, missing='keep')
+    assert m.column('label').tolist() == [1, 0, 0] and m.classes == ['Zoo', 'Act'] and m.splits() == dict(train=2, test=1)
+    put(tmp_path, testlist02__txt='Zoology/c.avi\n')
+    with pytest.raises(ValueError, match="'Zoology' is not in the class list of 2; nearest: Zoo"): A.read_ucf101(tmp_path, tmp_path, 2, missing='keep')
+    put(tmp_path, classInd__txt='0 Zoo\n')
+    with pytest.raises(ValueError, match='1 Name'): A.read_ucf101(tmp_path, tmp_path, 2)
+    put(tmp_path, run_test_split3__txt='a #1.avi 1 \nb.avi 3\n')
+    with pytest.raises(ValueError, match='row 2 does not end in 0, 1 or 2'): A.read_hmdb51(tmp_path, tmp_path, 3)
+    with pytest.raises(FileNotFoundError, match='split1'): A.read_hmdb51(tmp_path, tmp_path)
+
+
+def test_few_shot_is_a_function_of_seed_and_class(tmp_path):
+    "Rows of a clip stay together; another class more or less changes nothing; a choice contains the smaller ones"
+    def table(classes, caps=2): return A.Manifest.build(dict(id=[f'{c}-{i}' for c in classes for i in range(9) for _ in range(caps)], path=[f'{c}/{i}.mp4' for c in classes for i in range(9) for _ in range(caps)],
+                                                             label=[c for c in classes for _ in range(9*caps)]), tmp_path, missing='keep')
+    ids = lambda m: set(m.column('id').to_pylist())
+    m = table([0, 1, 2]).few_shot(3, 7)
+    assert len(m) == 18 and len(ids(m)) == 9 and np.bincount(m.column('label')).tolist() == [6]*3
+    assert ids(table([0, 2]).few_shot(3, 7)) == {i for i in ids(m) if i[0] != '1'}
+    for k in range(1, 9): assert ids(table([0, 1]).few_shot(k, 7)) < ids(table([0, 1]).few_shot(k + 1, 7))
+    assert len(table([0]).few_shot(99)) == 18
+    with pytest.raises(ValueError, match='0 clips'): table([0]).few_shot(0)
+
+
+def test_mirrored_classes():
+    names = ['Turning left', 'Turning right', 'Leftover soup', 'from left to right, Right side', 'from right to left, Left side']
+    assert A.mirrored_classes(names).tolist() == [1, 0, 2, 4, 3]
+    with pytest.raises(ValueError, match="mirror image 'Turning right' is not among the 1 classes"): A.mirrored_classes(names[:1])
+
+
+def test_listed_frames(tmp_path):
+    (tmp_path/'a').mkdir()
+    for i in (1, 2, 4): (tmp_path/'a'/f'{i:05d}.jpg').touch()
+    read = lambda text, **kw: A.read_list(put(tmp_path, l__txt=text)/'l.txt', tmp_path, 'path frames label', template='{:05d}.jpg', **kw)
+    assert read('a 2 0\n').row(0)['frames'] == '2'
+    with pytest.raises(ValueError, match='2 of 4, no 00003.jpg'): read('a 4 0\n')
+    absent = read('b 3 0\n', missing='keep')
+    with pytest.raises(ValueError, match='0 of 3'): A._short_folders(absent, 'l', 'error', .5, '{:05d}.jpg')
+    with pytest.raises(ValueError, match="'x' is not a number of frames"): read('a x 0\n')
+    with pytest.raises(ValueError, match='no row has 9 frames'): read('a 2 0\n', min_frames=9)
+    assert A.pictures_of('{}.png', ['1.png', '2.png', '4.png']) == (['1.png', '2.png'], None)
+    assert A.read_class_names(put(tmp_path, n__csv='id,name\n0,"a, b"\n1,c\n')/'n.csv') == ['a, b', 'c']
+    with pytest.raises(ValueError, match='not 0 to 1'): A.read_class_names(put(tmp_path, n__csv='id,name\n1,a\n0,c\n')/'n.csv')

@@ -120,3 +120,98 @@ def test_mixed_names_the_file_of_the_loader_that_died(rows):
     except Exception as e: said = dl.blame(e) or e
     assert isinstance(said, VideoError) and '00007.mp4' in str(said) and 'died' in str(said)
     assert all(d.dl._iterator is None for d in dl.loaders.values())
+
+# ---- recognition: views, repeats, sides, folders --------------------------------------------------------------------
+
+class Counted(Sleepy):
+    "Grey frames with their number, and how often they were asked for"
+    reads = []
+    def read(self, ix, idx, size):
+        Counted.reads.append(list(idx))
+        out = np.zeros((len(idx), 40, 60, 3), np.uint8)
+        out[:] = np.asarray(idx)[:, None, None, None]
+        out[..., 0] += np.arange(60, dtype=np.uint8); out[..., 1] += np.arange(40, dtype=np.uint8)[:, None]     # tells the crops apart
+        return out
+
+@pytest.mark.parametrize('views', [(1, 1), (2, 1), (1, 3), (4, 3), (2, 10)])
+def test_views_of_a_sample(rows, views):
+    "clips x crops samples with one sid, numbered as published; each clip is decoded once; the same for any number of workers"
+    register_decoder('counted')(Counted)
+    clips, crops = views
+    ds = Clips(rows, SegmentSampler(3, 'something', neighbours=3), size=16, short=24, decoder='counted', resize='fast', views=views)
+    Counted.reads = []
+    got = [ds[i] for i in range(len(ds))]
+    assert len(ds) == len(rows)*clips*crops and len(Counted.reads) == len(rows)*clips
+    assert [s['sid'] for s in got] == [i for i in range(len(rows)) for _ in range(clips*crops)]
+    for i in range(len(rows)): assert {s['view'] for s in got if s['sid'] == i} == set(range(clips*crops))
+    for s in got[:clips*crops]:                                             # published order: crop slowest
+        crop, clip = divmod(s['view'], clips)
+        alone = Clips(rows, SegmentSampler(3, 'something', neighbours=3), size=16, short=24, decoder='counted', resize='fast', views=(clips, 1))
+        assert torch.equal(s['frame_time'], alone[clip]['frame_time']) and s['video'].shape == (9, 3, 16, 16) and s['video_mask'].all()
+    assert len({s['video'].numpy().tobytes() for s in got[:clips*crops]}) == clips*crops
+    dl = Loader(ds, 5, workers=2, timeout=60)
+    many = [torch.cat(v) for v in zip(*((b['sid'], b['view'], b['video']) for b in dl))]
+    dl.close()
+    assert many[0].tolist() == [s['sid'] for s in got] and many[1].tolist() == [s['view'] for s in got]
+    assert torch.equal(many[2], torch.stack([s['video'] for s in got]))
+
+def test_a_test_over_views_counts_each_clip_once(rows):
+    from vidlab.tasks import merge_views
+    register_decoder('counted')(Counted)
+    ds = Clips(rows, SegmentSampler(3), size=16, short=24, decoder='counted', views=(2, 3))
+    b = [ds[i] for i in np.random.default_rng(0).permutation(len(ds))]      # in any order, and some twice
+    b += b[:7]
+    sids, prob, _ = merge_views(dict(sid=torch.tensor([s['sid'] for s in b[:len(ds)]]), logits=torch.stack([s['video'][:, 0].float().mean((0, 2))[:5] for s in b[:len(ds)]]),
+                                     label=torch.zeros(len(ds), dtype=torch.int64)))
+    assert sids.tolist() == list(range(len(rows)))
+    want = torch.stack([torch.stack([s['video'][:, 0].float().mean((0, 2))[:5].softmax(0) for s in b[:len(ds)] if s['sid'] == i]).mean(0) for i in sids])
+    assert torch.allclose(prob, want, atol=1e-6)
+
+def test_repeats_and_sides_for_any_workers_and_ranks(tmp_path, rows):
+    "Two draws of a clip side by side; the label follows the mirror; one joined batch for any processes"
+    names = ['turn left', 'turn right', 'stand']
+    from vidlab.data.annots import Manifest as M
+    m = M.build(dict(path=[rows.row(i)['path'] for i in range(12)], label=[names[i % 3] for i in range(12)]), rows.root)
+    left, right, stand = (m.classes.index(n) for n in ('turn left', 'turn right', 'stand'))
+    def epoch(workers, world, repeats=2, rank=0):
+        ds = Clips(m, SegmentSampler(4, 'something', neighbours=3), size=16, train=True, seed=3, augment='rand-m7-n2 sized flip erase', repeats=repeats, swap_sides=True)
+        dl = Loader(ds, 4, workers=workers, shuffle=True, drop_last=True, seed=3, rank=rank, world=world)
+        out = list(dl.epoch(2)); dl.close()
+        return out
+    whole = epoch(0, 1)
+    assert [len(b['sid']) for b in whole] == [8]*3
+    for b in whole:
+        assert torch.equal(b['sid'][::2], b['sid'][1::2]) and b['view'].tolist() == [0, 1]*4 and torch.equal(b['frame_time'][::2], b['frame_time'][1::2])
+        assert (b['video'][::2] != b['video'][1::2]).flatten(1).any(1).all()
+    said = m.column('label')
+    changed = [(int(said[s]), int(l)) for b in whole for s, l in zip(b['sid'], b['label'])]
+    assert {p for p in changed if p[0] != p[1]} == {(left, right), (right, left)} and (stand, stand) in changed
+    for a, b in zip(whole, epoch(2, 1)): assert torch.equal(a['video'], b['video']) and torch.equal(a['label'], b['label'])
+    for a, *b in zip(whole, *(epoch(0, 2, rank=r) for r in (0, 1))): assert torch.equal(a['video'], torch.cat([o['video'] for o in b]))
+    for a, b in zip(whole, epoch(0, 1, repeats=1)): assert torch.equal(a['video'][::2], b['video'])
+
+def test_frame_folders_and_video_files_are_one_path(tmp_path, rows):
+    "Extracted pictures, listed with number and template, give the clips of the file; strangers beside them do not count"
+    from PIL import Image
+    from vidlab.data.annots import read_list
+    from vidlab.data.decode import index_video, read_frames
+    src = [rows.row(i)['path'] for i in range(3)]
+    lines = []
+    for i, p in enumerate(src):
+        d = tmp_path/f'v{i}'; d.mkdir()
+        frames = read_frames(p, np.arange(index_video(p).n))
+        for k, f in enumerate(frames, 1): Image.fromarray(f).save(d/f'img_{k:05d}.png')
+        for k in (1, 2, 99): Image.fromarray(frames[0]*0).save(d/f'flow_{k:05d}.png')
+        lines.append(f'v{i} {len(frames)} {i}')
+    (tmp_path/'list.txt').write_text('\n'.join(lines))
+    (tmp_path/'files.txt').write_text('\n'.join(f'{os.path.basename(p)} {i}' for i, p in enumerate(src)))
+    folders = read_list(tmp_path/'list.txt', tmp_path, 'path frames label', template='img_{:05d}.png')
+    files = read_list(tmp_path/'files.txt', os.path.dirname(src[0]))
+    for kw in (dict(), dict(train=True, augment='rand-m7-n4-mstd0.5-inc1 scale sized flip', seed=4), dict(views=(2, 3))):
+        a, b = (Clips(m, SegmentSampler(4, 'kinetics', neighbours=3), size=24, short=32, **kw) for m in (folders, files))
+        assert len(a) == len(b)
+        for i in range(len(a)): assert torch.equal(a[i]['video'], b[i]['video']) and a[i]['label'] == b[i]['label'] and a[i]['view'] == b[i]['view']
+    os.remove(tmp_path/'v1'/'img_00003.png')
+    with pytest.raises(ValueError, match='img_00003.png'): read_list(tmp_path/'list.txt', tmp_path, 'path frames label', template='img_{:05d}.png')
+    ds = Clips(folders, SegmentSampler(4), size=24)
+    with pytest.raises(VideoError, match='v1.*img_00003.png'): ds[1]
