@@ -9,9 +9,9 @@ __all__ = ['TASKS', 'Task', 'RetrievalTask', 'RecognitionTask', 'merge_views', '
 import inspect, math
 import torch, torch.nn.functional as F
 from torch import nn
-from .core import unknown
+from .core import rng, unknown
 from .data.text import tokenize
-from .data.transforms import normalise
+from .data.transforms import mix_clips, normalise
 from .losses import contrastive, gather_dict
 from .metrics import dual_softmax, retrieval_metrics
 
@@ -101,12 +101,15 @@ class RecognitionTask(Task):
                  classes:list, # name of class i at place i
                  templates=('{}',), # texts made of a name
                  max_words:int=32, # tokens of such a text
-                 smoothing:float=0. # of the labels
+                 smoothing:float=0., # of the labels
+                 mixup:float=0., cutmix:float=0., # of training batches, as in `vidlab.data.transforms.mix_clips`; 0 never
+                 seed:int=0 # of mixing
                 ):
         super().__init__(model)
         if not classes: raise ValueError('recognition needs the names of the classes: a data set that has them, or `classes`, a file with one name per line')
         if bad := [t for t in templates if '{}' not in t]: raise ValueError(f'templates {bad}: no {{}} for the name of the class')
-        self.classes, self.smoothing, self.n_templates = list(classes), smoothing, len(templates)
+        self.classes, self.smoothing, self.n_templates, self.mix = list(classes), smoothing, len(templates), (mixup, cutmix)
+        self.seed = seed
         self.classifier = getattr(model.card, 'classes', 0) > 0
         if self.classifier and model.card.classes != len(classes): raise ValueError(f'the model has {model.card.classes} classes, the data {len(classes)}: build it with classes={len(classes)}')
         if not self.classifier: self.set_texts(*tokenize([t.replace('{}', c) for t in templates for c in classes], max_words))
@@ -144,6 +147,10 @@ def _loss(self, batch:dict) -> dict: # loss, acc
     if 'label' not in batch: raise ValueError('recognition trains on labels, and this batch has none: the manifest needs a `label` column')
     b, y, n = self.prep(batch), batch['label'], len(self.classes)
     if y.ndim == 1 and int(y.max()) >= n: raise ValueError(f'label {int(y.max())}: there are {n} class names; give the names of all classes')
+    if self.training and any(self.mix):                         # drawn from the batch itself, so that a resumed run mixes alike
+        video, y = mix_clips(b['video'], y, n, rng(self.seed, *(int(i) for i in b['sid'])), *self.mix, smoothing=self.smoothing)
+        x = self.logits({**b, 'video': video})
+        return dict(loss=F.cross_entropy(x, y), acc=(x.argmax(1) == y.argmax(1)).float().mean())
     x = self.logits(b)
     hot = y/y.sum(1, keepdim=True).clamp(min=1) if y.ndim == 2 and not y.is_floating_point() else y
     right = y.gather(1, x.argmax(1, keepdim=True)) > 0 if y.ndim == 2 else x.argmax(1) == y

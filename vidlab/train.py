@@ -44,14 +44,19 @@ class RunConfig:
     captions:str = 'all'        # 'all': every caption in every epoch; 'one': one drawn at random for each clip
     classes:str = ''            # file of class names, one per line; '' the data set's own
     fields:str = 'path label'   # what a line of data 'list' holds: path, label, labels (several), text, frames, start, end
+    template:str = ''           # names of the pictures in the frame folders of a list, e.g. 'img_{:05d}.jpg', counted from 1; '' all pictures
+    min_frames:int = 0          # leave out rows of a list with fewer `frames`
+    few_shot:int = 0            # clips of each class to train on, drawn by the seed; 0 all
     label_offset:int = 0        # added to the labels of a list (-1: they begin at 1)
     more:list = field(default_factory=list) # further training sets, each a dict of data, data_path, video_root ...; a batch comes from one of them
     eval_data:str = ''          # another data set for val and test; '' the same
     eval_path:str = ''          # its data_path
     eval_root:str = ''          # its video_root
     # clip
-    sampler:str = 'grid'        # which frames: 'grid' (CLIP4Clip) | 'segment'
-    segments:str = 'half_open'  # borders of the segments: 'half_open' | 'inclusive' (STAN's published loader)
+    sampler:str = 'grid'        # which frames: 'grid' (CLIP4Clip) | 'segment' | 'dense'
+    segments:str = 'half_open'  # borders of the segments: 'half_open' | 'inclusive' (STAN) | 'something', 'kinetics' (TDS-CLIP)
+    window:int = 128            # frames that a dense clip spans
+    wrap:bool = False           # windows of neighbours reach around the beginning of a video, as in TDS-CLIP's published loader
     max_frames:int = 12         # frames of a clip
     eval_frames:int = 0         # the same in evaluation; 0 as in training
     rate:int = 1                # frames per second of the grid; 0 all
@@ -61,8 +66,13 @@ class RunConfig:
     max_words:int = 32          # tokens of a caption, start and end included
     eval_words:int = 0          # the same in evaluation; 0 as in training
     cut:str = 'end'             # a text that is too long keeps its end token: 'end'; 'official' loses it, as STAN's published loader
-    augment:str = 'none'        # of training clips: 'none' | 'rrc' (random resized crop)
-    short_side:int = 0          # pixels of the shorter side before the centre crop in evaluation; 0 the crop itself
+    augment:str = 'none'        # of training clips, words such as 'rrc' or 'rand-m7-n4-mstd0.5-inc1 sized flip' (see `data.transforms`)
+    swap_sides:bool = False     # a mirrored clip takes the class with left and right exchanged (Something-Something)
+    repeats:int = 1             # augmentations of each decoded training clip; the batch is as many times larger
+    short_side:int = 0          # pixels of the shorter side before the crop in evaluation; 0 the crop itself
+    stretch:list = field(default_factory=list) # instead: exactly [height, width] before the crop
+    eval_clips:int = 1          # clips of each video in evaluation
+    eval_crops:int = 1          # crops of each clip in evaluation: 1, 3, 5 or 10
     decoder:str = 'auto'        # 'auto' | 'decord' | 'pyav' | 'torchcodec'
     resize:str = 'fast'         # 'fast' | 'official': CLIP4Clip's PIL arithmetic | 'bilinear': STAN's
     workers:int = 2             # decoding processes; 0: in this one
@@ -79,6 +89,8 @@ class RunConfig:
     dsl:bool = False            # dual softmax in evaluation
     templates:list = field(default_factory=lambda: ['{}']) # texts made of a class name
     smoothing:float = 0.        # of the labels
+    mixup:float = 0.            # mix pairs of training clips: parameter of the Beta distribution; 0 never
+    cutmix:float = 0.           # paste a box of another clip, likewise
     start:str = ''              # weights to start from or to evaluate: a run folder, a checkpoint folder, or an official file
     # optimisation
     epochs:int = 5              # passes over the training set
@@ -245,7 +257,7 @@ OFFICIAL = dict(msrvtt=_msrvtt, **{n: lambda path, root, cfg, read=read: read(pa
                                    dict(msvd=read_msvd, lsmdc=read_lsmdc, activitynet=read_activitynet, didemo=read_didemo).items()})
 LISTS = dict(captions=lambda path, root, cfg, split: read_captions(path, root, split=split, missing=cfg.missing),      # one file per split
              webvid=lambda path, root, cfg, split: read_webvid(path, root, split=split, missing=cfg.missing),
-             list=lambda path, root, cfg, split: read_list(path, root, cfg.fields, ',' if path.suffix == '.csv' else None, label_offset=cfg.label_offset, split=split, missing=cfg.missing,
+             list=lambda path, root, cfg, split: read_list(path, root, cfg.fields, ',' if path.suffix == '.csv' else None, label_offset=cfg.label_offset, template=cfg.template or None, min_frames=cfg.min_frames, split=split, missing=cfg.missing,
                                                            classes=_existing(cfg.classes, 'classes', cfg) if cfg.classes else None))
 
 def _folder(cfg, split):
@@ -291,13 +303,20 @@ def class_names(cfg:RunConfig, m:Manifest=None # rows of a split, when they are 
 
 def make_clips(cfg:RunConfig, split:str, size:int, # rows; side of the frames, from the model's card
                unit:str='row', train:bool=False, # as in `Clips`
-               manifest=None # rows that are loaded already
+               manifest=None, # rows that are loaded already
+               neighbours:int=1 # frames around each position, from the model's card
               ) -> Clips:
     "Samples of a split"
     order, cfg = (cfg.train_frame_order, cfg) if train else (cfg.eval_frame_order, for_evaluation(cfg))
-    opts = dict(max_frames=cfg.max_frames, rate=cfg.rate, pos=cfg.slice_framepos, order=order) if cfg.sampler == 'grid' else dict(frames=cfg.max_frames, rule=cfg.segments)
-    return Clips(manifest if manifest is not None else load_manifest(cfg, split), make_sampler(cfg.sampler, **opts), size, cfg.max_words, unit, train,
-                 cfg.seed, cfg.decoder, cfg.resize, on_bad='skip' if train else cfg.on_bad, augment=cfg.augment, short=cfg.short_side, cut=cfg.cut, cache=cfg.check or not train)
+    near = dict(neighbours=neighbours, wrap=cfg.wrap)
+    opts = dict(grid=dict(max_frames=cfg.max_frames, rate=cfg.rate, pos=cfg.slice_framepos, order=order), segment=dict(frames=cfg.max_frames, rule=cfg.segments, **near),
+                dense=dict(frames=cfg.max_frames, window=cfg.window, **near)).get(cfg.sampler, {})
+    if cfg.sampler == 'grid' and neighbours > 1: raise ValueError(f"{cfg.model} looks at {neighbours} neighbours of every frame: use sampler 'segment' or 'dense'")
+    m = manifest if manifest is not None else load_manifest(cfg, split)
+    if train and cfg.few_shot: m = m.few_shot(cfg.few_shot, cfg.seed)
+    more = dict(repeats=cfg.repeats, swap_sides=cfg.swap_sides) if train else dict(views=(cfg.eval_clips, cfg.eval_crops) if unit != 'text' else (1, 1))
+    return Clips(m, make_sampler(cfg.sampler, **opts), size, cfg.max_words, unit, train, cfg.seed, cfg.decoder, cfg.resize, on_bad='skip' if train else cfg.on_bad,
+                 augment=cfg.augment, short=cfg.short_side, stretch=tuple(cfg.stretch) or None, cut=cfg.cut, cache=cfg.check or not train, **more)
 
 def make_loader(cfg:RunConfig, ds:Clips, engine, # accelerator
                 train:bool=False) -> Loader:
@@ -310,11 +329,11 @@ def make_loader(cfg:RunConfig, ds:Clips, engine, # accelerator
     return Loader(ds, cfg.batch_size if train else cfg.eval_batch_size, 0 if ds.unit == 'text' else cfg.workers, shuffle=train, drop_last=train,
                   seed=cfg.seed, rank=engine.process_index, world=engine.num_processes, timeout=cfg.timeout, bad_limit=cfg.bad_limit, permute=permute)
 
-def train_loader(cfg:RunConfig, size:int, engine, manifest=None # rows of `data` that are loaded already
-                ): # Loader, or Mixed of several
+def train_loader(cfg:RunConfig, size:int, engine, manifest=None, # rows of `data` that are loaded already
+                 neighbours:int=1): # Loader, or Mixed of several
     "Batches to train on: of one data set, or of several taking turns"
     unit = 'row' if cfg.captions == 'all' else 'clip'
-    one = lambda c, m=None: make_loader(c, make_clips(c, c.train_split, size, unit, train=True, manifest=m), engine, train=True)
+    one = lambda c, m=None: make_loader(c, make_clips(c, c.train_split, size, unit, train=True, manifest=m, neighbours=neighbours), engine, train=True)
     for i, d in enumerate(cfg.more):
         if not isinstance(d, dict) or (bad := set(d) - set(PER_SET)): raise ValueError(f'more[{i}] {d!r}: a further training set is a dict with keys among {", ".join(PER_SET)}')
     if not cfg.more: return one(cfg, manifest)
@@ -322,12 +341,12 @@ def train_loader(cfg:RunConfig, size:int, engine, manifest=None # rows of `data`
 
 PER_SET = ('data', 'data_path', 'video_root', 'variant', 'train_split', 'missing', 'captions', 'classes', 'fields', 'label_offset', 'batch_size')
 
-def eval_loaders(cfg:RunConfig, split:str, size:int, engine, manifest=None # rows that are loaded already
-                ) -> dict: # one loader per side of the task
+def eval_loaders(cfg:RunConfig, split:str, size:int, engine, manifest=None, # rows that are loaded already
+                 neighbours:int=1) -> dict: # one loader per side of the task
     "What the task's evaluation runs over: for retrieval every clip once and every caption once"
     m = manifest if manifest is not None else load_manifest(cfg, split)
     if not len(m): raise ValueError(f'data {for_evaluation(cfg).data!r} has no rows of split {split!r}')
-    return {side: make_loader(cfg, make_clips(cfg, split, size, unit, manifest=m), engine) for side, unit in TASKS[cfg.task].sides.items()}
+    return {side: make_loader(cfg, make_clips(cfg, split, size, unit, manifest=m, neighbours=neighbours), engine) for side, unit in TASKS[cfg.task].sides.items()}
 
 # %% ../nbs/50_train.ipynb #cfd59f51
 def _without_base(cfg, known) -> dict:
@@ -369,8 +388,8 @@ def build_learner(cfg:RunConfig, folder:RunFolder, engine) -> Learner:
     "Everything a run needs, wired together"
     rows = {s: load_manifest(cfg, s) for s in dict.fromkeys([cfg.train_split, cfg.val_split, cfg.test_split]) if s}     # a wrong path shows before weights are fetched
     task = build_task(cfg, manifest=rows[cfg.train_split])
-    size = task.model.card.size
-    train = train_loader(cfg, size, engine, rows[cfg.train_split])
+    size, near = task.model.card.size, getattr(task.model.card, 'neighbours', 1)
+    train = train_loader(cfg, size, engine, rows[cfg.train_split], near)
     lr = cfg.lr * (cfg.batch_size*cfg.accum / cfg.lr_batch if cfg.lr_batch else 1)
     groups = param_groups(task.model, lr=lr, weight_decay=cfg.weight_decay, coef_lr=cfg.coef_lr, rule=cfg.groups, layer_decay=cfg.layer_decay if cfg.layer_decay < 1 else None)
     opt = make_optimizer(cfg.optimizer, groups, lr=lr, betas=tuple(cfg.betas), eps=cfg.eps)
@@ -379,7 +398,7 @@ def build_learner(cfg:RunConfig, folder:RunFolder, engine) -> Learner:
     total = cfg.epochs * ((len(train) + cfg.accum - 1) / cfg.accum if cfg.schedule in BERT_SCHEDULES else math.ceil(len(train) / cfg.accum))
     per_epoch = math.ceil(len(train) / cfg.accum)
     schedule = lambda step: schedule_factor(cfg.schedule, held(step, per_epoch, cfg.lr_every), total, cfg.warmup, cfg.warmup_start, cfg.min_factor, cfg.milestones, cfg.wave)
-    val = eval_loaders(cfg, cfg.val_split, size, engine, rows[cfg.val_split]) if cfg.val_split else None
+    val = eval_loaders(cfg, cfg.val_split, size, engine, rows[cfg.val_split], near) if cfg.val_split else None
     validate = (lambda learn: evaluate_with(learn, val)) if val else None
     for c in cfg.callbacks:
         if c not in CALLBACKS: raise unknown('callback', c, CALLBACKS)
@@ -400,15 +419,15 @@ def protocol(cfg:RunConfig, loaders:dict, split:str, weights:dict) -> dict:
     m = ds.manifest
     own = dict(texts=len(m), sentences='single' if len(m) == ds.n_clips else 'multi', max_words=cfg.max_words, cut=cfg.cut, post='dual softmax' if cfg.dsl else 'none') if 'text' in loaders else \
           dict(classes=text_hash(*class_names(cfg, m)), templates=cfg.templates)
-    return dict(task=cfg.task, data=cfg.data, split=split, split_hash=m.hash(), videos=ds.n_clips, **own, frames=cfg.max_frames, clips=1, crops=1, sampler=str(ds.sampler), size=ds.size,
-                short_side=cfg.short_side or ds.size, on_bad=cfg.on_bad, decoder=cfg.decoder, resize=cfg.resize,
+    return dict(task=cfg.task, data=cfg.data, split=split, split_hash=m.hash(), videos=ds.n_clips, **own, frames=cfg.max_frames, clips=ds.clips, crops=ds.crops, sampler=str(ds.sampler), size=ds.size,
+                before_crop=cfg.stretch or cfg.short_side or ds.size, on_bad=cfg.on_bad, decoder=cfg.decoder, resize=cfg.resize,
                 decoders={k: v for k, v in env_record()['packages'].items() if k in ('decord', 'av', 'torchcodec')},
                 precision=cfg.precision, seed=cfg.seed, weights=weights)
 
 def evaluate_split(cfg:RunConfig, task, engine, folder:RunFolder, split:str, weights:dict # where the weights are from, with sha256
                   ) -> dict: # metrics
     "Evaluate a task on a split and save numbers, protocol and similarity matrix"
-    loaders = eval_loaders(cfg, split, task.model.card.size, engine)
+    loaders = eval_loaders(cfg, split, task.model.card.size, engine, neighbours=getattr(task.model.card, 'neighbours', 1))
     res = evaluate(task, loaders, engine)
     if engine.is_main_process: save_eval(folder, split, res, protocol(cfg, loaders, split, weights))
     return res['metrics']
