@@ -220,3 +220,13 @@ def test_a_frozen_clip_costs_no_gradient():
     task = RetrievalTask(m, directions='sum')
     task(noise_batch(m.card, 3, 4))['loss'].backward()
     assert {n.split('.')[0] for n, p in m.named_parameters() if p.grad is not None} == {'branch'}
+
+
+def test_classes_of_folders_and_zero_shot(shapes, tmp_path):
+    "A folder per class names the classes itself; a trained model recognises them without having seen them"
+    rows = Manifest.read(Path(shapes)/'clips'/'test.csv')
+    for i in range(6):
+        r = rows.row(i); d = tmp_path/'v'/'test'/MOTIONS[int(r['label'])]; d.mkdir(parents=True, exist_ok=True)
+        (d/f'{i}.mp4').write_bytes(Path(r['path']).read_bytes())
+    f = run_eval(config_from('ucf101_zeroshot_stan_b16', preset='tiny', weights='random', depth=2, video_root=str(tmp_path/'v'), max_frames=4, max_words=12, device='cpu', precision='fp32', workers=0))
+    assert read_json(f/'eval'/'test.json')['metrics']['clips'] == 6

@@ -17,7 +17,8 @@ import torch.distributed as dist
 from .callbacks import CALLBACKS, Log, Progress
 from .ckpt import read_weights
 from .core import RunFolder, env_record, file_hash, progress, project_root, read_json, seed_everything, text_hash, tilde, unknown, write_json
-from .data.annots import Manifest, read_activitynet, read_captions, read_class_names, read_didemo, read_list, read_lsmdc, read_msrvtt, read_msvd, read_webvid, from_class_folders, from_folder
+from .data.annots import (Manifest, from_class_folders, from_folder, read_activitynet, read_captions, read_class_names, read_didemo, read_hmdb51, read_kinetics, read_list, read_lsmdc,
+                                read_msrvtt, read_msvd, read_something, read_ucf101, read_webvid)
 from .data.clips import Clips, Loader, Mixed
 from .data.sample import make_sampler
 from .data.shapes import MOTIONS, make_shapes
@@ -33,10 +34,11 @@ from .tasks import TASKS, create_task, task_options
 class RunConfig:
     recipe:str = ''             # recipe it was built from
     # data
-    data:str = 'shapes'         # 'shapes', 'manifest', 'folder', 'class_folders', 'shards', 'webvid', 'captions', 'list', 'msrvtt', 'msvd', 'lsmdc', 'activitynet', 'didemo'
+    data:str = 'shapes'         # 'shapes', 'manifest', 'folder', 'class_folders', 'shards', 'webvid', 'captions', 'list', 'kinetics', 'something', 'ucf101', 'hmdb51', 'msrvtt', 'msvd', 'lsmdc', 'activitynet', 'didemo'
     data_path:str = ''          # manifest file, or folder of the annotation files; may hold {split}
     video_root:str = ''         # folder of the video files
     variant:str = '9k'          # of the training split of msrvtt: '9k' | '7k'
+    fold:int = 1                # of ucf101 and hmdb51: 1, 2 or 3
     train_split:str = 'train'   # rows to train on
     val_split:str = 'val'       # rows that choose the best epoch; '' none
     test_split:str = 'test'     # rows of the final numbers; '' none
@@ -254,8 +256,11 @@ def _msrvtt(path, root, cfg):
     return read_msrvtt(path, root, train_csv=variants[cfg.variant], captions=cfg.captions, missing=cfg.missing)
 
 OFFICIAL = dict(msrvtt=_msrvtt, **{n: lambda path, root, cfg, read=read: read(path, root, missing=cfg.missing) for n, read in
-                                   dict(msvd=read_msvd, lsmdc=read_lsmdc, activitynet=read_activitynet, didemo=read_didemo).items()})
+                                   dict(msvd=read_msvd, lsmdc=read_lsmdc, activitynet=read_activitynet, didemo=read_didemo).items()},
+                **{n: lambda path, root, cfg, read=read: read(path, root, fold=cfg.fold, missing=cfg.missing) for n, read in dict(ucf101=read_ucf101, hmdb51=read_hmdb51).items()},
+                something=lambda path, root, cfg: read_something(path, root, template=cfg.template or None, missing=cfg.missing))
 LISTS = dict(captions=lambda path, root, cfg, split: read_captions(path, root, split=split, missing=cfg.missing),      # one file per split
+             kinetics=lambda path, root, cfg, split: read_kinetics(path, root, split=split, missing=cfg.missing, classes=class_names(cfg) if cfg.classes else None),
              webvid=lambda path, root, cfg, split: read_webvid(path, root, split=split, missing=cfg.missing),
              list=lambda path, root, cfg, split: read_list(path, root, cfg.fields, ',' if path.suffix == '.csv' else None, label_offset=cfg.label_offset, template=cfg.template or None, min_frames=cfg.min_frames, split=split, missing=cfg.missing,
                                                            classes=_existing(cfg.classes, 'classes', cfg) if cfg.classes else None))
@@ -297,7 +302,7 @@ def class_names(cfg:RunConfig, m:Manifest=None # rows of a split, when they are 
     "Names of the classes: of the file `classes`, else the data set's own"
     if cfg.classes: return read_class_names(_existing(cfg.classes, 'classes', cfg))
     if cfg.data == 'shapes' and cfg.eval_data in ('', 'shapes'): return list(MOTIONS)
-    names = (m if m is not None else load_manifest(cfg, cfg.test_split or cfg.train_split)).classes()
+    names = (m if m is not None else load_manifest(cfg, cfg.test_split or cfg.train_split)).classes
     if not names or not all(names): raise ValueError(f'recipe {cfg.recipe or "(none)"}: task {cfg.task!r} needs the names of all classes and data {cfg.data!r} has none: set classes, a file with one name per line')
     return names
 
@@ -339,7 +344,7 @@ def train_loader(cfg:RunConfig, size:int, engine, manifest=None, # rows of `data
     if not cfg.more: return one(cfg, manifest)
     return Mixed({'0': one(cfg, manifest), **{str(i): one(dataclasses.replace(cfg, **{'data_path': '', 'video_root': '', **d})) for i, d in enumerate(cfg.more, 1)}}, seed=cfg.seed)
 
-PER_SET = ('data', 'data_path', 'video_root', 'variant', 'train_split', 'missing', 'captions', 'classes', 'fields', 'label_offset', 'batch_size')
+PER_SET = ('data', 'data_path', 'video_root', 'variant', 'fold', 'train_split', 'missing', 'captions', 'classes', 'fields', 'label_offset', 'batch_size')
 
 def eval_loaders(cfg:RunConfig, split:str, size:int, engine, manifest=None, # rows that are loaded already
                  neighbours:int=1) -> dict: # one loader per side of the task

@@ -6,6 +6,7 @@ from goldens import close, close_grad, kind, part, sub
 from vidlab.attend import capture_attention
 from vidlab.ckpt import load_into, rename
 from vidlab.clip import CLIPBackbone, taps
+from vidlab.core import saved_bytes
 from vidlab.data.text import tokenize
 from vidlab.losses import group_kl
 from vidlab.models import tdsclip as td
@@ -239,9 +240,9 @@ def backbone_no_grad(case, tensors):
         assert {n for n, g in grads.items() if g is not None and not g.any()} == set(c['grad_all_zero'])
         assert sum(g is not None for g in grads.values()) == c['has_grad_count']
         assert {n: y.requires_grad for n, y in seen.items()} == c['output_requires_grad']
-        frozen = td.saved_bytes(f, m)
+        frozen = saved_bytes(f, m)
         m.freeze('none')
-        full = td.saved_bytes(f, m)
+        full = saved_bytes(f, m)
         for got, want in ((frozen, c['saved_bytes_frozen']), (full, c['saved_bytes_full'])): assert want/4 < got < want*2, f'{got} bytes kept, officially {want}'
         assert frozen/full < 1.1*c['saved_bytes_frozen']/c['saved_bytes_full'], f'{frozen} of {full} bytes kept'
 
