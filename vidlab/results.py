@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHOWN', 'SAME', 'load_eval', 'eval_table', 'speed', 'run_summary', 'within_groups', 'eval_ranks', 'worst_queries',
-           'time_pairs', 'comparison', 'breakdown', 'compare_summary', 'confusion', 'class_table', 'worst_clips',
-           'worst', 'show_eval', 'printed_by']
+           'time_pairs', 'pair_accuracy', 'comparison', 'breakdown', 'compare_summary', 'confusion', 'class_table',
+           'worst_clips', 'worst', 'show_eval', 'printed_by']
 
 # %% ../nbs/54_results.ipynb #8613e07a
 from pathlib import Path
@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from .core import RunFolder, atomic_write, project_root, read_json, tilde
 from .data.annots import Manifest
-from .data.shapes import partner
+from .data.shapes import MOTIONS, partner
 from .metrics import ranks_of
 from .train import class_names, load_manifest
 from .viz import show_confusion, show_similarity
@@ -114,15 +114,22 @@ def _sim(e):
     a = e['arrays']
     return a['sim'].numpy(), torch.searchsorted(a['video_sid'], a['text_sid']).numpy()
 
+def pair_accuracy(a:dict # prob (n,C) and label (n) of the embedded classes
+                 ) -> float: # percent; chance 50
+    "How often a clip's class beats the class that differs from it only in the order of time"
+    other = torch.tensor([MOTIONS.index(partner(m)) for m in MOTIONS])[a['label']]
+    own, rival = (a['prob'].gather(1, y[:, None])[:, 0] for y in (a['label'], other))
+    return 100*float(((own > rival) + .5*(own == rival)).mean())
+
 def comparison(runs:dict, # name -> run
                manifest:Manifest, # the rows that were evaluated
                split:str='test') -> pd.DataFrame:
     "One row per run: both directions, the choice within a pair, speed and memory"
     table, pairs, extra = eval_table(runs, split), time_pairs(manifest), []
     for name, f in runs.items():
-        sim, gt = _sim(load_eval(f, split))
-        v = speed(f)
-        extra.append({'within pair': round(within_groups(sim, gt, pairs), 1), 'clips/s': v and round(v['clips_per_s'], 1), 'peak MiB': v and v['peak_MiB'],
+        e, v = load_eval(f, split), speed(f)
+        pair = pair_accuracy(e['arrays']) if 'prob' in e['arrays'] else within_groups(*_sim(e), pairs)
+        extra.append({'within pair': round(pair, 1), 'clips/s': v and round(v['clips_per_s'], 1), 'peak MiB': v and v['peak_MiB'],
                       'train s': v and v['train_seconds']})
     return table.drop(columns='protocol').join(pd.DataFrame([{k: x if x != {} else '' for k, x in e.items()} for e in extra], index=table.index))
 

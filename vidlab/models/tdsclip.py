@@ -7,10 +7,10 @@ __all__ = ['PLUGINS', 'TEMPLATES', 'KINETICS_TEMPLATES', 'POSITIONS', 'HEADS', '
            'over', 'TemporalPatch', 'SideStem', 'TemporalPath', 'TDGate', 'TDAdapter', 'shift_time', 'SideBlock', 'Tap',
            'SideNetwork', 'init_side', 'on_cls', 'on_patches', 'TokenShift', 'TSM', 'TokenT1D', 'LocalUni', 'T1D',
            'DividedST', 'make_plugins', 'class_prompts', 'context_prompts', 'place_context', 'FrameHeader', 'trim',
-           'side_width', 'TDSClipCard', 'TDSCLIP', 'init_plugins', 'set_classes', 'encode_embedded', 'encode_text',
-           'class_text', 'similarity', 'train', 'freeze', 'layer_of', 'no_decay', 'official_groups', 'token_layout',
-           'set_grad_checkpointing', 'is_official', 'to_official_state', 'describe', 'load_weights', 'tdsclip',
-           'from_state']
+           'side_width', 'TDSClipCard', 'TDSCLIP', 'init_plugins', 'set_classes', 'class_texts', 'encode_embedded',
+           'encode_text', 'class_text', 'similarity', 'train', 'freeze', 'layer_of', 'no_decay', 'official_groups',
+           'token_layout', 'set_grad_checkpointing', 'is_official', 'to_official_state', 'describe', 'load_weights',
+           'tdsclip', 'from_state']
 
 # %% ../../nbs/33_models.tdsclip.ipynb #b7632500
 from dataclasses import dataclass
@@ -405,6 +405,10 @@ def set_classes(self, ids, # (C,L) token ids, or (K,C,L) of K templates
     self.class_ids,self._texts = ids[..., :int(ends.max())+1],None
     self.card.classes = ids.shape[1]
 
+def class_texts(self, names, templates=TEMPLATES) -> list: # none for a linear classifier
+    "Texts whose token ids `set_classes` wants, template by template"
+    return {'linear': lambda: [], 'text': lambda: class_prompts(names, templates), 'prompts': lambda: context_prompts(names, self.n_ctx)}[self.head]()
+
 def encode_embedded(clip, x, ends): # (N,L,d_t) token embeddings, (N,) place of the end token -> (N,E)
     "CLIP's text tower from embeddings on"
     L = x.shape[1]
@@ -446,7 +450,7 @@ def train(self, mode:bool=True):
     self._texts = None                        # weights may have been changed in a way that leaves no trace
     return nn.Module.train(self, mode)
 
-for _f in (set_classes, encode_text, _class_text, class_text, similarity, train): setattr(TDSCLIP, _f.__name__, _f)
+for _f in (set_classes, class_texts, encode_text, _class_text, class_text, similarity, train): setattr(TDSCLIP, _f.__name__, _f)
 
 # %% ../../nbs/33_models.tdsclip.ipynb #a9716631
 def freeze(self, policy) -> list: # as in `vidlab.clip.freeze_model`, names it freezes

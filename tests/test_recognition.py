@@ -1,0 +1,107 @@
+"Recognition runs: TDS-CLIP and the probe on rendered clips, from video files and from folders of pictures; several views, mixing, few shots, resume."
+import subprocess, sys
+from pathlib import Path
+import pytest
+import torch
+from safetensors.torch import load_file
+from vidlab.core import read_json
+from vidlab.data.annots import Manifest
+from vidlab.data.shapes import MOTIONS, make_shapes
+from vidlab.explain import explain_run, load_run
+from vidlab.results import class_table, comparison, show_eval, worst
+from vidlab.train import config_from, list_recipes, load_manifest, make_config, run, run_eval
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope='session')
+def shapes(tmp_path_factory): return make_shapes(tmp_path_factory.mktemp('shapes'), kinds=('clips',), sizes=dict(clips=dict(train=36, val=12, test=12)))
+
+@pytest.fixture(autouse=True)
+def outputs(tmp_path, monkeypatch): monkeypatch.setenv('VIDLAB_OUTPUTS', str(tmp_path/'outputs'))
+
+def small(shapes, **kw):
+    return config_from('shapes_tdsclip', **{**dict(data_path=str(shapes), weights='random', max_frames=3, epochs=1, batch_size=12, eval_batch_size=12, workers=0, log_every=1, precision='fp32', device='cpu'), **kw})
+
+def losses(folder): return [r['loss'] for r in folder.metrics() if r['kind'] == 'step']
+
+
+def test_published_recipes():
+    want = {f'{d}_tdsclip_{b}' for d in ('ssv1', 'ssv2', 'k400') for b in ('b16', 'l14')}
+    assert want <= set(list_recipes())
+    for r in want:
+        c = config_from(r + '+tdsclip_compat')
+        assert (c.max_frames, c.weight_decay, c.smoothing, c.lr_every, c.groups, c.repeats) == (8, .15, .1, 10, 'all', 2) and c.warmup*c.epochs == pytest.approx(4)
+        assert (c.swap_sides, tuple(c.stretch)) == ((False, ()) if 'k400' in r else (True, (256, 320)))
+
+
+def test_classifier_run_measures_every_view_once(shapes):
+    f = run(small(shapes, eval_clips=2, eval_crops=3, short_side=72))
+    e = read_json(f/'eval'/'test.json')
+    assert (e['metrics']['clips'], e['protocol']['clips'], e['protocol']['crops'], e['protocol']['before_crop']) == (12, 2, 3, 72)
+    cfg = small(shapes)
+    assert class_table(f, list(MOTIONS))['clips'].sum() == 12 and len(worst(f, cfg, n=3)) == 3 and show_eval(f, cfg)
+    assert comparison({'tds': f}, load_manifest(cfg, 'test'))['top1']['tds'] == pytest.approx(e['metrics']['top1'], abs=.05)
+    again = run_eval(make_config(**{**read_json(f/'config.json'), 'start': str(f.path)}))
+    assert read_json(again/'eval'/'test.json')['metrics'] == e['metrics']
+    figs = explain_run(f, sid=2)
+    assert set(figs) == {'patches'}
+    task, _ = load_run(f)
+    assert not any(p.requires_grad for n, p in task.model.named_parameters() if n.startswith('clip.'))
+
+
+def test_the_frozen_tower_never_changes(shapes):
+    f = run(small(shapes, val_split='', test_split=''))
+    from vidlab.registry import create_model
+    sd = load_file(f/'ckpt'/'last'/'weights.safetensors')
+    torch.manual_seed(0)
+    own = [k for k in sd if k.startswith('clip.')]
+    g = run(small(shapes, epochs=2, val_split='', test_split=''))
+    later = load_file(g/'ckpt'/'last'/'weights.safetensors')
+    assert own and all(torch.equal(sd[k], later[k]) for k in own) and not torch.equal(sd['fc.weight'], later['fc.weight'])
+
+
+def test_folders_of_pictures_train_like_the_videos(shapes, tmp_path):
+    "The same recipe on extracted JPEG folders: the same frames, so nearly the same losses"
+    rows = Manifest.read(Path(shapes)/'clips'/'train.csv')
+    done = subprocess.run([sys.executable, str(ROOT/'data_tools'/'extract_frames.py'), str(Path(shapes)/'clips'/'train.csv'), str(tmp_path/'frames'), '--quality', '98', '--workers', '1'], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (tmp_path/'names.txt').write_text('\n'.join(MOTIONS))
+    same = dict(val_split='', test_split='', classes=str(tmp_path/'names.txt'))
+    a = run(small(shapes, **same))
+    b = run(small(shapes, data='manifest', **{**same, 'data_path': str(tmp_path/'frames'/'manifest.csv'), 'train_split': rows.row(0).get('split') or 'train'}))
+    assert losses(a) == pytest.approx(losses(b), rel=.02)
+    with pytest.raises(AssertionError): assert losses(a) == pytest.approx(losses(run(small(shapes, seed=1, **same))), rel=.02)
+
+
+@pytest.mark.parametrize('options', [dict(mixup=.8, cutmix=1.), dict(augment='rrc flip', repeats=2), dict(few_shot=3, batch_size=9), dict(augment='rand-m7-n2 flip'), dict(head='text', templates=['{}', 'it {}'])])
+def test_training_options(shapes, options):
+    f = run(small(shapes, val_split='', test_split='', **options))
+    assert f.status()['state'] == 'done' and all(l == l for l in losses(f))
+    if 'few_shot' in options: assert len(losses(f)) == 2
+
+
+def test_resume_in_the_middle_of_an_epoch(shapes):
+    "Batch statistics and mixing go on as if nothing had happened"
+    cfg = small(shapes, epochs=2, mixup=.8, val_split='', test_split='')
+    whole = run(cfg)
+    from vidlab.learner import Learner
+    real, n = Learner.one_step, [0]
+    def stop(self, batches):
+        n[0] += 1
+        if n[0] == 5: raise KeyboardInterrupt
+        return real(self, batches)
+    cfg2 = small(shapes, epochs=2, mixup=.8, val_split='', test_split='', save_every=1)
+    from vidlab.train import start_folder
+    folder = start_folder(cfg2)
+    Learner.one_step = stop
+    try:
+        with pytest.raises(KeyboardInterrupt): run(cfg2, folder=folder)
+    finally: Learner.one_step = real
+    run(cfg2, resume=str(folder.path))
+    a, b = (load_file(f/'ckpt'/'last'/'weights.safetensors') for f in (whole, folder))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_neighbours_need_a_sampler_that_has_them(shapes):
+    with pytest.raises(ValueError, match='neighbours'): run(small(shapes, sampler='grid', rate=4))
