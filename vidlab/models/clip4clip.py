@@ -18,7 +18,7 @@ from ..core import unknown
 from ..ckpt import load_into, read_weights, WeightsError
 from ..mug import MugHead
 from ..layers import LayerNorm, QuickGELU, TemporalTransformer, layers_from, masked_mean, unit
-from ..clip import CLIPBackbone, TINY, clip_dims, create_clip, inflate_patch
+from ..clip import CLIPBackbone, TINY, create_clip, freeze_model, inflate_patch, inner_clip
 from ..registry import register_model
 
 # %% ../../nbs/30_models.clip4clip.ipynb #57d91670
@@ -201,15 +201,7 @@ def freeze(self, policy, # -1..12: CLIP4Clip's freeze_layer_num; 'none' | 'visua
            compat_3d:bool=False # with patch 3d an integer freezes nothing, as officially (a defect)
           ) -> list: # names the policy freezes
     "Freeze parts of CLIP; heads train unless a pattern names them"
-    if isinstance(policy, (list,tuple)) or (isinstance(policy, str) and policy not in ('none','visual','text','all')):
-        pats,names = [policy] if isinstance(policy, str) else list(policy),[n for n,_ in self.named_parameters()]
-        for p in pats:
-            if not any(fnmatch(n, p) for n in names): raise ValueError(f'freeze pattern {p!r} matches no parameter; names look like {names[9]!r}')
-        stop = [n for n in names if any(fnmatch(n, p) for p in pats)]
-    else: stop = ['clip.' + n for n in self.clip.frozen_by(policy, compat_3d)]
-    off = {*stop, *self.unused_parameters()}
-    for n,p in self.named_parameters(): p.requires_grad_(n not in off)
-    return sorted(stop)
+    return freeze_model(self, policy, self.unused_parameters(), compat_3d)
 
 def layer_of(self, name:str) -> int:
     "Depth of a parameter, for layer-wise learning rates; heads are at the top"
@@ -318,7 +310,7 @@ def clip4clip(preset:str='base', # see PRESETS
     kind = describe(state) if checkpoint else dict(head='meanP', patch='2d', temporal_layers=None)
     if checkpoint:
         if clip or weights: raise ValueError('checkpoint= holds CLIP too: leave clip= and weights= out, or load it into a built model with load_weights')
-        towers = _towers_of(state, str(checkpoint), quick_gelu, vision_heads, text_heads)
+        towers = inner_clip(state, str(checkpoint), quick_gelu, vision_heads, text_heads)
     else: towers = create_clip(clip or p['clip'], weights or (p.get('weights') if clip is None else None), quick_gelu, vision_heads, text_heads, image_size)
     if mug_mode and (head or kind['head']) != 'mug': raise ValueError(f"mug_mode {mug_mode!r} belongs to head 'mug', and the head is {head or kind['head']!r}")
     model = CLIP4Clip(towers, head or kind['head'], patch or kind['patch'], temporal_layers or kind['temporal_layers'] or p['temporal_layers'], temporal_heads,
@@ -328,11 +320,3 @@ def clip4clip(preset:str='base', # see PRESETS
     if checkpoint and image_size: model.clip.resize_positions(image_size); model.card.size = image_size
     if freeze is not None: model.freeze(freeze)
     return model
-
-def _towers_of(state, name, quick_gelu, vision_heads, text_heads):
-    inner = {k[5:]:v for k,v in state.items() if k.startswith('clip.')}
-    if not inner: raise WeightsError(f'{name}: no keys under clip.; a plain CLIP file is given as clip=')
-    clip = CLIPBackbone(**clip_dims(inner, vision_heads, text_heads), quick_gelu=True if quick_gelu is None else quick_gelu, name=name.split('/')[-1],
-                        source='checkpoint', gelu_from='CLIP4Clip starts from OpenAI weights' if quick_gelu is None else 'asked for')
-    clip.load_state_dict({k:v.float() for k,v in inner.items() if k != 'visual.conv2.weight'})   # so that a new head starts from these towers
-    return clip
