@@ -6,7 +6,7 @@
 __all__ = ['noise_batch', 'peak_above', 'step_cost']
 
 # %% ../nbs/43_cost.ipynb #d0968b98
-import statistics, time
+import ctypes, gc, statistics, time
 from pathlib import Path
 import pandas as pd
 import torch
@@ -36,6 +36,9 @@ def peak_above(f, device) -> float: # MiB; nan where it cannot be measured
         torch.cuda.synchronize(); torch.cuda.reset_peak_memory_stats(); base = _now(device)
         f(); torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated()/2**20 - base
+    gc.collect()
+    try: ctypes.CDLL(None).malloc_trim(0)                       # what earlier models left with the allocator would hide the peak
+    except (AttributeError, OSError): pass
     try: Path('/proc/self/clear_refs').write_text('5'); base = _now(device)[0]
     except OSError: f(); return float('nan')
     f()
