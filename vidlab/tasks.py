@@ -54,6 +54,7 @@ class RetrievalTask(Task):
                  max_logit_scale:float=math.log(100) # upper limit of the learned temperature, in log space
                 ):
         super().__init__(model)
+        if getattr(model.card, 'classes', 0): raise ValueError(f'{type(model).__name__} is a classifier of {model.card.classes} classes and compares no captions: use task recognition')
         self.gather,self.directions,self.dsl,self.max_logit_scale = gather,directions,dsl,max_logit_scale
 
     def forward(self, batch:dict) -> dict: # loss, acc (share of captions that find their video in the batch)

@@ -20,7 +20,7 @@ from .core import RunFolder, env_record, file_hash, progress, project_root, read
 from .data.annots import (Manifest, from_class_folders, from_folder, read_activitynet, read_captions, read_class_names, read_didemo, read_hmdb51, read_kinetics, read_list, read_lsmdc,
                                 read_msrvtt, read_msvd, read_something, read_ucf101, read_webvid)
 from .data.clips import Clips, Loader, Mixed
-from .data.sample import make_sampler
+from .data.sample import RULES, make_sampler
 from .data.shapes import MOTIONS, make_shapes
 from .data.shards import from_shards, shard_of, window_order
 from .evaluate import evaluate, save_eval
@@ -313,6 +313,7 @@ def make_clips(cfg:RunConfig, split:str, size:int, # rows; side of the frames, f
               ) -> Clips:
     "Samples of a split"
     order, cfg = (cfg.train_frame_order, cfg) if train else (cfg.eval_frame_order, for_evaluation(cfg))
+    if cfg.segments not in RULES: raise unknown('segments', cfg.segments, RULES)
     near = dict(neighbours=neighbours, wrap=cfg.wrap)
     opts = dict(grid=dict(max_frames=cfg.max_frames, rate=cfg.rate, pos=cfg.slice_framepos, order=order), segment=dict(frames=cfg.max_frames, rule=cfg.segments, **near),
                 dense=dict(frames=cfg.max_frames, window=cfg.window, **near)).get(cfg.sampler, {})
