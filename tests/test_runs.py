@@ -187,6 +187,11 @@ def test_papermill_train_evaluate_attention(shapes, tmp_path):
     maps = np.load(folder/'figs'/'test3_relevance.npz')['maps']
     assert maps.shape == (8, 4, 4) and (maps >= 0).all() and (folder/'figs'/'test3_relevance.gif').stat().st_size > 1000
 
+def test_papermill_cost(tmp_path):
+    r = papermill('cost.ipynb', tmp_path/'cost.ipynb', '-y', 'recipes: [shapes_probe, shapes_tdsclip]', *pairs(batch_size=2, frames=2, rounds=1, precision='fp32', device='cpu'))
+    assert r.returncode == 0, r.stderr[-3000:]
+    assert 'shapes_tdsclip : shapes_probe' in (tmp_path/'cost.ipynb').read_text()
+
 def test_papermill_compare(shapes, tmp_path):
     "The page of `make run`, on a few clips"
     r = papermill('compare.ipynb', tmp_path/'compare.ipynb', *pairs(data_path=shapes, epochs=1, workers=0, batch_size=8))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHOWN', 'SAME', 'load_eval', 'eval_table', 'speed', 'run_summary', 'within_groups', 'eval_ranks', 'worst_queries',
            'time_pairs', 'pair_accuracy', 'comparison', 'breakdown', 'compare_summary', 'confusion', 'class_table',
-           'worst_clips', 'worst', 'show_eval', 'printed_by']
+           'worst_clips', 'worst', 'show_eval', 'noise_task', 'printed_by']
 
 # %% ../nbs/54_results.ipynb #8613e07a
 from pathlib import Path
@@ -16,7 +16,10 @@ from .core import RunFolder, atomic_write, project_root, read_json, tilde
 from .data.annots import Manifest
 from .data.shapes import MOTIONS, partner
 from .metrics import ranks_of
-from .train import class_names, load_manifest
+from .cost import noise_batch
+from .registry import create_model, model_options
+from .tasks import create_task, task_options
+from .train import class_names, config_from, load_manifest
 from .viz import show_confusion, show_similarity
 
 # %% ../nbs/54_results.ipynb #4a1c940e
@@ -199,6 +202,18 @@ def show_eval(folder, cfg, split:str='test'): # Figure
     if cfg.task == 'retrieval': return show_similarity(a['sim'], text_to_video=torch.searchsorted(a['video_sid'], a['text_sid']).numpy())
     names = class_names(cfg)
     return show_confusion(confusion(e, len(names)), names)
+
+# %% ../nbs/54_results.ipynb #8128139b
+def noise_task(recipe:str, batch_size:int=2, # clips
+               frames:int=None, # of a clip; None: as the recipe says
+               classes:int=400) -> tuple: # task, batch
+    "A recipe's model and task on random pixels; no data, no weights"
+    cfg = config_from(recipe, weights='random')
+    sizes = {k: v for k, v in dict(max_frames=cfg.max_frames, max_words=cfg.max_words, classes=classes).items() if k in model_options(cfg.model)}
+    named = dict(classes=[f'class {i}' for i in range(classes)]) if 'classes' in task_options(cfg.task) else {}
+    task = create_task(cfg.task, create_model(cfg.model, **{**cfg.options, **sizes}), **named)
+    card = task.model.card
+    return task, noise_batch(card, batch_size, (frames or cfg.max_frames)*getattr(card, 'neighbours', 1), classes)
 
 # %% ../nbs/54_results.ipynb #08db35a3
 def printed_by(page:str # path of an executed notebook, below nbs/
