@@ -151,7 +151,7 @@ def _loss(self, batch:dict) -> dict: # loss, acc
     b, y, n = self.prep(batch), batch['label'], len(self.classes)
     if y.ndim == 1 and int(y.max()) >= n: raise ValueError(f'label {int(y.max())}: there are {n} class names; give the names of all classes')
     if self.training and any(self.mix):                         # drawn from the batch itself, so that a resumed run mixes alike
-        video, y = mix_clips(b['video'], y, n, rng(self.seed, *(int(i) for i in b['sid'])), *self.mix, smoothing=self.smoothing)
+        video, y = mix_clips(b['video'], y, n, rng(self.seed, *b['sid'].tolist()), *self.mix, smoothing=self.smoothing)
         x = self.logits({**b, 'video': video})
         return dict(loss=F.cross_entropy(x, y), acc=(x.argmax(1) == y.argmax(1)).float().mean())
     x = self.logits(b)
