@@ -10,10 +10,10 @@ __all__ = ['TINY', 'ALWAYS_TRAIN', 'HF', 'FILES', 'ClipCard', 'clip_dims', 'CLIP
 
 # %% ../nbs/20_clip.ipynb #fdb042c1
 from contextlib import contextmanager
-from dataclasses import dataclass, asdict
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-import json, math, torch, torch.nn.functional as F
+import json, torch, torch.nn.functional as F
 from torch import nn
 from .core import unknown, cache_dir, file_hash
 from .ckpt import read_weights, load_into, rename, WeightsError
