@@ -14,4 +14,5 @@ setup(name=cfg['lib_name'], version=cfg['version'], description=cfg['description
       packages=find_packages(include=['vidlab', 'vidlab.*', 'data_tools']),
       install_requires=cfg['requirements'].split(),
       extras_require={'dev': cfg['dev_requirements'].split(), 'torchcodec': ['torchcodec'],
-                      'tensorboard': ['tensorboard']})
+                      'tensorboard': ['tensorboard'],
+                      'text': ['transformers>=4.40']})
