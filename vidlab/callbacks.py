@@ -52,7 +52,7 @@ class Progress:
     def after_step(self, learn):
         if self.bar is None: return
         if time.time() - self.bar.last >= self.bar.every:
-            best = f' · best {learn.raw_task.monitor} {learn.best:.1f}' if learn.best is not None else ''
+            best = f' · best {learn.raw_task.monitor} {learn.best:.4g}' if learn.best is not None else ''
             self.bar.note = f'epoch {learn.epoch+1}/{learn.epochs} · loss {float(learn.out["loss"]):.3f}{best}'
         self.bar.step()
 

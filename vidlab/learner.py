@@ -83,6 +83,7 @@ class Learner:
                  epochs:int, # passes over the training set
                  engine=None, # from `make_engine`
                  schedule=None, # step -> factor on the learning rate; None: constant
+                 decay=None, # step -> weight decay of the groups that have one; None: constant
                  accum:int=1, # batches per optimiser step
                  clip_grad:float=0., # limit of the global gradient norm; 0: none
                  ema:float=0., # decay of the averaged weights; 0: none
@@ -95,6 +96,7 @@ class Learner:
         self.folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
         self.raw_task, self.train, self.epochs, self.schedule, self.accum, self.clip_grad = task, train, epochs, schedule, accum, clip_grad
         for g in opt.param_groups: g.setdefault('base_lr', g['lr'])
+        self.decay = decay
         self.task, self.opt = self.engine.prepare(task.to(self.engine.device), opt)
         self.evaluate, self.save_every, self.cbs, self.card = evaluate, save_every, list(cbs), dict(card or {})
         self.epoch = self.batch = self.step = 0                 # where the run stands: epoch, batch within it, optimiser steps
@@ -121,7 +123,9 @@ def one_step(self:Learner, batches:list # `accum` batches, fewer at the end of a
             ):
     "One optimiser step"
     factor = self.schedule(self.step) if self.schedule else 1.
-    for g in self.opt.param_groups: g['lr'] = g['base_lr'] * factor
+    for g in self.opt.param_groups:
+        g['lr'] = g['base_lr'] * factor
+        if self.decay and g['weight_decay']: g['weight_decay'] = self.decay(self.step)
     self.opt.zero_grad(set_to_none=True)
     outs = []
     for i, batch in enumerate(batches):
@@ -185,7 +189,7 @@ def one_epoch(self:Learner, asked):
 def _improved(self):
     "Is this epoch the best so far, by the task's own measure?"
     new = self.metrics.get(self.raw_task.monitor)
-    if new is None or (self.best is not None and not new > self.best): return False
+    if new is None or self.best is not None and not (new < self.best if self.raw_task.lower else new > self.best): return False
     self.best = new
     return True
 

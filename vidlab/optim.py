@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BERT_SCHEDULES', 'SCHEDULES', 'RULES', 'OPTIMIZERS', 'warmup_cosine', 'warmup_constant', 'warmup_linear',
-           'bert_schedule', 'cosine_schedule', 'linear_schedule', 'wave_schedule', 'schedule_factor', 'held',
-           'BertAdam', 'param_groups', 'make_optimizer']
+           'bert_schedule', 'cosine_schedule', 'linear_schedule', 'beit_schedule', 'wave_schedule', 'schedule_factor',
+           'held', 'BertAdam', 'HFAdamW', 'param_groups', 'make_optimizer']
 
 # %% ../nbs/25_optim.ipynb #028ee84a
 import math, torch
@@ -42,6 +42,11 @@ def linear_schedule(step:int, total:int, warmup:int=0, start:float=0., end:float
     if step < warmup: return start + (1-start)*step/warmup
     return end + (1-end)*(1 - min(1., (step-warmup)/max(1, total-warmup)))
 
+def beit_schedule(step:int, total:int, warmup:int=0, start:float=0., end:float=0.) -> float:
+    "Linear warm-up whose last step is at full rate already, then one half wave that would reach `end` one step after the last"
+    if step < warmup: return start + (1-start)*step/max(1, warmup-1)
+    return end + (1-end)*0.5*(1 + math.cos(math.pi*(step-warmup)/max(1, total-warmup)))
+
 def wave_schedule(step:int,
                   warmup:int, # steps of linear warm-up; the last of them is at full rate
                   begin:int, # step the wave begins at; full rate before
@@ -53,7 +58,8 @@ def wave_schedule(step:int,
     return 1. if step < begin else 0.5*(1 + math.cos(math.pi*(step-begin)/half))
 
 # %% ../nbs/25_optim.ipynb #a44721c0
-SCHEDULES = ('cosine', 'linear', 'constant', 'multistep', 'wave', *BERT_SCHEDULES)
+SCHEDULES = ('cosine', 'linear', 'constant', 'multistep', 'wave', 'beit', *BERT_SCHEDULES)
+_WAVES = dict(cosine=cosine_schedule, linear=linear_schedule, beit=beit_schedule)
 
 def schedule_factor(name:str, # see SCHEDULES
                     step:int, # from 0
@@ -71,7 +77,7 @@ def schedule_factor(name:str, # see SCHEDULES
     if name in ('constant', 'multistep'): return 0.1**sum(step >= m*total for m in milestones) if name == 'multistep' else 1.
     if name == 'wave': return wave_schedule(step, round(wave[0]*total), round(wave[1]*total), wave[2]*total, start)
     if name not in SCHEDULES: raise unknown('schedule', name, SCHEDULES)
-    return (cosine_schedule if name == 'cosine' else linear_schedule)(step, total, w, start, end)
+    return _WAVES[name](step, total, w, start, end)
 
 def held(step:int, # from 0
          per_epoch:int, # steps of an epoch
@@ -126,6 +132,32 @@ class BertAdam(torch.optim.Optimizer):
         s['step'] += 1
 
 # %% ../nbs/25_optim.ipynb #67afaae8
+class HFAdamW(torch.optim.Optimizer):
+    "AdamW with ε inside the bias correction (transformers' class until version 4)"
+    def __init__(self, params, lr:float=1e-3, betas=(0.9, 0.999), eps:float=1e-6, weight_decay:float=0.):
+        for k, v, ok in (('lr', lr, lr >= 0), ('betas', betas, all(0 <= b < 1 for b in betas)), ('eps', eps, eps >= 0)):
+            if not ok: raise ValueError(f'HFAdamW: {k}={v} is out of range')
+        super().__init__(params, dict(lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay))
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad(): loss = closure()
+        for g in self.param_groups:
+            b1, b2 = g['betas']
+            for p in (p for p in g['params'] if p.grad is not None):
+                s = self.state[p]
+                if not s: s.update(step=0, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+                s['step'] += 1
+                s['exp_avg'].mul_(b1).add_(p.grad, alpha=1-b1)
+                s['exp_avg_sq'].mul_(b2).addcmul_(p.grad, p.grad, value=1-b2)
+                size = g['lr']*math.sqrt(1 - b2**s['step'])/(1 - b1**s['step'])
+                p.addcdiv_(s['exp_avg'], s['exp_avg_sq'].sqrt().add_(g['eps']), value=-size)
+                if g['weight_decay']: p.add_(p, alpha=-g['lr']*g['weight_decay'])
+        return loss
+
+# %% ../nbs/25_optim.ipynb #8b646213
 def _clip4clip(name, p, model, norms): # -> (decays, is pretrained)
     return not any(s in name for s in ('bias', 'LayerNorm.bias', 'LayerNorm.weight')), 'clip.' in name
 
@@ -139,7 +171,7 @@ def _standard(name, p, model, norms):
 
 def _all(name, p, model, norms): return True, name.startswith('clip.')
 
-RULES = dict(standard=_standard, clip4clip=_clip4clip, stan=_stan, all=_all)
+RULES = dict(standard=_standard, clip4clip=_clip4clip, stan=_stan, all=_all, ends=_standard)
 
 def param_groups(model, # nn.Module
                  lr:float, weight_decay:float=0.,
@@ -157,15 +189,16 @@ def param_groups(model, # nn.Module
         keys = [(True,True),(True,False),(False,True),(False,False)]
         return [_group(f'{"decay" if d else "no_decay"}/{"clip" if c else "head"}', [(n,p) for n,p,dd,cc in named if (dd,cc) == (d,c)],
                        clip_lr if c else lr, weight_decay if d else 0.) for d,c in keys]
-    return _layered(model, RULES[rule], norms, lr, clip_lr, weight_decay, layer_decay)
+    return _layered(model, RULES[rule], norms, lr, clip_lr, weight_decay, layer_decay, ends=rule == 'ends')
 
 def _group(name, named, lr, wd): return dict(params=[p for _,p in named], names=[n for n,_ in named], name=name, lr=lr, weight_decay=wd)
 
-def _layered(model, rule, norms, lr, clip_lr, wd, layer_decay):
+def _layered(model, rule, norms, lr, clip_lr, wd, layer_decay, ends=False):
     named = [(n,p) for n,p in model.named_parameters() if p.requires_grad]
     if layer_decay is not None and not hasattr(model, 'layer_of'): raise ValueError(f'layer_decay needs {type(model).__name__}.layer_of(name)')
     depth = {n: model.layer_of(n) for n,_ in model.named_parameters()} if layer_decay is not None else {}
     top,out = max(depth.values(), default=0),{}
+    if ends: depth = {n: top if d else 0 for n, d in depth.items()}
     for n,p in named:
         d,c = rule(n, p, model, norms)
         scale = layer_decay**(top - depth[n]) if depth else 1.
@@ -174,21 +207,31 @@ def _layered(model, rule, norms, lr, clip_lr, wd, layer_decay):
             for (d,c,i),v in sorted(out.items(), key=lambda kv: (kv[0][2], not kv[0][1], not kv[0][0]))]
 
 # %% ../nbs/25_optim.ipynb #19131b61
-OPTIMIZERS = ('adamw', 'bertadam', 'sgd')
+OPTIMIZERS = ('adamw', 'bertadam', 'hf_adamw', 'sgd')
 
-def make_optimizer(name:str, # see OPTIMIZERS
+def make_optimizer(name:str, # see OPTIMIZERS; or 'timm:' and a name that timm knows, e.g. 'timm:nadamw'
                    groups, # from `param_groups`
                    lr:float=None, # only for groups without one
                    betas=None, # None: adamw (0.9,0.999), bertadam (0.9,0.98)
-                   eps:float=None, # None: adamw 1e-8, bertadam 1e-6
-                   momentum:float=0.9, # sgd
+                   eps:float=None, # None: adamw 1e-8, the others 1e-6
+                   momentum:float=0.9, # sgd, which is Nesterov's
                    t_total:float=-1., warmup:float=-1., schedule:str='warmup_cosine', # bertadam's own schedule; t_total -1: constant
                    max_grad_norm:float=1.0 # bertadam: per parameter
                   ) -> torch.optim.Optimizer:
     "An optimiser; empty groups are fine, their order is kept"
     lr = 1e-3 if lr is None else lr
     if name == 'adamw': return torch.optim.AdamW(groups, lr=lr, betas=betas or (0.9,0.999), eps=1e-8 if eps is None else eps, weight_decay=0.)
-    if name == 'sgd': return torch.optim.SGD(groups, lr=lr, momentum=momentum, weight_decay=0.)
+    if name == 'hf_adamw': return HFAdamW(groups, lr=lr, betas=betas or (0.9,0.999), eps=1e-6 if eps is None else eps)
+    if name == 'sgd': return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=True, weight_decay=0.)
+    if name.startswith('timm:'): return _timm(name[5:], groups, lr, betas, eps)
     if name != 'bertadam': raise unknown('optimiser', name, OPTIMIZERS)
     b1,b2 = betas or (0.9,0.98)
     return BertAdam(groups, lr=lr, warmup=warmup, t_total=t_total, schedule=schedule, b1=b1, b2=b2, eps=1e-6 if eps is None else eps, weight_decay=0., max_grad_norm=max_grad_norm)
+
+def _timm(name, groups, lr, betas, eps):
+    "One of timm's, with those options it takes"
+    import inspect, timm.optim
+    if name not in timm.optim.list_optimizers(): raise unknown('optimiser of timm', name, timm.optim.list_optimizers())
+    takes = inspect.signature(timm.optim.get_optimizer_class(name, bind_defaults=False)).parameters
+    more = {k: v for k, v in dict(betas=betas and tuple(betas), eps=eps).items() if v is not None and k in takes}
+    return timm.optim.create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=0., **more)
