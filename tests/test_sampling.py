@@ -142,12 +142,15 @@ def test_something_and_kinetics_segments(n, t, clips, seed):
 @given(st.integers(1, 400), st.integers(1, 20), st.integers(0, 120), st.integers(1, 5), st.integers(0, 9), st.sampled_from(S.SHORT))
 def test_dense_windows(n, t, more, clips, seed, short):
     window, step = t + more, (t + more)//t
-    end = (lambda i: i % n) if short == 'loop' else (lambda i: min(i, n - 1))
+    def walk(s):
+        out = [s]
+        while len(out) < t: out.append((out[-1] + step) % n if short == 'loop' else out[-1] + step if out[-1] + step < n else out[-1])
+        return out
     starts = [k*(max(n - window, 0)//(clips - 1)) for k in range(clips)] if clips > 1 else [max(n - window, 0)//2]
-    assert S.dense(n, t, window, short=short, clips=clips).tolist() == [end(s + i*step) for s in starts for i in range(t)]
+    assert S.dense(n, t, window, short=short, clips=clips).tolist() == [i for s in starts for i in walk(s)]
     draw = S.dense(n, t, window, True, np.random.default_rng(seed), short)
     if n > window: assert (np.diff(draw) == step).all() and 0 <= draw[0] < n - window
-    else: assert draw.tolist() == [end(i*step) for i in range(t)]
+    else: assert draw.tolist() == walk(0)
 
 
 @settings(max_examples=100, deadline=None)
@@ -161,7 +164,71 @@ def test_neighbours(n, at, half):
     assert S.neighbours(at, n, m, wrap=True).tolist() == [list(range(n))[min(i + k, n - 1)] for i in at for k in range(-half, half + 1)]
 
 
-@pytest.mark.parametrize('sampler', [S.SegmentSampler(5, 'kinetics'), S.SegmentSampler(5, 'something', 3), S.DenseSampler(5, 20, neighbours=5), S.DenseSampler(4, 64, 'hold')])
+@settings(max_examples=150, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 40), st.integers(1, 5), st.integers(0, 9))
+def test_floor_and_tvts_segments(n, t, clips, seed):
+    "VideoMAE's family and TVTS in words; all rules give the same draws where their segments agree"
+    wide, tick, draw = n//t, n/t, lambda rule: S.segments(n, t, True, np.random.RandomState(seed), rule)
+    for rule in ('floor', 'floor_zero', 'floor_folder'):
+        test = S.segments(n, t, rule=rule, clips=clips)
+        if clips > 1: assert np.sort(test).tolist() == sorted(int(c*tick/clips + tick*i) for c in range(clips) for i in range(t))
+        if wide: assert draw(rule).tolist() == (np.arange(t)*wide + np.random.RandomState(seed).randint(wide, size=t)).tolist()
+    assert S.segments(n, t, rule='floor').tolist() == [int(tick/2 + tick*i) for i in range(t)]
+    if not wide:
+        front = [0]*(t - n) + list(range(n))
+        assert draw('floor').tolist() == [i*n//t for i in range(t)] and not draw('floor_zero').any()
+        assert draw('floor_folder').tolist() == S.segments(n, t, rule='floor_folder').tolist() == front
+    edge = [int(i) for i in np.linspace(0, n, t + 1)]
+    for rule in S.RULES:
+        for idx in (draw(rule), *S.segments(n, t, rule=rule, clips=clips).reshape(clips, t)):
+            assert idx.dtype == np.int64 and len(idx) == t and 0 <= idx.min() and idx.max() < n
+    assert all(a <= i <= max(b - 2, a) for i, a, b in zip(draw('tvts'), edge, edge[1:]))
+    assert S.segments(n, t, rule='tvts').tolist() == [(a + max(b - 1, a))//2 for a, b in zip(edge, edge[1:])]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(1, 400), st.integers(1, 20), st.integers(1, 6), st.integers(1, 5), st.integers(0, 9))
+def test_windows_from_end_to_end(n, t, step, clips, seed):
+    "VideoMamba's dense loader in words"
+    window = t*step
+    def held(idx): return (list(idx) + [idx[-1]]*t)[:t]
+    want = [held(range(s, min(s + window, n), step)) for s in (int(c*max((n - window)/(clips - 1), 0)) for c in range(clips))] if clips > 1 else None
+    if want: assert S.dense(n, t, window, clips=clips, rule='ends').reshape(clips, t).tolist() == want
+    one, draw = S.dense(n, t, window, rule='ends'), S.dense(n, t, window, True, np.random.RandomState(seed), rule='ends')
+    if n > window:
+        end = np.random.RandomState(seed).randint(window, n)
+        assert draw.tolist() == np.clip(np.linspace(end - window, end, t), end - window, end - 1).astype(int).tolist()
+        assert abs(int(one[0]) + int(one[-1]) - (n - 1)) <= step + 1 or t == 1
+    else:
+        m = n//step
+        want = np.clip(np.concatenate([np.linspace(0, n, m), np.ones(t - m)*n]), 0, n - 1).astype(int).tolist()
+        assert draw.tolist() == one.tolist() == want
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.floats(.1, 2000), st.floats(.5, 90), st.floats(.5, 60))
+def test_trimmed_windows(duration, trimmed, stride):
+    got = S.windows(duration, trimmed, stride)
+    assert got and got[0][0] == 0
+    for i, (a, b) in enumerate(got): assert a == i*stride and a < b <= duration + 1e-9 and (b - a >= trimmed/2 - 1e-6 or len(got) == 1)
+    if duration < trimmed: assert got == [(0, duration)]
+    elif stride <= trimmed/2: assert got[-1][1] > duration - 1 - stride
+
+
+def test_a_range_holds_the_frames_on_screen():
+    "From the frame that the start falls on to the one that is shown at the end"
+    s, times = S.SegmentSampler(3), np.arange(300)/29.97
+    for start, end in [(0, 5), (2.5, 3), (1/29.97, 9), (9.9, 99)]:
+        i, j = S._window(times, 300, start, end)
+        assert i == int(start*29.97 + 1e-6) and j == min(int(end*29.97 + 1e-6), 299) + 1
+        assert i <= s(300, 29.97, times, start, end).min()
+    assert S._window(times, 300, None, 1.) == (0, 30) and S._window(times, 300, 9.99, None)[1] == 300
+    for bad in [(10.1, 12), (-3, -1)]:
+        with pytest.raises(ValueError, match='no frame lies within'): S._window(times, 300, *bad)
+
+
+@pytest.mark.parametrize('sampler', [S.SegmentSampler(5, 'kinetics'), S.SegmentSampler(5, 'something', 3), S.DenseSampler(5, 20, neighbours=5), S.DenseSampler(4, 64, 'hold'), S.SegmentSampler(5, 'floor', 3), S.SegmentSampler(5, 'tvts'),
+                                     S.DenseSampler(4, 32, rule='ends')])
 def test_clips_of_a_sampler(sampler):
     "Clip k of K from the middle of a video: within the range, as the function says, the same length for any video"
     times = np.arange(200)/25
