@@ -60,8 +60,8 @@ def test_files_are_ordinary_h264(folder, kind):
         assert s.codec_context.name == 'h264' and s.codec_context.pix_fmt == 'yuv420p'
         assert s.average_rate == (4 if kind == 'long' else 8)
     pts = [p for _, p, _ in packets]
-    assert pts != sorted(pts)                                       # B-frames
-    assert sum(k for *_, k in packets) >= -(-len(packets)//12)     # a key frame at least every 12 frames
+    assert (pts != sorted(pts)) == (kind != 'long')                 # B-frames
+    assert sum(k for *_, k in packets) >= -(-len(packets)//(4 if kind == 'long' else 12))      # how often there is a key frame
 
 
 def test_manifests(folder):
@@ -118,8 +118,10 @@ def test_what_forgets_order_cannot_tell_partners_apart(rate):
 def test_long_videos(folder):
     for r in rows(folder, 'long', 'train') + rows(folder, 'long', 'test'):
         with av.open(str(folder/'long'/r['path'])) as box: seconds = box.streams.video[0].frames/sh.LONG_FPS
-        assert 120 <= seconds <= 180 and 2 <= float(r['target']) <= 24
-        assert tuple(sh.ACTS.index(a) for a in r['procedure'].split()) == sh.ORDERS[int(r['label'])]
+        acts = r['procedure'].split()
+        assert 88 <= seconds <= 216 and 5 <= int(r['jumps']) <= 15
+        assert (float(r['target']) == 0) == (acts[0] == 'jumps') and float(r['target']) <= seconds - 22
+        assert tuple(map(sh.ACTS.index, acts)) == sh.ORDERS[int(r['label'])]
 
 
 def test_transcripts(folder):

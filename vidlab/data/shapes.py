@@ -149,25 +149,27 @@ def act(name:str, # one of `ACTS`
 def long_item(i:int, # class i % 4
               gen:np.random.Generator
              ) -> tuple: # frames (T,PX,PX,3), row
-    "Two to three minutes: class = order of the acts, target = number of jumps"
-    label, jumps = i % len(ORDERS), int(gen.integers(2, 25))
-    names, seconds = [ACTS[k] for k in ORDERS[label]], gen.uniform(32, 44, 4)
+    "One and a half to three and a half minutes: class = order of the acts, target = second at which the jumping begins"
+    label, jumps = i % len(ORDERS), int(gen.integers(5, 16))
+    names, seconds = [ACTS[k] for k in ORDERS[label]], gen.uniform(22, 54, 4)
     path = np.concatenate([act(a, int(s*LONG_FPS), gen, jumps) for a, s in zip(names, seconds)])
     color, shape = gen.choice(list(COLORS)), gen.choice(SHAPES)
     frames = draw(shape, color, *path.T, gen.uniform(90, 170), gen, noise=2.)
     text = f'a {color} {shape} ' + ', then '.join(names)
-    return frames, dict(text=text, label=label, target=float(jumps), procedure=' '.join(names), color=color, shape=shape)
+    return frames, dict(text=text, label=label, target=float(sum(int(s*LONG_FPS) for s in seconds[:names.index('jumps')])/LONG_FPS), jumps=jumps, procedure=' '.join(names), color=color, shape=shape)
 
 # %% ../../nbs/16_data.shapes.ipynb #4bbd6ff7
 def encode(path, # the file to make (.mp4)
            frames:np.ndarray, # (T,H,W,3) uint8
            fps:int=FPS, # frames per second
-           crf:int=18 # x264 quality, smaller is better
+           crf:int=18, # x264 quality, smaller is better
+           gop:int=12, # frames from one key frame to the next
+           bframes:int=2 # between two others
           ):
     "Write an H.264 file"
     import av
     with av.open(str(path), 'w') as box:
-        s = box.add_stream('libx264', rate=fps, options=dict(crf=str(crf), preset='veryfast', g='12', bf='2', threads='1'))
+        s = box.add_stream('libx264', rate=fps, options=dict(crf=str(crf), preset='veryfast', g=str(gop), bf=str(bframes), threads='1'))
         s.width, s.height, s.pix_fmt = frames.shape[2], frames.shape[1], 'yuv420p'
         s.codec_context.thread_count = 1                            # files, not frames, are encoded side by side
         for f in frames: box.mux(s.encode(av.VideoFrame.from_ndarray(f, format='rgb24')))
@@ -175,10 +177,10 @@ def encode(path, # the file to make (.mp4)
 
 # %% ../../nbs/16_data.shapes.ipynb #266fbe72
 COUNTS = dict(stills=dict(train=8100, val=90, test=360), clips=dict(train=2052, val=108, test=108),
-              narrated=dict(train=400, val=32, test=64), long=dict(train=96, val=16, test=32))
+              narrated=dict(train=400, val=32, test=64), long=dict(train=240, val=24, test=48))
 KINDS = dict(stills=still_item, clips=clip_item, narrated=narrated_item, long=long_item)
 SPLITS = ('train', 'val', 'test')
-VERSION = 1                                                         # raise when a change here changes pixels or captions
+VERSION = 2                                                         # raise when a change here changes pixels or captions
 
 def shapes_settings(seed:int=0, # of everything
                     sizes:dict=None # counts that differ from `COUNTS`, e.g. {'clips': {'train': 216}}
@@ -220,7 +222,8 @@ def _write_item(kind, split, i, seed, folder):
     if kind == 'stills':
         from PIL import Image
         Image.fromarray(frames[0]).save(path, quality=92)
-    else: encode(path, frames, LONG_FPS if kind == 'long' else FPS)
+    elif kind == 'long': encode(path, frames, LONG_FPS, gop=LONG_FPS, bframes=0)      # a key frame every second: few frames of many are read
+    else: encode(path, frames, FPS)
     return row, hashlib.sha256(frames).digest()
 
 def _make_kind(kind, folder, settings, workers):
