@@ -51,15 +51,15 @@ def test_a_square_never_shares_memory_with_the_frames():
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.integers(1, 500), st.integers(1, 500), st.integers(0, 10**6), st.floats(.01, 1))
-def test_a_box_lies_in_the_frame_and_keeps_its_bounds(h, w, seed, least):
+@given(st.integers(1, 500), st.integers(1, 500), st.integers(0, 10**6), st.floats(.01, 1), st.sampled_from(['bilinear', 'fast', 'opencv']))
+def test_a_box_lies_in_the_frame_and_keeps_its_bounds(h, w, seed, least, how):
     gen = np.random.default_rng(seed)
     for _ in range(4):
-        d, = ClipTransform(8, f'rrc-s0-a{least:.6f}').draw(h, w, gen)
+        d, = ClipTransform(8, f'rrc-s0-a{least:.6f}', resize=how).draw(h, w, gen)
         l, t, r, b = d['box']
         assert d['hw'] == (h, w) and 0 <= l < r <= w and 0 <= t < b <= h
         bw, bh = r - l, b - t
-        if (l, t, r, b) == centred(h, w, min(h, w), 'mmcv'): continue        # none of ten fitted
+        if (l, t, r, b) == crop_box(h, w, [], None, HOW[how][1]): continue    # none of ten fitted
         slack = .5/min(bw, bh)                                                # sides are rounded to pixels
         assert 3/4*(1 - slack)**2 - .01 <= bw/bh <= 4/3*(1 + slack)**2 + .01 + 1/bh
         assert bw*bh >= least*h*w - .5*(bw + bh) - .25
@@ -86,6 +86,65 @@ def test_the_first_candidate_that_fits(h, w, seed):
     assert crop_box(h, w, sizes, np.random.default_rng(seed)) == first_fit(h, w, sizes, np.random.default_rng(seed))
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(8, 200), st.integers(8, 800), st.integers(0, 10**6), st.sampled_from([.08, .5]))
+def test_random_resized_crop_is_torchvisions(h, w, seed, least):
+    "The same box from the same draws, also where none of ten fits"
+    from torchvision.transforms import RandomResizedCrop
+
+    class Torch:
+        def uniform(self, a, b): return torch.empty(1).uniform_(a, b).item()
+        def integers(self, n): return int(torch.randint(0, n, (1,)))
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        i, j, bh, bw = RandomResizedCrop.get_params(torch.empty(3, h, w), (least, 1.), (3/4, 4/3))
+        torch.manual_seed(seed)
+        l, t, r, b = ClipTransform(8, f'rrc-s0-a{least}').draw(h, w, Torch())[0]['box']
+    assert max(abs(t - i), abs(l - j), abs(b - t - bh), abs(r - l - bw)) <= (0 if (bh, bw) == (b - t, r - l) else 1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(sides, sides, st.integers(4, 40), st.integers(0, 10**6))
+def test_crop_at_a_random_place(h, w, size, seed):
+    if max(h, w) > 20*min(h, w): return
+    tfm, f = ClipTransform(size, 'crop', short=size + 7, resize='pillow'), noise(1, h, w)
+    (d,), (nh, nw) = tfm.draw(h, w, np.random.default_rng(seed)), resized(h, w, size + 7)
+    l, t, r, b = d['box']
+    assert d['hw'] == (nh, nw) and 0 <= l <= nw - size == nw - (r - l) and 0 <= t <= nh - size == nh - (b - t)
+    assert np.array_equal(tfm.apply(f, [d])[0].permute(1, 2, 0), resize(f, nh, nw, 'pillow')[0, t:b, l:r])
+
+
+def test_opencv_is_its_integer_arithmetic():
+    "OpenCV's INTER_LINEAR for bytes, pixel by pixel; and OpenCV itself where it is installed"
+    def taps(n, m, i, ends):
+        at = np.float32((i + .5)*(n/m) - .5)
+        k = int(np.floor(at)); f = np.float32(at - k)
+        if ends and not 0 <= k < n - 1: f = np.float32(0)
+        return max(k, 0), max(min(k + 1, n - 1), 0), round(float((np.float32(1) - f)*2048)), round(float(f*2048))
+    for seed, (h, w, nh, nw) in enumerate([(7, 9, 4, 5), (5, 4, 9, 11), (1, 6, 3, 3), (12, 2, 5, 7), (6, 8, 3, 4), (31, 40, 14, 18)]):
+        f = noise(2, h, w, seed)
+        got, x = resize(f, nh, nw, 'opencv'), f[1, ..., 2].astype(int)
+        for i in range(nh):
+            for j in range(nw):
+                top, bottom, b0, b1 = taps(h, nh, i, False)
+                left, right, a0, a1 = taps(w, nw, j, True)
+                rows = [(x[r, left]*a0 + x[r, right]*a1) >> 4 for r in (min(top, h - 1), bottom)]
+                assert got[1, i, j, 2] == ((b0*rows[0] >> 16) + (b1*rows[1] >> 16) + 2) >> 2
+        try: import cv2
+        except ImportError: continue
+        assert np.array_equal(got[0], cv2.resize(f[0], (nw, nh), interpolation=cv2.INTER_LINEAR))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(8, 90), st.integers(0, 60), st.booleans(), st.integers(2, 5))
+def test_views_along_the_longer_side(size, more, tall, crops):
+    long = size + more
+    got = view_boxes(*((long, size) if tall else (size, long)), size, crops, 'slowfast')
+    want = [int(k*((long - size)/(crops - 1))) for k in range(crops)]
+    assert [o[1 if tall else 0] for o in got] == want and want[-1] == more and all(o[0 if tall else 1] == 0 and not o[4] for o in got)
+
+
 def test_distribution_of_the_draws():
     "On a frame where every candidate fits: area uniform, aspect log-uniform, corner uniform"
     tfm, gen = ClipTransform(8, 'rrc-s0-a0.08'), np.random.default_rng(0)
@@ -109,7 +168,7 @@ def test_one_draw_for_all_frames_and_a_pure_function(how):
     draw = tfm.draw(50, 70, np.random.default_rng(3))
     for t in range(5): assert torch.equal(one[t], tfm.apply(f[t:t+1], draw)[0])
     (nh, nw), (l, t, r, b) = draw[0]['hw'], draw[0]['box']
-    want = resize(np.ascontiguousarray(resize(f, nh, nw, how)[:, t:b, l:r]), 24, 24, how)
+    want = resize(np.ascontiguousarray(resize(f, nh, nw, how)[:, t:b, l:r]), 24, 24, 'bilinear' if how == 'opencv' else how)
     assert np.array_equal(one.permute(0, 2, 3, 1).numpy(), want)
 
 
@@ -142,7 +201,7 @@ def globals_kept():
 
 
 WORDS = ['rrc', 'rrc-s0-a0.4', 'sized', 'msc', 'flip', 'grey-p0.5', 'erase-p0.7', 'rand-m7-n4-mstd0.5-inc1', 'rand-m9-n2-p1', 'scale sized flip', 'flip msc',
-         'rand-m7-n4-mstd0.5-inc1 scale sized flip grey erase-p1', 'scale', 'centre flip']
+         'rand-m7-n4-mstd0.5-inc1 scale sized flip grey erase-p1', 'scale', 'centre flip', 'crop flip', 'rand-m5-n2 rrc-s0 erase']
 
 
 @pytest.mark.parametrize('word', WORDS)
@@ -315,3 +374,26 @@ def test_mixing_bytes_and_shares():
         assert a.dtype == torch.uint8 and (a.float() - b).abs().max() <= .5 and torch.equal(x, kept)
         assert torch.allclose(t[1], y[1]) and torch.allclose(t.sum(1), torch.ones(3))
     assert torch.equal(mix_clips(x, y, 2, np.random.default_rng(0), prob=0)[0], x)
+
+
+@pytest.mark.parametrize('mode', ['elem', 'pair'])
+@pytest.mark.parametrize('opts', [dict(mixup=.8, cutmix=0.), dict(mixup=.8, cutmix=0., prob=.5)])
+def test_mixing_clip_by_clip_is_timms(mode, opts, globals_kept):
+    from timm.data.mixup import Mixup
+    x, y = torch.rand(6, 2, 3, 8, 8), torch.arange(6) % 5
+    for seed in range(4):
+        got, t = mix_clips(x, y, 5, np.random.RandomState(seed), smoothing=.1, mode=mode, **opts)
+        np.random.seed(seed)
+        want, u = Mixup(mixup_alpha=opts['mixup'], prob=opts.get('prob', 1.), mode=mode, label_smoothing=.1, num_classes=5)(x.flatten(1, 2).clone(), y)
+        assert torch.allclose(got, want.unflatten(1, (2, 3)), atol=1e-6) and torch.allclose(t, u, atol=1e-6)
+
+
+@pytest.mark.parametrize('mode', ['batch', 'elem', 'pair'])
+@pytest.mark.parametrize('n', [5, 6])
+def test_labels_say_what_is_seen(mode, n):
+    "Clips of one number each: the share of the clip itself in the pixels is the share in its label"
+    x, y = torch.arange(n).float().view(n, 1, 1, 1, 1).expand(n, 2, 3, 16, 16), torch.arange(n)
+    for seed in range(6):
+        got, t = mix_clips(x, y, n, np.random.default_rng(seed), mode=mode)
+        assert torch.allclose(got.mean((1, 2, 3, 4)), (t*torch.arange(n)).sum(1), atol=1e-4)
+        if mode == 'pair' and n % 2: assert torch.equal(got[n//2], x[n//2])
