@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['ROUTES', 'ORDERS', 'NORMS', 'INFLATE', 'DT_INITS', 'MEAN', 'STD', 'PRESETS', 'TAPS', 'NORMALIZE', 'PREFIXES',
-           'layer_orders', 'time_first', 'enter', 'leave', 'Scan', 'init_dt', 'Mixer', 'RMSNorm', 'drop_rates', 'Block',
-           'PatchEmbed', 'resize_space', 'resize_time', 'inflate', 'MambaCard', 'Trunk', 'init_weights', 'VideoMamba',
-           'trunk_options', 'aligned_layers', 'sine_table', 'Decoder', 'VideoMambaStudent', 'layer_of', 'no_decay',
-           'freeze', 'token_layout', 'set_grad_checkpointing', 'paths', 'rules_for', 'label_rows', 'fit_head',
-           'fit_shapes', 'load_weights', 'videomamba', 'videomamba_pretrain', 'capture_scans']
+           'layer_orders', 'time_first', 'enter', 'leave', 'wide', 'Scan', 'init_dt', 'Mixer', 'RMSNorm', 'drop_rates',
+           'Block', 'PatchEmbed', 'resize_space', 'resize_time', 'inflate', 'MambaCard', 'Trunk', 'init_weights',
+           'VideoMamba', 'trunk_options', 'aligned_layers', 'sine_table', 'Decoder', 'VideoMambaStudent', 'layer_of',
+           'no_decay', 'freeze', 'token_layout', 'set_grad_checkpointing', 'paths', 'rules_for', 'label_rows',
+           'fit_head', 'fit_shapes', 'load_weights', 'videomamba', 'videomamba_pretrain', 'capture_scans']
 
 # %% ../../nbs/32_models.videomamba.ipynb #53ef15b0
 from collections import deque
@@ -72,6 +72,8 @@ def leave(x, route, swap): # the reverse of `enter`
     return _Permute.apply(x, *swap[::-1]) if route[0] else x
 
 # %% ../../nbs/32_models.videomamba.ipynb #8a73ef84
+def wide(x): return x.to(torch.promote_types(x.dtype, torch.float32)) # float64 stays
+
 class Scan(nn.Module):
     "The selective scan as a module"
     def forward(self, u, delta, A, B, C, D, bias): return selective_scan(u, delta, A, B, C, D, delta_bias=bias, softplus=True)
@@ -116,7 +118,7 @@ class Mixer(nn.Module):
         a = causal_conv1d(a, self.per_route('conv1d', 'weight'), self.per_route('conv1d', 'bias'))
         dt,B,C = (self.per_route('x_proj', 'weight')[:,None] @ a).split(self.widths, 2)
         dt = self.per_route('dt_proj', 'weight')[:,None] @ dt
-        y = self.scan(a, dt, -self.per_route('A_log').float().exp(), B, C, self.per_route('D').float(), self.per_route('dt_proj', 'bias').float())
+        y = self.scan(a, dt, -wide(self.per_route('A_log')).exp(), B, C, wide(self.per_route('D')), wide(self.per_route('dt_proj', 'bias')))
         y = sum(leave(v, r, swap) for v,r in zip(y, self.routes))
         if len(self.routes) > len(self.sides): y = y*(len(self.sides)/len(self.routes))                 # two orders: their mean
         return self.out_proj((y*F.silu(z)).transpose(1,2))
@@ -125,7 +127,7 @@ class Mixer(nn.Module):
 class RMSNorm(nn.RMSNorm):
     "x / sqrt(mean x² + eps) · w, computed in float32"
     def __init__(self, dim:int): super().__init__(dim, eps=1e-5)
-    def forward(self, x): return F.rms_norm(x.float(), self.normalized_shape, self.weight.float(), self.eps).to(self.weight.dtype)
+    def forward(self, x): return F.rms_norm(wide(x), self.normalized_shape, wide(self.weight), self.eps).to(self.weight.dtype)
 
 NORMS = dict(rms=RMSNorm, layer=LayerNorm)
 
@@ -140,7 +142,7 @@ class Block(nn.Module):
         self.mixer,self.norm,self.drop_path,self.recompute = mixer,norm,DropPath(drop),False
 
     def forward(self, x, stream=None, swap=None): # (B,L,d) each -> the mixer's output, the stream that entered it
-        stream = x.float() if stream is None else stream + self.drop_path(x)
+        stream = wide(x) if stream is None else stream + self.drop_path(x)
         h = self.norm(stream)
         again = self.recompute and torch.is_grad_enabled()
         return (checkpoint(self.mixer, h, swap, use_reentrant=False) if again else self.mixer(h, swap)), stream
@@ -331,7 +333,7 @@ class VideoMambaStudent(Trunk):
         init_weights(self, dt_init)
 
     def states(self, x, at): # (B,n,d) visible tokens, (B,n) their places -> K tensors (B,n,d), from the shallowest
-        top,before = len(self.layers)-1,x.float()
+        top,before = len(self.layers)-1,wide(x)
         for i,s in enumerate(self.streams(x, at)):
             if i in self.aligned: yield self.norm(s) if i < top or self.tap == 'fixed' else before if self.tap == 'official' else s
             before = s
@@ -503,7 +505,7 @@ def capture_scans(model:Trunk, layers=None): # numbers; None: all -> {layer: dic
     def scan_hook(i):
         def f(mod, args, y):
             u,dt,A,B,C,D,bias = args
-            got.setdefault(i, {}).update(u=u.detach(), delta=F.softplus(dt.detach().float() + bias.detach()[:,None,:,None]), A=A.detach(), B=B.detach(), C=C.detach(), y=y.detach())
+            got.setdefault(i, {}).update(u=u.detach(), delta=F.softplus(wide(dt.detach()) + bias.detach()[:,None,:,None]), A=A.detach(), B=B.detach(), C=C.detach(), y=y.detach())
         return f
     def gate_hook(i): return lambda mod, args, out: got.setdefault(i, {}).update(z=out.detach().transpose(1,2).chunk(2, 1)[1])
     for i in range(len(model.layers)) if layers is None else layers:
