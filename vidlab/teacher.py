@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IMAGENET', 'INPUTS', 'NORMS', 'INFLATE', 'ALIGN', 'aligned_blocks', 'load_visual', 'teacher_clip', 'Teacher',
-           'create_teacher', 'align_loss']
+           'create_teacher', 'align_loss', 'pca_rgb']
 
 # %% ../nbs/27_teacher.ipynb #df8c412f
 from contextlib import nullcontext
@@ -57,7 +57,7 @@ def teacher_clip(source:str='tiny', # 'tiny', an architecture such as 'ViT-B-16'
                  vision_heads:int=None # None: width // 64
                 ) -> CLIPBackbone:
     "A CLIP for teaching: `create_clip`, and files that hold the image tower alone"
-    file = next((weights_file(f) for f in (source, weights) if f and Path(f).expanduser().exists()), None)
+    file = next((f for f in (source, weights) if f and Path(f).expanduser().is_file()), None)   # a folder holds a whole CLIP
     raw = read_weights(file) if file else {}
     alone = 'conv1.weight' in raw or (raw and all(k.startswith('visual.') for k in raw))
     if not alone: return create_clip(source, weights, quick_gelu=quick_gelu, vision_heads=vision_heads)
@@ -89,7 +89,7 @@ class Teacher:
         for what, x, known in (('norm', norm, NORMS), ('input', input, INPUTS), ('inflate', inflate, INFLATE)):
             if x not in known: raise unknown(what, x, known)
         self.clip, self.cls, self.attention, self.norm, self.chunk = clip.eval().requires_grad_(False), cls, attention, norm, chunk
-        self.blocks = aligned_blocks(clip.card.vision_layers, layers, interval)
+        self.blocks, self.mean, self.std = aligned_blocks(clip.card.vision_layers, layers, interval), mean, std
         if image_size: clip.resize_positions(image_size, antialias=False)            # as the published code, which matters when the grid shrinks
         to_mean, to_std = (torch.tensor(x) for x in ((clip.card.mean, clip.card.std) if input == 'clip' else IMAGENET))
         self.scale, self.shift = ((x.view(3, 1, 1)) for x in (torch.tensor(std)/to_std, (torch.tensor(mean) - to_mean)/to_std))
@@ -163,3 +163,15 @@ def align_loss(student:torch.Tensor, # (K,B,n,D)
     if kind == 'mse': return F.mse_loss(s, t)
     if kind == 'smooth_l1': return F.smooth_l1_loss(s, t)
     raise unknown('alignment loss', kind, ALIGN)
+
+# %% ../nbs/27_teacher.ipynb #5118ba52
+def pca_rgb(features:torch.Tensor # (...,D); directions and scale are those of all tokens together
+           ) -> torch.Tensor: # (...,3) in 0..1
+    "Features as colours: their three principal components"
+    x = features.flatten(0, -2).float()
+    x = x - x.mean(0)
+    d = torch.linalg.eigh(x.T @ x).eigenvectors[:, -3:].flip(1)
+    d = d*d.gather(0, d.abs().argmax(0, keepdim=True)).sign()                        # the largest entry positive: the same picture every time
+    c = x @ d
+    lo, hi = torch.quantile(c[::1 + (len(c) >> 20)], torch.tensor([.01, .99]).to(c), 0)   # of a million at most
+    return ((c-lo)/(hi-lo).clamp(min=1e-12)).clamp(0, 1).view(*features.shape[:-1], 3)
