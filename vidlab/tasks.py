@@ -110,6 +110,7 @@ class RecognitionTask(Task):
                  max_words:int=32, # tokens of such a text
                  smoothing:float=0., # of the labels
                  mixup:float=0., cutmix:float=0., # of training batches, as in `vidlab.data.transforms.mix_clips`; 0 never
+                 mix_mode:str='batch', # one draw for the 'batch', for each 'elem' or each 'pair'
                  average:str='softmax', # over the views of a clip: 'softmax' | 'logits'
                  seed:int=0 # of mixing
                 ):
@@ -118,6 +119,7 @@ class RecognitionTask(Task):
         if not classes: raise ValueError('recognition needs the names of the classes: a data set that has them, or `classes`, a file with one name per line')
         if bad := [t for t in templates if '{}' not in t]: raise ValueError(f'templates {bad}: no {{}} for the name of the class')
         self.classes, self.smoothing, self.n_templates, self.mix = list(classes), smoothing, len(templates), (mixup, cutmix)
+        self.mix_mode = mix_mode
         self.seed, self.average = seed, average
         self.classifier = getattr(model.card, 'classes', 0) > 0
         if self.classifier and model.card.classes != len(classes): raise ValueError(f'the model has {model.card.classes} classes, the data {len(classes)}: build it with classes={len(classes)}')
@@ -159,7 +161,7 @@ def _loss(self, batch:dict) -> dict: # loss, acc
     b, y, n = self.prep(batch), batch['label'], len(self.classes)
     if y.ndim == 1 and int(y.max()) >= n: raise ValueError(f'label {int(y.max())}: there are {n} class names; give the names of all classes')
     if self.training and any(self.mix):                         # drawn from the batch itself, so that a resumed run mixes alike
-        video, y = mix_clips(b['video'], y, n, rng(self.seed, *b['sid'].tolist()), *self.mix, smoothing=self.smoothing)
+        video, y = mix_clips(b['video'], y, n, rng(self.seed, *b['sid'].tolist()), *self.mix, smoothing=self.smoothing, mode=self.mix_mode)
         x = self.logits({**b, 'video': video})
         return dict(loss=F.cross_entropy(x, y), acc=(x.argmax(1) == y.argmax(1)).float().mean())
     x = self.logits(b)

@@ -58,7 +58,7 @@ class RunConfig:
     eval_root:str = ''          # its video_root
     # clip
     sampler:str = 'grid'        # which frames: 'grid' (CLIP4Clip) | 'segment' | 'dense'
-    segments:str = 'half_open'  # borders of the segments: 'half_open' | 'inclusive' (STAN) | 'something', 'kinetics' (TDS-CLIP)
+    segments:str = 'half_open'  # borders of the segments: 'half_open' | 'inclusive' (STAN, VideoMamba) | 'something', 'kinetics' (TDS-CLIP) | 'floor', 'floor_zero', 'floor_folder' (VideoMamba) | 'tvts'; of dense clips also 'ends' (VideoMamba)
     window:int = 128            # frames that a dense clip spans
     wrap:bool = False           # windows of neighbours reach around the beginning of a video, as in TDS-CLIP's published loader
     max_frames:int = 12         # frames of a clip
@@ -78,7 +78,7 @@ class RunConfig:
     eval_clips:int = 1          # clips of each video in evaluation
     eval_crops:int = 1          # crops of each clip in evaluation: 1, 3, 5 or 10
     decoder:str = 'auto'        # 'auto' | 'decord' | 'pyav' | 'torchcodec'
-    resize:str = 'fast'         # 'fast' | 'official': CLIP4Clip's PIL arithmetic | 'bilinear': STAN's
+    resize:str = 'fast'         # 'fast' | 'official': CLIP4Clip's PIL arithmetic | 'bilinear': STAN's | 'opencv': VideoMamba's | 'pillow': TVTS's
     workers:int = 2             # decoding processes; 0: in this one
     timeout:float = 120.        # seconds before a decoding worker counts as hung
     check:bool = True           # look into every training file before the first batch and keep what was found; off for very large sets
@@ -98,6 +98,14 @@ class RunConfig:
     smoothing:float = 0.        # of the labels
     mixup:float = 0.            # mix pairs of training clips: parameter of the Beta distribution; 0 never
     cutmix:float = 0.           # paste a box of another clip, likewise
+    mix_mode:str = 'batch'      # one draw for the 'batch', for each 'elem' of it, or for each 'pair'
+    teacher:str = 'ViT-B-16'    # masked pretraining: CLIP whose features the model learns, an architecture or a file
+    teacher_weights:str = 'openai' # of the teacher: open_clip tag, file, 'random', or 'shapes' (tiny)
+    teacher_size:int = 0        # pixels at which the teacher works; 0 its own
+    teacher_input:str = 'clip'  # statistics of the frames it sees: 'clip' | 'imagenet' (as VideoMamba's published loop)
+    mask:str = 'attention'      # which patches are hidden: 'tube' | 'random' | 'frame_row' | 'clip_row' | 'attention' (of the teacher)
+    mask_ratio:float = 0.8      # share of the patches that is hidden
+    align:str = 'l2'            # loss to the teacher's features: 'l2' | 'mse' | 'smooth_l1'
     start:str = ''              # weights to start from or to evaluate: a run folder, a checkpoint folder, an official file, or 'latest:RECIPE', the newest finished run of a recipe
     # optimisation
     epochs:int = 5              # passes over the training set
@@ -322,10 +330,10 @@ def make_clips(cfg:RunConfig, split:str, size:int, # rows; side of the frames, f
               ) -> Clips:
     "Samples of a split"
     order, cfg = (cfg.train_frame_order, cfg) if train else (cfg.eval_frame_order, for_evaluation(cfg))
-    if cfg.segments not in RULES: raise unknown('segments', cfg.segments, RULES)
+    if cfg.sampler == 'segment' and cfg.segments not in RULES: raise unknown('segments', cfg.segments, RULES)
     near = dict(neighbours=neighbours, wrap=cfg.wrap)
     opts = dict(grid=dict(max_frames=cfg.max_frames, rate=cfg.rate, pos=cfg.slice_framepos, order=order), segment=dict(frames=cfg.max_frames, rule=cfg.segments, **near),
-                dense=dict(frames=cfg.max_frames, window=cfg.window, **near)).get(cfg.sampler, {})
+                dense=dict(frames=cfg.max_frames, window=cfg.window, rule='step' if cfg.segments == 'half_open' else cfg.segments, **near)).get(cfg.sampler, {})
     if cfg.sampler == 'grid' and neighbours > 1: raise ValueError(f"{cfg.model} looks at {neighbours} neighbours of every frame: use sampler 'segment' or 'dense'")
     m = manifest if manifest is not None else load_manifest(cfg, split)
     if train and cfg.few_shot: m = m.few_shot(cfg.few_shot, cfg.seed)
@@ -507,7 +515,7 @@ def run(cfg:RunConfig, resume:str='', # run folder to go on with, under the same
         folder:RunFolder=None # a folder that is prepared already (by `launch`)
        ) -> RunFolder:
     "Train, then measure the best epoch on the test split"
-    engine = make_engine(cfg.precision, cfg.device)
+    engine = make_engine(cfg.precision, cfg.device, unused=TASKS[cfg.task].unused if cfg.task in TASKS else False)
     folder = folder or start_folder(cfg, resume)
     cfg = load_config(folder.path)                              # `start` by its full name
     seed_everything(cfg.seed)
