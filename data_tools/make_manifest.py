@@ -27,6 +27,12 @@ EXAMPLES = """one example per format (--root: folder of the videos, --annots: of
   make_manifest.py hmdb51 --root hmdb51 --annots testTrainMulti_7030_splits --fold 1 --out hmdb_1.csv
   make_manifest.py frame_folders --root anet_frames --annots anet.csv --out anet_manifest.csv   (video,frames)
   make_manifest.py webvid --root WebVid/videos --annots results_2M_train.csv --missing drop --out webvid.parquet
+  make_manifest.py pairs --root WebVid/train --annots webvid_train.tsv --split train --out webvid.parquet   (caption, path)
+  make_manifest.py pairs --root CC3M/validation --annots cc3m_val.tsv --sample 1000 --split val --out cc3m_val.csv
+  make_manifest.py yttemporal --root YTTemporal/videos --annots yttemporal_train.csv --missing drop --out yt.parquet
+  make_manifest.py yttemporal --root YTTemporal/videos --annots 'yttemporal180m_*.jsonl.gz' --missing drop --out yt.parquet
+                              (the public shards: also written as one annotation per video, with the list yttemporal.csv)
+  make_manifest.py lvu --root LVU/videos --annots lvu_1.0 --task genre --missing drop --out lvu_genre.csv
   make_manifest.py shards --root webvid_tars --missing drop --out webvid.parquet  (00000.tar .. of video2dataset)
   make_manifest.py shards --root cc3m --pattern '{00000..00331}.tar' --caption json.caption --out cc3m.parquet
   make_manifest.py table --root clips --annots mine.csv --columns video=path caption=text --out mine_manifest.csv
@@ -46,6 +52,8 @@ TAKES = dict(msrvtt=(*_common, 'train_csv', 'data_json', 'test_csv', 'captions')
              list=(*_common, 'fields', 'sep', 'header', 'label_offset', 'classes', 'label', 'split', 'template', 'min_frames'),
              kinetics=(*_common, 'classes', 'split'), something=(*_common, 'splits', 'ext', 'template'),
              ucf101=(*_common, 'fold'), hmdb51=(*_common, 'fold'),
+             pairs=(*_common, 'split', 'ext', 'sample'), yttemporal=(*_common, 'split'),
+             lvu=(*_common, 'splits', 'task', 'durations'),
              shards=('missing', 'missing_limit', 'pattern', 'caption', 'media', 'columns', 'split'),
              table=(*_common, 'columns', 'sep', 'encoding', 'duplicates', 'label', 'classes'),
              folder=('sidecar', 'split', 'frames'), classes=('classes', 'split', 'frames'))
@@ -62,7 +70,25 @@ def renames(words: list  # e.g. ['video=path', 'caption=text']
 
 
 FILES = dict(table='the table itself (.csv, .tsv, .jsonl or .parquet)', captions='the JSON of captions',
-             list='the text file', frame_folders='the lines video,frames', webvid='the CSV', kinetics='the CSV or JSON')   # --annots is a file
+             list='the text file', frame_folders='the lines video,frames', webvid='the CSV', kinetics='the CSV or JSON',
+             pairs='the list', yttemporal='the list, or a pattern of .jsonl.gz shards')   # --annots is a file
+
+
+def narrated(annots, root, missing='error', missing_limit=.5, **options):
+    "YT-Temporal from its list or its shards; every annotation is read, and what it lacks is in the report"
+    from vidlab.data.asr import Narration, read_yttemporal, unpack_yttemporal
+    torn = []
+    if annots.endswith(('.jsonl', '.jsonl.gz')):
+        shards, annots = annots, Path(root)/'yttemporal.csv'
+        torn = [o for o in unpack_yttemporal(shards, root, annots)[1] if o['video'] is None]
+    m = read_yttemporal(annots, root, missing=missing, missing_limit=missing_limit, **options)
+    notes, bad = Narration().check(m) if missing != 'keep' else ([], {})
+    lines = [Narration.tell(o) for o in torn + notes]
+    rows = [Narration.tell(o) for o in torn + notes if o['part'] is None]
+    A._missing_policy('videos have no usable annotation', rows, len(m) + len(torn), missing, missing_limit, str(annots), root)
+    if bad: m = m.select([r for r in range(len(m)) if r not in bad])
+    m.report['transcripts_left_out'] = lines
+    return m
 
 
 def read(format, root, annots=None, splits=None, columns=None, sep=None, classes=None, sidecar=None, fields=None,
@@ -77,6 +103,10 @@ def read(format, root, annots=None, splits=None, columns=None, sep=None, classes
                            columns={k: v for v, k in renames(columns or []).items()}, **options)
     if classes: classes = A.read_class_names(classes)
     if format == 'classes': return A.from_class_folders(root, classes=classes, **options)
+    if format == 'yttemporal': return narrated(annots, root, **options)
+    if format == 'pairs' and options['ext'] == 'auto': options['ext'] = '.mp4'
+    if format == 'lvu' and options['task'] is None: raise ValueError(f'--task is needed, one of: {", ".join(A.LVU)}')
+    if options.get('durations') == 'none': options['durations'] = None
     sep = '\t' if sep in ('tab', '\\t') else sep
     if format == 'table':
         return A.Manifest.read(annots, root, columns=renames(columns or []), sep=sep, classes=classes, **options)
@@ -121,7 +151,10 @@ def main(format: Param('what to read: ' + ' '.join(TAKES), str),
          header: bool = False,  # list: the first line holds names
          template: str = None,  # list, something: names of the pictures of a folder, e.g. 'img_{:05d}.jpg', counted from 1
          min_frames: int = 0,  # list: leave out rows with fewer frames
-         ext: str = 'auto',  # something: ending of the files, e.g. .mp4; none: folders of pictures; auto: by version
+         ext: str = 'auto',  # something: ending of the files, e.g. .mp4; none: folders of pictures; auto: by version. pairs: of paths without one
+         sample: int = 0,  # pairs: only so many rows, drawn as published; 0: all
+         task: str = None,  # lvu: relationship, way_speaking, scene, director, genre, writer, year, view_count or like_ratio
+         durations: str = 'lvu_durations.csv',  # lvu: file videoid,duration within --annots, or elsewhere; none
          fold: int = 1,  # ucf101, hmdb51: official fold 1, 2 or 3
          label_offset: int = 0,  # list: added to class numbers, -1 for lists that count from 1
          paragraph: bool = False,  # captions: all captions of a video joined to one
@@ -157,7 +190,7 @@ def main(format: Param('what to read: ' + ' '.join(TAKES), str),
     gone = m.report.get('missing', [])
     print(f"{tilde(out)}: {m.summary()}{'' if gone else ', missing: 0'}, hash {m.hash()}, "
           f"{'written' if new else 'unchanged'}; report: {tilde(report)}")
-    for what in ('missing', 'without_caption'):
+    for what in ('missing', 'without_caption', 'transcripts_left_out'):
         if m.report.get(what): print(f"{what.replace('_', ' ')}: {A._some(m.report[what])}")
     inside = Path(root).resolve().is_relative_to(Path(out).resolve().parent)
     if not inside: print(f'the videos do not lie below the manifest: read it with root={tilde(root)!r}')

@@ -14,6 +14,9 @@ def call(*args): return subprocess.run([sys.executable, *map(str, args)], cwd=RO
                                        timeout=60)
 
 
+def speech(v, **kw): return dict(dict(info=dict(display_id=v, duration=30.), subtitles=[dict(word='hello', time=float(t)) for t in range(29)], denoised=[dict(cleanasr='Hello ' * 29)]), **kw)
+
+
 @pytest.fixture
 def data(tmp_path):
     "Every format in small: <format>/ holds annotation files and videos/"
@@ -57,6 +60,12 @@ def data(tmp_path):
     videos('ucf101', 'Run/a.avi', 'Run/b.avi'); (tmp_path/'ucf101'/'classInd.txt').write_text('1 Run\n')
     (tmp_path/'ucf101'/'trainlist01.txt').write_text('Run/a.avi 1\n'); (tmp_path/'ucf101'/'testlist01.txt').write_text('Run/b.avi\n')
     videos('hmdb51', 'run/a.avi', 'run/b.avi'); (tmp_path/'hmdb51'/'run_test_split1.txt').write_text('a.avi 1 \nb.avi 2 \n')
+    videos('pairs', 'a.mp4', 'b/c.mp4'); (tmp_path/'pairs'/'mine.csv').write_text('caption\tpath\na dog\ta\na cat\tb/c\n')
+    videos('lvu', 'x.mp4', 'y.mp4'); (tmp_path/'lvu'/'like_ratio').mkdir(); (tmp_path/'lvu'/'lvu_durations.csv').write_text('videoid,duration\nx,90\ny,80\n')
+    for s, v in dict(train='x', val='y', test='y').items(): (tmp_path/'lvu'/'like_ratio'/f'{s}.csv').write_text(f'like_count dislike_count youtube_id imdb_id\n9 1 {v} tt1\n')
+    videos('yttemporal', 'subset_7/data/v1.mp4', 'subset_7/data/v2.mp4'); (tmp_path/'yttemporal'/'mine.csv').write_text('Name\nsubset_7/data/v1.mp4\nsubset_7/data/v2.mp4\n')
+    (tmp_path/'yttemporal'/'videos'/'subset_7'/'annotations').mkdir()
+    for v in ('v1', 'v2'): js(tmp_path/'yttemporal'/'videos'/'subset_7'/'annotations'/f'{v}.json', speech(v))
     (tmp_path/'shards'/'x.mp4').write_bytes(b'x')
     with tarfile.open(tmp_path/'shards'/'videos'/'00000.tar', 'w') as f:
         for k in ('0.mp4', '0.txt'): f.add(tmp_path/'shards'/'x.mp4', k)
@@ -64,9 +73,10 @@ def data(tmp_path):
 
 
 EXTRA = dict(table=['--columns', 'video=path', 'caption=text', '--sep', ';'],
-             folder=['--sidecar', 'txt', '--split', 'test'], list=['--label_offset', '-1'], shards=['--split', 'train'])
+             folder=['--sidecar', 'txt', '--split', 'test'], list=['--label_offset', '-1'], shards=['--split', 'train'],
+             lvu=['--task', 'like_ratio'])
 ROWS = dict(msrvtt=4, msvd=4, lsmdc=3, activitynet=2, didemo=3, table=2, folder=3, classes=2, captions=3, list=2, frame_folders=1,
-            webvid=1, shards=1, kinetics=1, something=1, ucf101=2, hmdb51=2)
+            webvid=1, shards=1, kinetics=1, something=1, ucf101=2, hmdb51=2, pairs=2, lvu=3, yttemporal=2)
 
 
 @pytest.mark.parametrize('format', T.TAKES)
@@ -154,3 +164,33 @@ def test_as_script_and_module(data):
     assert r.returncode == 0 and all(f'make_manifest.py {f}' in r.stdout for f in T.TAKES)
     r = call('data_tools/make_manifest.py', 'classes', '--root', data/'nowhere')
     assert r.returncode == 1 and r.stderr.startswith('make_manifest: ') and 'Traceback' not in r.stderr
+
+
+def test_speech_files_are_reported_entry_by_entry(data, capsys):
+    "A broken entry is left out by name; a broken file stops, or goes with `--missing drop`, and is named too"
+    d = data/'yttemporal'; asr = d/'videos'/'subset_7'/'annotations'
+    args = ['yttemporal', '--root', str(d/'videos'), '--annots', str(d/'mine.csv'), '--out', str(d/'m.csv')]
+    o = speech('v1'); o['subtitles'][3] = dict(word='lost'); o['denoised'].append(dict(cleanasr=' '))
+    (asr/'v1.json').write_text(json.dumps(o))
+    T.cli(args)
+    want = ["subset_7/annotations/v1.json, subtitles 4: no 'time'", 'subset_7/annotations/v1.json, denoised 2: cleanasr is empty']
+    assert json.loads((d/'m.report.json').read_text())['transcripts_left_out'] == want and 'subtitles 4' in capsys.readouterr().out
+    assert Path(Manifest.read(d/'m.csv').root, Manifest.read(d/'m.csv').row(0)['asr']) == asr/'v1.json'      # also relative to the manifest
+    (asr/'v2.json').write_text('{"info": ')
+    with pytest.raises(SystemExit, match='1 of 2 videos have no usable annotation.*v2.json: Expecting value'): T.cli(args)
+    T.cli(args + ['--missing', 'drop'])
+    assert Manifest.read(d/'m.csv').column('id').to_pylist() == ['subset_7/data/v1.mp4']
+    assert [o for o in json.loads((d/'m.report.json').read_text())['transcripts_left_out'] if 'v2' in o]
+
+
+def test_speech_shards(data):
+    "The public shards: an annotation per video, the list of names, the manifest of the videos that are there"
+    import gzip
+    root = data/'yttemporal'/'videos'
+    with gzip.open(data/'yttemporal180m_007of100.jsonl.gz', 'wt') as f:
+        f.write('\n'.join([json.dumps(speech('v1')), 'torn', json.dumps(speech('v9')), json.dumps(speech('v2', denoised=[]))]))
+    T.cli(['yttemporal', '--root', str(root), '--annots', str(data/'*.jsonl.gz'), '--missing', 'drop', '--missing_limit', '.7', '--out', str(data/'m.csv')])
+    r = json.loads((data/'m.report.json').read_text())
+    assert (root/'yttemporal.csv').read_text().split() == ['Name', 'subset_7/data/v1.mp4', 'subset_7/data/v9.mp4']
+    assert r['missing'] == ['subset_7/data/v9.mp4'] and r['rows'] == 1 and (root/'subset_7'/'annotations'/'v9.json').exists()
+    assert [o.split(', ', 1)[1][:13] for o in r['transcripts_left_out']] == ['line 2: Expec', 'line 4: no de']

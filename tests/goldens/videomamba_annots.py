@@ -14,7 +14,7 @@ def _rows(c, d):
     frames = 'frames' in c['kind'] or 'total_frames' in c or n == 3 and c['lines'][0].split(sep)[1].isdigit() and '.' not in c['lines'][0].split(sep)[0]
     label = 'label' if all(o.split(sep)[-1 if frames else 1].isdigit() for o in c['lines']) else 'target'
     fields = f'path frames {label}' if frames else ' '.join(['path', label] + ['duration']*(n > 2))
-    return read_list(file, Path(d)/c['prefix'] if c.get('prefix') else d, fields, sep, missing='keep')
+    return read_list(file, Path(d)/c['prefix'] if c.get('prefix') else d, fields, sep, ext='.mp4' if 'pretrain' in c['kind'] else None, missing='keep')
 
 
 def _name(row, d): return str(Path(row['path']).relative_to(d))

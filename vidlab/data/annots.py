@@ -299,7 +299,7 @@ def split(self:Manifest, name:str # e.g. 'train'
 def hash(self:Manifest) -> str: # 16 hex digits
     "Fingerprint of ids, times, texts, labels and their order; independent of the folder"
     h = hashlib.sha256()
-    for k in ('id', 'start', 'end', 'text', 'label', 'split', 'target'):
+    for k in ('id', 'start', 'end', 'text', 'label', 'split', 'target', 'transcripts'):
         v = self.cols.get(k)
         if v is None or (k in ('start', 'end') and np.isnan(v).all()): continue
         h.update(k.encode() + b'\0')
@@ -606,10 +606,10 @@ def write(self:Manifest, path # .csv, .tsv, .jsonl or .parquet; replaced in one 
     if kind not in FORMATS: raise unknown('manifest format', kind, FORMATS)
     pre = os.path.relpath(self.root, path.absolute().parent)
     cols = dict(self.cols)
-    if pre != '.' and not pre.startswith('..') and not os.path.isabs(pre):
-        enc = cols['path'].dictionary_encode()
-        cols['path'] = pa.array([os.path.join(pre, p) for p in enc.dictionary.to_pylist()],
-                                pa.large_string()).take(enc.indices)
+    for k in ('path', 'asr'):
+        if k not in cols or pre == '.' or pre.startswith('..') or os.path.isabs(pre): continue
+        enc = cols[k].dictionary_encode()
+        cols[k] = pa.array([os.path.join(pre, p) for p in enc.dictionary.to_pylist()], pa.large_string()).take(enc.indices)
     cols = {k: v for k,v in cols.items() if not (k in ('start', 'end') and np.isnan(v).all())}
     def plain(k, v):
         if isinstance(v, pa.Array): return v.to_pylist()

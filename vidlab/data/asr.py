@@ -219,6 +219,12 @@ class Narration:
     def __post_init__(self):
         if self.pieces < 1 or self.tries < 1 or self.gap < 0 or not 1 <= self.piece[0] <= self.piece[1]: raise ValueError(f'{self}: pieces and tries at least 1, gap not negative, piece: shortest and longest, in whole seconds')
 
+    @staticmethod
+    def tell(note:dict # of `check`
+            ) -> str:
+        "A note in a line: file, entry, reason"
+        return note['file'] + (f", line {note['line']}" if note.get('line') else '') + (f", {note['part']} {note['entry']}" if note['part'] else '') + f": {note['reason']}"
+
     def suits(self, manifest:Manifest):
         "ValueError when a manifest has neither column"
         if not {'transcripts', 'asr'} & set(manifest.cols): raise ValueError(f"narrated samples need a column 'transcripts' (JSON of start, end, text) or 'asr' (files with word times); columns here: {', '.join(manifest.cols)}")

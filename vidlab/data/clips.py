@@ -239,7 +239,7 @@ def check(self:Clips, workers:int=2 # indexing processes
 def _check_narration(self):
     "Note entries that are left out, and treat rows without usable transcripts as unreadable videos"
     self.notes, bad = self.narration.check(self.manifest)
-    said = '; '.join(f"{o['file']}" + (f", {o['part']} {o['entry']}" if o['part'] else '') + f": {o['reason']}" for o in self.notes[:10])
+    said = '; '.join(map(self.narration.tell, self.notes[:10]))
     if bad and self.on_bad == 'fail': raise VideoError(self.manifest.row(min(bad))['path'], 'read transcripts', f'{len(bad)} of {len(self.manifest)} rows of the evaluation have none that can be used: {said}')
     if self.notes: warnings.warn(f'{len(self.notes) - len(bad)} entries of transcripts are left out, {len(bad)} of {len(self.manifest)} rows cannot be used: {said}' + (' ...' if len(self.notes) > 10 else ''), stacklevel=3)
     if self.train and bad:
@@ -297,6 +297,9 @@ class Loader:
         start, self.order.start = self.order.start, 0
         try: return len(self.order)
         finally: self.order.start = start
+
+    @property
+    def notes(self): return getattr(self.ds, 'notes', [])             # entries of transcripts that are left out
 
     def _stop_above_limit(self):
         n = getattr(self.ds, 'n_clips', len(self.ds))
@@ -364,6 +367,9 @@ class Mixed:
 
     @property
     def unread(self): return {p: reason for dl in self.loaders.values() for p, reason in dl.unread.items()}
+
+    @property
+    def notes(self): return [o for dl in self.loaders.values() for o in dl.notes]
 
     def turns(self, epoch:int) -> np.ndarray: # (len,) number of the loader of each step
         "Whose turn it is in each step of an epoch"
