@@ -206,6 +206,7 @@ class Said:
     times:np.ndarray # (K,2) seconds
     order:np.ndarray # (K,) int64, place of each in time
 
+# %% ../../nbs/18_data.asr.ipynb #bbc64fbb
 @dataclass
 class Narration:
     "How the K transcripts of a narrated sample are chosen"
