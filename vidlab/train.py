@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIELDS', 'SHAPE_KINDS', 'OFFICIAL', 'LISTS', 'DATA', 'PER_SET', 'MAY_CHANGE', 'RunConfig', 'coerce', 'make_config',
            'recipes_dir', 'list_recipes', 'read_recipe', 'config_from', 'page_parameters', 'check_page', 'page_config',
-           'for_evaluation', 'load_manifest', 'class_names', 'make_clips', 'make_loader', 'train_loader',
+           'for_evaluation', 'load_manifest', 'class_names', 'make_clips', 'make_loader', 'train_loader', 'of_card',
            'eval_loaders', 'build_task', 'weights_path', 'runs_of', 'latest_run', 'build_learner', 'evaluate_with',
            'protocol', 'evaluate_split', 'unfinished_run', 'start_folder', 'load_config', 'note_paths', 'run',
            'run_eval', 'evaluation_config', 'weights_record', 'launch', 'main']
@@ -19,7 +19,8 @@ from .callbacks import CALLBACKS, Log, Progress
 from .ckpt import find_checkpoint, read_weights
 from .core import RunFolder, env_record, file_hash, outputs_dir, progress, project_root, read_json, seed_everything, text_hash, tilde, unknown, write_json
 from .data.annots import (Manifest, from_class_folders, from_folder, read_activitynet, read_captions, read_class_names, read_didemo, read_hmdb51, read_kinetics, read_list, read_lsmdc,
-                                read_msrvtt, read_msvd, read_something, read_ucf101, read_webvid)
+                                read_lvu, read_msrvtt, read_msvd, read_pairs, read_something, read_ucf101, read_webvid, lvu_classes)
+from .data.asr import Narration, read_yttemporal
 from .data.clips import Clips, Loader, Mixed
 from .data.sample import RULES, make_sampler
 from .data.shapes import ACTS, MOTIONS, ORDERS, make_shapes
@@ -35,11 +36,12 @@ from .tasks import TASKS, create_task, task_options
 class RunConfig:
     recipe:str = ''             # recipe it was built from
     # data
-    data:str = 'shapes'         # 'shapes', 'manifest', 'folder', 'class_folders', 'shards', 'webvid', 'captions', 'list', 'kinetics', 'something', 'ucf101', 'hmdb51', 'msrvtt', 'msvd', 'lsmdc', 'activitynet', 'didemo'
+    data:str = 'shapes'         # 'shapes', 'manifest', 'folder', 'class_folders', 'shards', 'webvid', 'pairs' (TVTS's captions), 'yttemporal', 'lvu', 'captions', 'list', 'kinetics', 'something', 'ucf101', 'hmdb51', 'msrvtt', 'msvd', 'lsmdc', 'activitynet', 'didemo'
     data_path:str = ''          # manifest file, or folder of the annotation files; may hold {split}
     video_root:str = ''         # folder of the video files
     kind:str = 'clips'          # of shapes: 'clips' | 'long' | 'narrated'
     variant:str = '9k'          # of the training split of msrvtt: '9k' | '7k'
+    topic:str = 'relationship'  # of lvu: relationship, way_speaking, scene, director, genre, writer, year, view_count, like_ratio
     fold:int = 1                # of ucf101 and hmdb51: 1, 2 or 3
     train_split:str = 'train'   # rows to train on
     val_split:str = 'val'       # rows that choose the best epoch; '' none
@@ -47,11 +49,18 @@ class RunConfig:
     missing:str = 'error'       # clips whose file is not there: 'error' | 'drop' (counted and reported)
     captions:str = 'all'        # 'all': every caption in every epoch; 'one': one drawn at random for each clip
     classes:str = ''            # file of class names, one per line; '' the data set's own
-    fields:str = 'path label'   # what a line of data 'list' holds: path, label, labels (several), text, frames, start, end
+    fields:str = 'path label'   # what a line of data 'list' holds: path, label, labels (several), target, text, frames, start, end, duration
     template:str = ''           # names of the pictures in the frame folders of a list, e.g. 'img_{:05d}.jpg', counted from 1; '' all pictures
     min_frames:int = 0          # leave out rows of a list with fewer `frames`
     few_shot:int = 0            # clips of each class to train on, drawn by the seed; 0 all
     label_offset:int = 0        # added to the labels of a list (-1: they begin at 1)
+    cut_windows:float = 0.      # seconds of the windows that long videos are cut into; 0: whole
+    window_stride:float = 16.   # seconds from the beginning of one window to that of the next
+    first_window:bool = False   # evaluation counts the first window of each video alone, as VideoMamba's published merging does; False: the mean over all
+    pieces:int = 0              # transcripts of a narrated sample; 0: one caption
+    shuffle_pieces:bool = False # they come in random order
+    min_chars:int = 10          # shorter transcripts are not used
+    mixing:str = 'shuffled'     # of several training sets: 'shuffled', every batch once | 'alternate', one of each in turn until the longest ends (TVTS)
     more:list = field(default_factory=list) # further training sets, each a dict of data, data_path, video_root ...; a batch comes from one of them
     eval_data:str = ''          # another data set for val and test; '' the same
     eval_path:str = ''          # its data_path
@@ -278,6 +287,9 @@ OFFICIAL = dict(msrvtt=_msrvtt, **{n: lambda path, root, cfg, read=read: read(pa
                 something=lambda path, root, cfg: read_something(path, root, template=cfg.template or None, missing=cfg.missing))
 LISTS = dict(captions=lambda path, root, cfg, split: read_captions(path, root, split=split, missing=cfg.missing),      # one file per split
              kinetics=lambda path, root, cfg, split: read_kinetics(path, root, split=split, missing=cfg.missing, classes=class_names(cfg) if cfg.classes else None),
+             pairs=lambda path, root, cfg, split: read_pairs(path, root, split=split, missing=cfg.missing),
+             yttemporal=lambda path, root, cfg, split: read_yttemporal(path, root, split=split, missing=cfg.missing),
+             lvu=lambda path, root, cfg, split: read_lvu(path, root, cfg.topic, splits=(split,), missing=cfg.missing),
              webvid=lambda path, root, cfg, split: read_webvid(path, root, split=split, missing=cfg.missing),
              list=lambda path, root, cfg, split: read_list(path, root, cfg.fields, ',' if path.suffix == '.csv' else None, label_offset=cfg.label_offset, template=cfg.template or None, min_frames=cfg.min_frames, split=split, missing=cfg.missing,
                                                            classes=_existing(cfg.classes, 'classes', cfg) if cfg.classes else None))
@@ -299,7 +311,9 @@ def load_manifest(cfg:RunConfig,
                   split:str # 'train', 'val', 'test', or another name in the split column; all but the training split come from `eval_data` if that is set
                  ) -> Manifest: # the rows of that split
     "Rows of a run's data set"
-    return _rows(cfg if split == cfg.train_split else for_evaluation(cfg), split)
+    train = split == cfg.train_split
+    m = _rows(cfg if train else for_evaluation(cfg), split)
+    return m.windows(cfg.cut_windows, cfg.window_stride, first=cfg.first_window and not train) if cfg.cut_windows else m
 
 def _rows(cfg, split):
     if cfg.data not in DATA: raise unknown('data', cfg.data, DATA)
@@ -317,6 +331,7 @@ def _rows(cfg, split):
 def class_names(cfg:RunConfig, m:Manifest=None # rows of a split, when they are loaded already
                ) -> list:
     "Names of the classes: of the file `classes`, else the data set's own"
+    if cfg.data == 'lvu' and not cfg.eval_data: return lvu_classes(_existing(cfg.data_path, 'data_path', cfg), cfg.topic)
     if cfg.classes: return read_class_names(_existing(cfg.classes, 'classes', cfg))
     if cfg.data == 'shapes' and cfg.eval_data in ('', 'shapes'): return list(MOTIONS) if cfg.kind != 'long' else [', '.join(ACTS[i] for i in order) for order in ORDERS]
     names = (m if m is not None else load_manifest(cfg, cfg.test_split or cfg.train_split)).classes
@@ -326,7 +341,8 @@ def class_names(cfg:RunConfig, m:Manifest=None # rows of a split, when they are 
 def make_clips(cfg:RunConfig, split:str, size:int, # rows; side of the frames, from the model's card
                unit:str='row', train:bool=False, # as in `Clips`
                manifest=None, # rows that are loaded already
-               neighbours:int=1 # frames around each position, from the model's card
+               neighbours:int=1, # frames around each position, from the model's card
+               tokenizer:str='clip' # likewise
               ) -> Clips:
     "Samples of a split"
     order, cfg = (cfg.train_frame_order, cfg) if train else (cfg.eval_frame_order, for_evaluation(cfg))
@@ -339,7 +355,8 @@ def make_clips(cfg:RunConfig, split:str, size:int, # rows; side of the frames, f
     if train and cfg.few_shot: m = m.few_shot(cfg.few_shot, cfg.seed)
     more = dict(repeats=cfg.repeats, swap_sides=cfg.swap_sides) if train else dict(views=(cfg.eval_clips, cfg.eval_crops) if unit != 'text' else (1, 1))
     return Clips(m, make_sampler(cfg.sampler, **opts), size, cfg.max_words, unit, train, cfg.seed, cfg.decoder, cfg.resize, on_bad='skip' if train else cfg.on_bad,
-                 augment=cfg.augment, short=cfg.short_side, stretch=tuple(cfg.stretch) or None, cut=cfg.cut, cache=cfg.check or not train, **more)
+                 augment=cfg.augment, short=cfg.short_side, stretch=tuple(cfg.stretch) or None, cut=cfg.cut, cache=cfg.check or not train, tokenizer=tokenizer,
+                 narration=Narration(cfg.pieces, cfg.shuffle_pieces, cfg.min_chars) if cfg.pieces and {'asr', 'transcripts'} & set(m.cols) else None, **more)
 
 def make_loader(cfg:RunConfig, ds:Clips, engine, # accelerator
                 train:bool=False) -> Loader:
@@ -353,23 +370,28 @@ def make_loader(cfg:RunConfig, ds:Clips, engine, # accelerator
                   seed=cfg.seed, rank=engine.process_index, world=engine.num_processes, timeout=cfg.timeout, bad_limit=cfg.bad_limit, permute=permute)
 
 def train_loader(cfg:RunConfig, size:int, engine, manifest=None, # rows of `data` that are loaded already
-                 neighbours:int=1): # Loader, or Mixed of several
+                 neighbours:int=1, tokenizer:str='clip'): # Loader, or Mixed of several
     "Batches to train on: of one data set, or of several taking turns"
     unit = 'row' if cfg.captions == 'all' else 'clip'
-    one = lambda c, m=None: make_loader(c, make_clips(c, c.train_split, size, unit, train=True, manifest=m, neighbours=neighbours), engine, train=True)
+    one = lambda c, m=None: make_loader(c, make_clips(c, c.train_split, size, unit, train=True, manifest=m, neighbours=neighbours, tokenizer=tokenizer), engine, train=True)
     for i, d in enumerate(cfg.more):
         if not isinstance(d, dict) or (bad := set(d) - set(PER_SET)): raise ValueError(f'more[{i}] {d!r}: a further training set is a dict with keys among {", ".join(PER_SET)}')
     if not cfg.more: return one(cfg, manifest)
-    return Mixed({'0': one(cfg, manifest), **{str(i): one(dataclasses.replace(cfg, **{'data_path': '', 'video_root': '', **d})) for i, d in enumerate(cfg.more, 1)}}, seed=cfg.seed)
+    return Mixed({'0': one(cfg, manifest), **{str(i): one(dataclasses.replace(cfg, **{'data_path': '', 'video_root': '', **d})) for i, d in enumerate(cfg.more, 1)}}, seed=cfg.seed, order=cfg.mixing)
 
-PER_SET = ('data', 'data_path', 'video_root', 'variant', 'fold', 'train_split', 'missing', 'captions', 'classes', 'fields', 'label_offset', 'batch_size')
+PER_SET = ('data', 'data_path', 'video_root', 'kind', 'variant', 'fold', 'train_split', 'missing', 'captions', 'classes', 'fields', 'label_offset', 'batch_size', 'pieces',
+           'sampler', 'segments', 'max_frames', 'augment', 'resize', 'short_side')
+
+def of_card(card) -> tuple: # side of the frames, frames around each position, tokenizer
+    "What a model's card says about the samples it wants"
+    return card.size, getattr(card, 'neighbours', 1), getattr(card, 'tokenizer', 'clip')
 
 def eval_loaders(cfg:RunConfig, split:str, size:int, engine, manifest=None, # rows that are loaded already
-                 neighbours:int=1) -> dict: # one loader per side of the task
+                 neighbours:int=1, tokenizer:str='clip') -> dict: # one loader per side of the task
     "What the task's evaluation runs over: for retrieval every clip once and every caption once"
     m = manifest if manifest is not None else load_manifest(cfg, split)
     if not len(m): raise ValueError(f'data {for_evaluation(cfg).data!r} has no rows of split {split!r}')
-    return {side: make_loader(cfg, make_clips(cfg, split, size, unit, manifest=m, neighbours=neighbours), engine) for side, unit in TASKS[cfg.task].sides.items()}
+    return {side: make_loader(cfg, make_clips(cfg, split, size, unit, manifest=m, neighbours=neighbours, tokenizer=tokenizer), engine) for side, unit in TASKS[cfg.task].sides.items()}
 
 # %% ../nbs/50_train.ipynb #cfd59f51
 def _without_base(cfg, known) -> dict:
@@ -424,8 +446,8 @@ def build_learner(cfg:RunConfig, folder:RunFolder, engine) -> Learner:
     "Everything a run needs, wired together"
     rows = {s: load_manifest(cfg, s) for s in dict.fromkeys([cfg.train_split, cfg.val_split, cfg.test_split]) if s}     # a wrong path shows before weights are fetched
     task = build_task(cfg, manifest=rows[cfg.train_split])
-    size, near = task.model.card.size, getattr(task.model.card, 'neighbours', 1)
-    train = train_loader(cfg, size, engine, rows[cfg.train_split], near)
+    size, near, words = of_card(task.model.card)
+    train = train_loader(cfg, size, engine, rows[cfg.train_split], near, words)
     lr = cfg.lr * (cfg.batch_size*cfg.repeats*cfg.accum / cfg.lr_batch if cfg.lr_batch else 1)
     groups = param_groups(task.model, lr=lr, weight_decay=cfg.weight_decay, coef_lr=cfg.coef_lr, rule=cfg.groups, layer_decay=cfg.layer_decay if cfg.layer_decay < 1 else None)
     opt = make_optimizer(cfg.optimizer, groups, lr=lr, betas=tuple(cfg.betas), eps=cfg.eps)
@@ -435,7 +457,7 @@ def build_learner(cfg:RunConfig, folder:RunFolder, engine) -> Learner:
     per_epoch = math.ceil(len(train) / cfg.accum)
     schedule = lambda step: schedule_factor(cfg.schedule, held(step, per_epoch, cfg.lr_every), total, cfg.warmup, cfg.warmup_start, cfg.min_factor, cfg.milestones, cfg.wave)
     decay = None if cfg.weight_decay_end < 0 or not cfg.weight_decay else lambda step: cfg.weight_decay*schedule_factor('beit', step, total, end=cfg.weight_decay_end/cfg.weight_decay)
-    val = eval_loaders(cfg, cfg.val_split, size, engine, rows[cfg.val_split], near) if cfg.val_split else None
+    val = eval_loaders(cfg, cfg.val_split, size, engine, rows[cfg.val_split], near, words) if cfg.val_split else None
     validate = (lambda learn: evaluate_with(learn, val)) if val else None
     for c in cfg.callbacks:
         if c not in CALLBACKS: raise unknown('callback', c, CALLBACKS)
@@ -464,7 +486,8 @@ def protocol(cfg:RunConfig, loaders:dict, split:str, weights:dict) -> dict:
 def evaluate_split(cfg:RunConfig, task, engine, folder:RunFolder, split:str, weights:dict # where the weights are from, with sha256
                   ) -> dict: # metrics
     "Evaluate a task on a split and save numbers, protocol and similarity matrix"
-    loaders = eval_loaders(cfg, split, task.model.card.size, engine, neighbours=getattr(task.model.card, 'neighbours', 1))
+    size, near, words = of_card(task.model.card)
+    loaders = eval_loaders(cfg, split, size, engine, neighbours=near, tokenizer=words)
     res = evaluate(task, loaders, engine)
     if engine.is_main_process: save_eval(folder, split, res, protocol(cfg, loaders, split, weights))
     return res['metrics']
@@ -530,6 +553,7 @@ def run(cfg:RunConfig, resume:str='', # run folder to go on with, under the same
     finally:
         learn.train.close()
         if engine.is_main_process and learn.train.unread: write_json(folder/'unread.json', learn.train.unread)
+        if engine.is_main_process and learn.train.notes: write_json(folder/'left_out.json', learn.train.notes)
     return folder
 
 def run_eval(cfg:RunConfig, # `start` names the checkpoint; '' measures the model as it starts (zero-shot)
