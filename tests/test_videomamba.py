@@ -9,10 +9,10 @@ import torch.nn.functional as F
 
 from vidlab.ckpt import save_checkpoint
 from vidlab.core import RunFolder, saved_bytes
-from vidlab.models.videomamba import ORDERS, TAPS, VideoMamba, VideoMambaStudent, time_first
+from vidlab.models.videomamba import ORDERS, TAPS, VideoMamba, VideoMambaStudent, capture_scans, scan_maps, time_first
 from vidlab.optim import param_groups
 from vidlab.registry import create_model, list_models
-from vidlab.ssm import scan_paths, use_path
+from vidlab.ssm import scan_paths, selective_scan, use_path
 from vidlab.tasks import RecognitionTask
 
 SMALL = dict(dim=24, depth=3, image_size=24, patch=8, max_frames=4)
@@ -108,6 +108,29 @@ def test_direction_weights():
     assert torch.allclose(m(x.flip(1)).flip(1), want, atol=1e-5)
 
 
+@pytest.mark.parametrize('order', ['spatial', 'st_v1', 'st_v2'])
+def test_scan_maps(order):
+    "The matrices of a layer against impulses sent through its scans, and the outputs with and without somebody looking"
+    m, v = spread(make(order=order)).eval(), clips(1)
+    with torch.no_grad():
+        want = m(dict(video=v))['logits']
+        with capture_scans(m) as got: assert torch.equal(m(dict(video=v))['logits'], want)
+        assert sorted(got) == [0, 1, 2] and not m.layers[0].mixer.scan._forward_hooks
+        g, routes, L = got[1], m.layers[1].mixer.routes, 37
+        mixer = m.layers[1].mixer
+        y = selective_scan(g['u'], g['delta'], g['A'], g['B'], g['C'], mixer.per_route('D'))
+        assert torch.allclose(y, g['y'], rtol=1e-4, atol=1e-5)
+        impulse = torch.eye(L)[:, None].expand(L, g['u'].shape[2], L)                                       # one clip for each place
+        many = [x.expand(-1, L, -1, -1) for x in (g['delta'], g['B'], g['C'])]
+        y = selective_scan(impulse.expand(len(routes), -1, -1, -1).contiguous(), many[0], g['A'], *many[1:]).abs().mean(2).mT      # (K,into,from)
+        swap = time_first(m.card.grid)
+        maps = scan_maps(m, v, 1)
+        for k, (time, reverse) in enumerate(routes):
+            walk = swap[0] if time else torch.arange(L)
+            walk = walk.flip(0) if reverse else walk
+            assert torch.allclose(maps[k][walk][:, walk], y[k], rtol=1e-3, atol=1e-6), k
+
+
 # ---------------------------------------------------------------------------------------------------------------- student
 @pytest.mark.parametrize('tap', TAPS)
 def test_student(tap):
@@ -132,7 +155,7 @@ def test_student_refuses():
     with pytest.raises(ValueError, match='class token'): s(dict(video=v, visible=see.index_fill(1, torch.tensor([0]), False)))
     with pytest.raises(ValueError, match=r'it must be \(2, 37\)'): s(dict(video=v, visible=see[:, 1:]))
     for bad in (dict(aligned=4), dict(aligned=2, interval=0.4), dict(aligned=2, interval=3)):
-        with pytest.raises(ValueError, match='different ones'): make_student(**bad)
+        with pytest.raises(ValueError, match='different blocks'): make_student(**bad)
     with pytest.raises(ValueError, match="did you mean 'official'"): make_student(tap='oficial')
 
 

@@ -8,7 +8,9 @@ import torch.nn.functional as F
 
 from goldens import close, close_grad, kind, part, sub
 from vidlab.models import videomamba as vm
+from vidlab.masks import take_visible
 from vidlab.ssm import scan_paths, use_path
+from vidlab.teacher import align_loss, aligned_blocks
 
 MIXER = dict(d_state='state', d_conv='conv', expand='expand', dt_rank='dt_rank', bias='bias', conv_bias='conv_bias')
 
@@ -154,17 +156,14 @@ def finetune_load(case, tensors):
 
 
 # ---------------------------------------------------------------------------------------------------------------- pretraining
-LOSSES = dict(l2=lambda a, b: (2 - 2*(a*b).sum(-1)).mean(), mse=F.mse_loss, smooth_l1=F.smooth_l1_loss)
-
-
 @kind('videomamba', 'pretrain')
 def pretrain(case, tensors):
     cfg, tol = case['config'], case['tolerance']
     sc, derived, see = cfg['student'], cfg['derived'], ~tensors['input/mask'].bool()
     with sub('teacher'): targets = ask_teacher(cfg, tensors)
-    picked = tensors['output/teacher_features'][:, see].unflatten(1, (len(see), -1))
+    picked = take_visible(tensors['output/teacher_features'], see)
     close_own('targets_vis', picked, tensors['output/targets_vis'], tol)
-    with sub('teacher'): close_own('targets_vis of our teacher', targets[:, see].unflatten(1, (len(see), -1)), tensors['output/targets_vis'], tol)
+    with sub('teacher'): close_own('targets_vis of our teacher', take_visible(targets, see), tensors['output/targets_vis'], tol)
     for path, dev in every_path():
         with sub(path), use_path(path):
             m = student(sc, 'official' if sc.get('fused_add_norm', True) else 'official_unfused').eval()
@@ -177,7 +176,7 @@ def pretrain(case, tensors):
             f = m(dict(video=tensors['input/video'].transpose(1, 2).to(dev), visible=see.to(dev)))['features']
             close_own('student_hidden_vis', torch.stack(states), tensors['output/student_hidden_vis'], tol)
             close_own('student_clip', f, tensors['output/student_clip'], tol)
-            loss = LOSSES[cfg['clip_loss_type']](f, picked.to(dev)); total = loss*cfg['clip_loss_ratio']
+            loss = align_loss(f, picked.to(dev), cfg['clip_loss_type']); total = loss*cfg['clip_loss_ratio']
             close_own('loss', loss.view(1), tensors['output/loss'], tol); close_own('loss_total', total.view(1), tensors['output/loss_total'], tol)
             total.backward()
             own = named_grads(m)
@@ -229,5 +228,5 @@ def schedules_depth(case, tensors):
             if c['kind'] == 'drop_path':
                 *entering, last = vm.drop_rates(c['depth'], c['drop_path_rate'])
                 close('rates', entering, c['rate_at_block_input'], case['tolerance']); close('final', last, c['rate_at_final_add'], case['tolerance'])
-            elif c['kind'] == 'return_index': assert vm.aligned_layers(c['depth'], c['clip_return_layer'], c['interval']) == list(c['return_index'])
+            elif c['kind'] == 'return_index': assert aligned_blocks(c['depth'], c['clip_return_layer'], c['interval']) == sorted(c['return_index'])
             else: raise AssertionError(f"unknown schedule {c['kind']!r}")

@@ -6,9 +6,9 @@
 __all__ = ['ROUTES', 'ORDERS', 'NORMS', 'INFLATE', 'DT_INITS', 'MEAN', 'STD', 'PRESETS', 'TAPS', 'NORMALIZE', 'PREFIXES',
            'layer_orders', 'time_first', 'enter', 'leave', 'wide', 'Scan', 'init_dt', 'Mixer', 'RMSNorm', 'drop_rates',
            'Block', 'PatchEmbed', 'resize_space', 'resize_time', 'inflate', 'MambaCard', 'Trunk', 'init_weights',
-           'VideoMamba', 'trunk_options', 'aligned_layers', 'sine_table', 'Decoder', 'VideoMambaStudent', 'layer_of',
-           'no_decay', 'freeze', 'token_layout', 'set_grad_checkpointing', 'paths', 'rules_for', 'label_rows',
-           'fit_head', 'fit_shapes', 'load_weights', 'videomamba', 'videomamba_pretrain', 'capture_scans']
+           'VideoMamba', 'preset_options', 'sine_table', 'Decoder', 'VideoMambaStudent', 'layer_of', 'no_decay',
+           'freeze', 'token_layout', 'set_grad_checkpointing', 'paths', 'rules_for', 'label_rows', 'fit_head',
+           'fit_shapes', 'load_weights', 'videomamba', 'videomamba_pretrain', 'capture_scans', 'scan_maps']
 
 # %% ../../nbs/32_models.videomamba.ipynb #53ef15b0
 from collections import deque
@@ -25,6 +25,7 @@ from ..core import read_json, unknown
 from ..ckpt import LoadReport, WeightsError, load_into, read_weights, rename
 from ..layers import LayerNorm
 from ..ssm import causal_conv1d, scan_path, selective_scan
+from ..teacher import aligned_blocks
 from ..registry import register_model
 
 # %% ../../nbs/32_models.videomamba.ipynb #34c90dc2
@@ -203,6 +204,8 @@ class MambaCard:
     grid:tuple = (8,14,14)  # tokens besides the class token: T', rows, columns
     out_dim:int = 0         # of a student: width of its teacher
     aligned:int = 0         # of a student: layers with a target
+    interval:float = 1.     # of a student: layers from one of them to the next
+    normalize:str = ''      # of a student: its features, see NORMALIZE
     mean:tuple = MEAN       # of pixels in 0..1
     std:tuple = STD
     source:str = ''         # where the weights are from
@@ -284,18 +287,14 @@ class VideoMamba(Trunk):
 
 # %% ../../nbs/32_models.videomamba.ipynb #3e58b250
 PRESETS = dict(tiny192=dict(dim=192, depth=24), small384=dict(dim=384, depth=24), middle576=dict(dim=576, depth=32), base768=dict(dim=768, depth=24), # base: published for images
-               tiny=dict(dim=96, depth=4, image_size=64, drop_path=0.))
+               tiny=dict(dim=96, depth=4, image_size=64, drop_path=0., dt_init='log_uniform'))
 
-def trunk_options(preset:str, **own) -> dict: # options of Trunk; None in `own`: the preset's
+def preset_options(preset:str, **own) -> dict: # options of the model; None in `own`: the preset's
     "Preset and overrides"
     if preset not in PRESETS: raise unknown('preset', preset, PRESETS)
-    return {**dict(image_size=224, patch=16, drop_path=0.1), **PRESETS[preset], **{k:v for k,v in own.items() if v is not None}}
+    return {**dict(image_size=224, patch=16, drop_path=0.1, dt_init='released'), **PRESETS[preset], **{k:v for k,v in own.items() if v is not None}}
 
 # %% ../../nbs/32_models.videomamba.ipynb #6878dcb2
-def aligned_layers(depth:int, count:int=1, interval:float=1) -> list: # from the top down
-    "Layers whose states have a target"
-    return [depth - int(i*interval) - 1 for i in range(count)]
-
 def sine_table(n:int, # places
                dim:int) -> torch.Tensor: # (1,n,dim) float32
     "Fixed positions: sine at even, cosine at odd channels (Vaswani et al. 2017), computed in float64"
@@ -324,12 +323,11 @@ class VideoMambaStudent(Trunk):
         for what,name,known in (('tap',tap,TAPS), ('normalize',normalize,NORMALIZE)):
             if name not in known: raise unknown(what, name, known)
         c = self.card
-        self.tap,self.aligned = tap,sorted(aligned_layers(c.depth, aligned, interval))
-        if self.aligned[0] < 0 or len(set(self.aligned)) < aligned: raise ValueError(f'aligned={aligned}, interval={interval} give layers {self.aligned} of {c.depth}: they must be different ones')
+        self.tap,self.aligned = tap,aligned_blocks(c.depth, aligned, interval)
         self.norm = NORMS[trunk.get('norm', 'rms')](c.dim)
         self.clip_decoder = nn.ModuleList([Decoder(c.dim, out_dim, normalize) for _ in range(aligned)])
         self.register_buffer('clip_pos_embed', sine_table(1 + math.prod(c.grid), c.dim), persistent=False)
-        c.name,c.classes,c.out_dim,c.aligned = 'videomamba_pretrain',0,out_dim,aligned
+        c.name,c.classes,c.out_dim,c.aligned,c.interval,c.normalize = 'videomamba_pretrain',0,out_dim,aligned,interval,normalize
         init_weights(self, dt_init)
 
     def states(self, x, at): # (B,n,d) visible tokens, (B,n) their places -> K tensors (B,n,d), from the shallowest
@@ -468,15 +466,15 @@ def videomamba(preset:str='tiny192', # see PRESETS
                drop_path:float=None, dropout:float=0., # None: the preset's; before the head
                norm:str='rms', bidirectional:bool=True, # see NORMS
                dim:int=None, depth:int=None, state:int=16, # None: the preset's
-               dt_init:str='released', # see DT_INITS
+               dt_init:str=None, # see DT_INITS; None: the preset's
                checkpoint_layers:int=None, # mixers that gradient checkpointing recomputes, from the first; None: all
                inflate:str='centre', new_head:bool=False, label_map:str='', compat:bool=False, # of loading: see INFLATE; never take the file's head; JSON list of its rows; the released scripts' ways
                freeze='none' # a policy, see `freeze`
               ) -> VideoMamba:
     "VideoMamba classifier"
     if new_head and label_map: raise ValueError('new_head=True leaves the file\'s head out: a label_map has nothing to choose from')
-    o = trunk_options(preset, dim=dim, depth=depth, image_size=image_size, patch=patch, drop_path=drop_path)
-    model = VideoMamba(classes, dropout, dt_init, max_frames=max_frames, tubelet=tubelet, order=order, norm=norm, bidirectional=bidirectional, mixer=dict(state=state), **o)
+    o = preset_options(preset, dim=dim, depth=depth, image_size=image_size, patch=patch, drop_path=drop_path, dt_init=dt_init)
+    model = VideoMamba(classes, dropout, max_frames=max_frames, tubelet=tubelet, order=order, norm=norm, bidirectional=bidirectional, mixer=dict(state=state), **o)
     model.loading = dict(how=inflate, new_head=new_head, labels=label_map or None, compat=compat)
     model.checkpoint_layers = checkpoint_layers
     model.freeze(freeze)
@@ -489,11 +487,11 @@ def videomamba_pretrain(preset:str='middle576', # see PRESETS
                         aligned:int=1, interval:float=1., # layers with a target, and their distance
                         tap:str='fixed', normalize:str='l2', # see TAPS, NORMALIZE
                         order:str='spatial', drop_path:float=0.4, norm:str='rms', bidirectional:bool=True,
-                        dim:int=None, depth:int=None, state:int=16, dt_init:str='released', checkpoint_layers:int=None # as of `videomamba`
+                        dim:int=None, depth:int=None, state:int=16, dt_init:str=None, checkpoint_layers:int=None # as of `videomamba`
                        ) -> VideoMambaStudent:
     "Student of VideoMamba's masked pretraining"
-    o = trunk_options(preset, dim=dim, depth=depth, image_size=image_size, patch=patch) | dict(drop_path=drop_path)
-    model = VideoMambaStudent(out_dim, aligned, interval, tap, normalize, dt_init, max_frames=max_frames, order=order, norm=norm, bidirectional=bidirectional, mixer=dict(state=state), **o)
+    o = preset_options(preset, dim=dim, depth=depth, image_size=image_size, patch=patch, drop_path=drop_path, dt_init=dt_init)
+    model = VideoMambaStudent(out_dim, aligned, interval, tap, normalize, max_frames=max_frames, order=order, norm=norm, bidirectional=bidirectional, mixer=dict(state=state), **o)
     model.checkpoint_layers = checkpoint_layers
     return model
 
@@ -514,3 +512,22 @@ def capture_scans(model:Trunk, layers=None): # numbers; None: all -> {layer: dic
     try: yield got
     finally:
         for h in handles: h.remove()
+
+# %% ../../nbs/32_models.videomamba.ipynb #fbf40112
+def _matrices(delta, A, B, C): # (K,E,L), (K,E,S), (K,S,L) twice -> (K,L,L); a state for each source token, E*S*L numbers
+    K,E,L = delta.shape
+    h,out = A.new_zeros(K, E, A.shape[-1], L),A.new_zeros(K, L, L)
+    for t in range(L):
+        h[...,:t] *= (delta[...,t,None]*A).exp()[...,None]
+        h[...,t] = delta[...,t,None]*B[:,None,:,t]
+        out[:,t,:t+1] = (h[...,:t+1]*C[:,None,:,t,None]).sum(2).abs().mean(1)
+    return out
+
+def scan_maps(model:Trunk, video, # (1,T,3,S,S) normalised
+              layer:int) -> torch.Tensor: # (K,L,L)
+    "How much of token s (column) each scan of a layer brings into token t (row), mean over channels of absolute values, tokens in the model's order"
+    with torch.no_grad(), capture_scans(model, [layer]) as got: deque(model.streams(model.embed(video)), 0)
+    g,routes = got[layer],model.layers[layer].mixer.routes
+    maps = _matrices(g['delta'][:,0], g['A'], g['B'][:,0].float(), g['C'][:,0].float())
+    swap = time_first(model.card.grid, device=maps.device)
+    return torch.stack([leave(leave(a, r, swap).mT, r, swap).mT for a,r in zip(maps, routes)])
