@@ -9,8 +9,8 @@ from vidlab.attend import attention_names, capture_attention
 from vidlab.ckpt import WeightsError
 from vidlab.data import shapes
 from vidlab.data.text import _hub, pieces, tokenize, write_vocab
-from vidlab.losses import contrastive
-from vidlab.models.tvts import TVTS, VideoEncoder, describe, fold_tokens, sort_loss, text_feature, text_tower
+from vidlab.losses import contrastive, sort_loss
+from vidlab.models.tvts import TVTS, VideoEncoder, describe, fold_tokens, text_feature, text_tower
 from vidlab.registry import create_model, list_models
 from vidlab.tasks import RecognitionTask, RetrievalTask
 
@@ -32,7 +32,7 @@ def batch(K=4, B=3, T=8, size=16, tokenizer='shapes'):
 
 def loss_of(model, b):
     o = model(b)
-    return contrastive(model.similarity(o['text'], o['video']), directions='sum') + (sort_loss(o['order']) if 'order' in o else 0)
+    return contrastive(model.similarity(o['text'], o['video']), directions='sum') + (2*sort_loss(o['order']) if 'order' in o else 0)
 
 
 # ---------------------------------------------------------------------------------------------------------------- tokenizers

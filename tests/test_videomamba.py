@@ -129,6 +129,7 @@ def test_scan_maps(order):
             walk = swap[0] if time else torch.arange(L)
             walk = walk.flip(0) if reverse else walk
             assert torch.allclose(maps[k][walk][:, walk], y[k], rtol=1e-3, atol=1e-6), k
+        assert scan_maps(m, v, 1, gate=True, reduce='mean').shape == maps.shape and not torch.equal(scan_maps(m, v, 1, gate=True), maps)
 
 
 # ---------------------------------------------------------------------------------------------------------------- student

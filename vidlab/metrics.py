@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TIES', 'KS', 'CAPTIONS', 'ranks_of', 'group_max', 'summarise', 'Direction', 'retrieval_ranks', 'retrieval_metrics',
-           'geometric_mean', 'dual_softmax', 'qb_norm', 'same_class_ranks', 'same_class_retrieval', 'official_ranks',
-           'official_metrics']
+           'geometric_mean', 'dual_softmax', 'qb_norm', 'same_class_ranks', 'same_class_retrieval', 'sorted_right',
+           'official_ranks', 'official_metrics']
 
 # %% ../nbs/24_metrics.ipynb #138ce78c
 from dataclasses import dataclass
@@ -151,6 +151,13 @@ def same_class_retrieval(features, labels, ks=KS, ties:str='mean') -> dict: # R1
     r = same_class_ranks(features, labels, ties)
     m = summarise(r, ks)
     return {k: m[k] for k in m if k != 'MnR'} | dict(queries=len(r), alone=int(np.isinf(r).sum()))
+
+# %% ../nbs/24_metrics.ipynb #982c2474
+def sorted_right(order:torch.Tensor, # (B,K,K) logits of the places
+                 label:torch.Tensor=None # (B,K); None: they come in order
+                ) -> torch.Tensor: # (B,K) bool
+    "Which transcripts are given their place"
+    return order.argmax(-1) == (torch.arange(order.shape[1], device=order.device) if label is None else label)
 
 # %% ../nbs/24_metrics.ipynb #7149ae22
 def official_ranks(sim) -> np.ndarray: # zero-based entries; not one per query

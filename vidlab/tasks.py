@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AVERAGES', 'TASKS', 'Task', 'RetrievalTask', 'RecognitionTask', 'merge_views', 'RegressionTask', 'MaskedTask',
-           'task_options', 'create_task']
+           'SortingTask', 'SameClassTask', 'task_options', 'create_task']
 
 # %% ../nbs/39_tasks.ipynb #1f5c05a9
 import inspect, math
@@ -13,9 +13,10 @@ from torch import nn
 from .core import rng, unknown
 from .data.text import tokenize
 from .data.transforms import mix_clips, normalise
-from .losses import contrastive, gather_dict
-from .masks import take_visible, visible_tokens
-from .metrics import dual_softmax, retrieval_metrics
+from .layers import masked_mean
+from .losses import contrastive, gather_dict, sort_loss
+from .masks import keep_indices, take_visible, visible_tokens
+from .metrics import dual_softmax, retrieval_metrics, same_class_retrieval, sorted_right
 from .teacher import align_loss, create_teacher
 
 # %% ../nbs/39_tasks.ipynb #52c6f321
@@ -125,9 +126,9 @@ class RecognitionTask(Task):
         if self.classifier and model.card.classes != len(classes): raise ValueError(f'the model has {model.card.classes} classes, the data {len(classes)}: build it with classes={len(classes)}')
         if self.classifier and hasattr(model, 'class_texts') and (texts := model.class_texts(classes, templates)):
             model.set_classes(tokenize(texts, max_words)[0].unflatten(0, (-1, len(classes))))
-        if not self.classifier: self.set_texts(*tokenize([t.replace('{}', c) for t in templates for c in classes], max_words))
+        if not self.classifier: self.set_texts(*tokenize([t.replace('{}', c) for t in templates for c in classes], max_words, tokenizer=getattr(model.card, 'tokenizer', 'clip')))
         for n, p in model.named_parameters():                   # everything a text goes through
-            if not self.classifier and n.startswith('clip.') and not n.startswith('clip.visual.') and n != 'clip.logit_scale': p.requires_grad_(False)
+            if not self.classifier and n.startswith(('clip.', 'text_model.', 'txt_proj.')) and not n.startswith('clip.visual.') and n != 'clip.logit_scale': p.requires_grad_(False)
 
     def set_texts(self, ids, mask): # (templates * classes, L) both, template by template
         self.ids, self.mask, self._kept = ids, mask, None
@@ -272,8 +273,78 @@ class MaskedTask(Task):
         p = parts['video']; n = len(torch.unique(p['sid']))
         return dict(metrics=dict(align=float(p['align'].detach().mean()), clips=n, unread=max((expected or {}).get('video') or 0, n) - n), arrays=dict(align=p['align'], sid=p['sid']))
 
+# %% ../nbs/39_tasks.ipynb #aa98ab2a
+class SortingTask(Task):
+    "Contrast clip and transcripts, and put the transcripts in order"
+    monitor, unused = 'sorted', True                            # captions leave the sort head without a gradient
+    sides = dict(pairs='row')                                   # clip and transcripts at once
+    def __init__(self, model, # with `order` among its outputs: TVTS
+                 gather:str='full', # 'full' | 'official' | 'local', see `vidlab.losses.gather`
+                 directions:str='sum', # of the contrast: 'mean' | 'sum' (as published)
+                 sort_weight:float=2., # of the sorting loss
+                 drop_tokens:float=0.75, # share of the patches of a narrated clip that is left out
+                 seed:int=0 # of the patches
+                ):
+        super().__init__(model)
+        if not getattr(model.card, 'transcripts', 0): raise ValueError(f'{type(model).__name__} has no sort head: task sorting takes tvts')
+        self.gather, self.directions, self.sort_weight, self.drop, self.seed = gather, directions, sort_weight, drop_tokens, seed
+
+    def outputs(self, batch:dict, gens:list) -> dict: # of the model; gens: a generator per clip
+        if 'text' not in batch: raise ValueError('sorting trains on transcripts or captions, and this batch has none: the manifest needs a column transcripts, asr or text')
+        b, c = self.prep(batch), self.model.card
+        narrated = b['text'].ndim == 3 and b['text'].shape[1] > 1
+        if narrated and self.drop: b = {**b, 'keep': keep_indices(-(-b['video'].shape[1]//c.tubelet), c.places, self.drop, gens).to(self.device)}
+        return self.model(b)
+
+    def forward(self, batch:dict) -> dict: # loss, align; of narrated clips also sort, sorted
+        sids = batch['sid'].tolist()                            # drawn from the batch, so that a resumed run draws alike
+        out = self.outputs(batch, [rng(self.seed, *sids, i) for i in range(len(sids))])
+        pair = gather_dict({k: out[k] for k in ('text', 'video')}, self.gather)
+        align = contrastive(self.model.similarity(**pair), directions=self.directions)
+        if 'order' not in out: return dict(loss=align, align=align)
+        sort = sort_loss(out['order'], batch.get('order'))
+        right = sorted_right(out['order'], batch.get('order'))
+        return dict(loss=align + self.sort_weight*sort, align=align, sort=sort, sorted=right.all(1).float().mean())
+
+    def eval_step(self, batch:dict) -> dict: # sid, view, text, video (B,P), right (B,K) of narrated clips
+        out = self.outputs(batch, [rng(self.seed, *k) for k in zip(batch['sid'].tolist(), batch['view'].tolist())])
+        right = dict(right=sorted_right(out['order'], batch.get('order'))) if 'order' in out else {}
+        return dict(sid=batch['sid'], view=batch['view'], text=out['text'].float(), video=out['video'].float(), **right)
+
+    def score(self, parts:dict, expected:dict=None) -> dict:
+        "Share of clips in order and of transcripts in place, in percent, and retrieval between clips and mean transcripts"
+        p = parts['pairs']
+        sids, inv = torch.unique(p['sid'], return_inverse=True)
+        first = torch.full((len(sids),), len(inv)).scatter_reduce(0, inv, torch.arange(len(inv)), 'amin')
+        with torch.no_grad(): sim = self.model.similarity(p['text'].to(self.device), p['video'][first].to(self.device)).float().cpu()
+        m = {**retrieval_metrics(sim, inv), **({'sorted': 100*float(p['right'].all(1).float().mean()), 'places': 100*float(p['right'].float().mean())} if 'right' in p else {})}
+        n = max((expected or {}).get('pairs') or 0, len(sids))
+        return dict(metrics=dict(m, texts=len(inv), videos=n, unread=n - len(sids)), arrays=dict(sim=sim, text_sid=p['sid'], video_sid=sids, **{k: p[k] for k in ('right',) if k in p}))
+
+# %% ../nbs/39_tasks.ipynb #fcf70769
+class SameClassTask(Task):
+    "Video-to-video retrieval of the same class; nothing to train"
+    monitor = 'v2v/R1'
+    def __init__(self, model):                                  # with `video_features` (class token before a projection), else `encode_video`
+        super().__init__(model)
+
+    def eval_step(self, batch:dict) -> dict: # sid, view, label, video (B,D)
+        b = self.prep(batch)
+        f = getattr(self.model, 'video_features', self.model.encode_video)(b['video'], b['video_mask']).float()
+        return dict({k: b[k] for k in ('sid', 'view', 'label')}, video=F.normalize(f, dim=-1) if f.ndim == 2 else masked_mean(F.normalize(f, dim=-1), b['video_mask']))
+
+    def score(self, parts:dict, expected:dict=None) -> dict:
+        "Recall in percent; a video that could not be read finds nothing and is not found"
+        p = parts['video']
+        sids, inv = torch.unique(p['sid'], return_inverse=True)
+        x = p['video'].new_zeros(len(sids), p['video'].shape[1]).index_add_(0, inv, p['video'])
+        y = torch.empty(len(sids), dtype=torch.long).scatter_(0, inv, p['label'])
+        n = max((expected or {}).get('video') or 0, len(sids))
+        m = same_class_retrieval(x, y)
+        return dict(metrics={**{f'v2v/{k}': v*len(sids)/n if k[0] == 'R' else v for k, v in m.items()}, 'clips': n, 'unread': n - len(sids)}, arrays=dict(video=x, label=y, sid=sids))
+
 # %% ../nbs/39_tasks.ipynb #700248c2
-TASKS = dict(retrieval=RetrievalTask, recognition=RecognitionTask, regression=RegressionTask, masked=MaskedTask)
+TASKS = dict(retrieval=RetrievalTask, recognition=RecognitionTask, regression=RegressionTask, masked=MaskedTask, sorting=SortingTask, same_class=SameClassTask)
 
 def task_options(name:str # see TASKS
                 ) -> list: # names

@@ -10,9 +10,9 @@ from goldens import close, close_grad, kind, part, run_ranks, sub
 from vidlab.ckpt import rename, state_dict_of
 from vidlab.data.text import tokenize, write_vocab
 from vidlab.layers import LayerNorm
-from vidlab.losses import contrastive, gather
-from vidlab.models.tvts import (PRETRAINED, SortHead, TVTS, TVTSClassifier, VideoEncoder, cosine, encoder_rules, load_encoder, read_tvts, sort_accuracy,
-                                sort_loss, text_tower)
+from vidlab.losses import contrastive, gather, sort_loss
+from vidlab.metrics import sorted_right
+from vidlab.models.tvts import (PRETRAINED, SortHead, TVTS, TVTSClassifier, VideoEncoder, cosine, encoder_rules, load_encoder, read_tvts, text_tower)
 
 
 def sizes(cfg):
@@ -101,9 +101,9 @@ def sort_transformer(case, tensors):
     found = {}
     for i, b in enumerate(head.blocks): b.register_forward_hook(lambda m, a, o, i=i: found.update({f'output/block{i}': o}))
     logits = head(text, video)
-    loss = sort_loss(logits, label); loss.backward()
-    if label.equal(torch.arange(label.shape[1]).expand_as(label)): close('labels in order', sort_loss(logits), loss, 1e-6)
-    found.update({'output/joint_in': head.join(text, video), 'output/logits': logits, 'output/loss_sort': loss, 'output/exact_match_count': sort_accuracy(logits, label)['sorted']*len(label),
+    loss = 2*sort_loss(logits, label); loss.backward()
+    if label.equal(torch.arange(label.shape[1]).expand_as(label)): close('labels in order', 2*sort_loss(logits), loss, 1e-6)
+    found.update({'output/joint_in': head.join(text, video), 'output/logits': logits, 'output/loss_sort': loss, 'output/exact_match_count': sorted_right(logits, label).all(1).float().sum(),
                   'grad/input/text': text.grad, 'grad/input/video_tokens': video.grad}, **grads(head))
     check(found, tensors, case['tolerance'])
 
@@ -114,7 +114,7 @@ def sort_accuracies(case, tensors):
         with sub(str(i)):
             logits, y = torch.tensor(c['logits']), torch.tensor(c['labels'])
             assert logits.argmax(-1).tolist() == c['pred']
-            got = sort_accuracy(logits, y)['sorted']
+            got = sorted_right(logits, y).all(1).float().mean()
             close('accuracy', got, c['accuracy'], case['tolerance']); close('exact_match', got*len(y), c['exact_match'], case['tolerance'])
 
 
@@ -154,7 +154,7 @@ def tvts_full(case, tensors):
         got = dict(text_embeds=out['text'], video_embeds=out['video'], sim=sim/out['logit_scale'], loss_align=align, video_tokens=model.video_tokens(b['video'], keep=b['keep'])[0])
         got['text_hidden'] = model.text_model(input_ids=x['input_ids'], attention_mask=x['attention_mask']).last_hidden_state
         assert ('order' in out) == (K > 1)
-        if K > 1: got.update(pred_order=out['order'], loss_sort=sort_loss(out['order'], x['label']))
+        if K > 1: got.update(pred_order=out['order'], loss_sort=2*sort_loss(out['order'], x['label']))
         got['loss'] = losses[name] = align + got.get('loss_sort', 0)
         found.update({f'output/{name}/{k}': v for k, v in got.items()})
         if 'loss_sort' in got:

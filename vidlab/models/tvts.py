@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['DEFAULTS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'PROJECTIONS', 'ENCODER_NAMES', 'ALLOW', 'PRETRAINED', 'ENCODER',
            'PRESETS', 'Attention', 'Block', 'run_blocks', 'VideoEncoder', 'token_mask', 'init_encoder', 'SortHead',
-           'cosine', 'sort_loss', 'sort_accuracy', 'open_attention', 'text_tower', 'text_width', 'text_feature',
-           'TVTSCard', 'TVTS', 'stop_training', 'freeze', 'encoder_layer', 'layer_of', 'no_decay',
-           'set_grad_checkpointing', 'token_layout', 'fold_tokens', 'TrainingConfig', 'read_tvts', 'imagemae_rules',
-           'encoder_rules', 'fit_positions', 'load_encoder', 'load_weights', 'TVTSClassifier', 'describe', 'tvts',
-           'tvts_classifier']
+           'cosine', 'open_attention', 'text_tower', 'text_width', 'text_feature', 'TVTSCard', 'TVTS', 'stop_training',
+           'freeze', 'encoder_layer', 'layer_of', 'no_decay', 'set_grad_checkpointing', 'token_layout', 'fold_tokens',
+           'TrainingConfig', 'read_tvts', 'imagemae_rules', 'encoder_rules', 'fit_positions', 'load_encoder',
+           'load_weights', 'TVTSClassifier', 'describe', 'tvts', 'tvts_classifier']
 
 # %% ../../nbs/35_models.tvts.ipynb #aabdf9c7
 from collections import OrderedDict
@@ -162,21 +161,6 @@ class SortHead(nn.Module):
 def cosine(a, b): # (n,P), (m,P) -> (n,m), float32
     "Cosines of all pairs; a norm below 1e-8 counts as 1e-8"
     return F.normalize(a.float(), dim=-1, eps=1e-8) @ F.normalize(b.float(), dim=-1, eps=1e-8).T
-
-def sort_loss(order:torch.Tensor, # (B,K,K) logits
-              label:torch.Tensor=None, # (B,K) place of every transcript; None: they come in order
-              weight:float=2. # as published
-             ) -> torch.Tensor: # scalar
-    "Cross-entropy of the places"
-    if label is None: label = torch.arange(order.shape[1], device=order.device).expand(len(order), -1)
-    return weight*F.cross_entropy(order.float().flatten(0,1), label.flatten())
-
-def sort_accuracy(order:torch.Tensor, # (B,K,K) logits
-                  label:torch.Tensor=None # (B,K); None: they come in order
-                 ) -> dict: # sorted: all K right; places: single ones right; shares of 1
-    "How many clips are sorted, how many transcripts are in place"
-    right = order.argmax(-1) == (torch.arange(order.shape[1], device=order.device) if label is None else label)
-    return dict(sorted=right.all(1).float().mean(), places=right.float().mean())
 
 # %% ../../nbs/35_models.tvts.ipynb #d5f9f9dd
 def _attend(module, query, key, value, attention_mask, scaling=None, dropout=0., **unused):

@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from ..core import read_json, unknown
 from ..ckpt import LoadReport, WeightsError, load_into, read_weights, rename
 from ..layers import LayerNorm
-from ..ssm import causal_conv1d, scan_path, selective_scan
+from ..ssm import causal_conv1d, scan_matrix, scan_path, selective_scan
 from ..teacher import aligned_blocks
 from ..registry import register_model
 
@@ -514,20 +514,14 @@ def capture_scans(model:Trunk, layers=None): # numbers; None: all -> {layer: dic
         for h in handles: h.remove()
 
 # %% ../../nbs/32_models.videomamba.ipynb #fbf40112
-def _matrices(delta, A, B, C): # (K,E,L), (K,E,S), (K,S,L) twice -> (K,L,L); a state for each source token, E*S*L numbers
-    K,E,L = delta.shape
-    h,out = A.new_zeros(K, E, A.shape[-1], L),A.new_zeros(K, L, L)
-    for t in range(L):
-        h[...,:t] *= (delta[...,t,None]*A).exp()[...,None]
-        h[...,t] = delta[...,t,None]*B[:,None,:,t]
-        out[:,t,:t+1] = (h[...,:t+1]*C[:,None,:,t,None]).sum(2).abs().mean(1)
-    return out
-
+@torch.no_grad()
 def scan_maps(model:Trunk, video, # (1,T,3,S,S) normalised
-              layer:int) -> torch.Tensor: # (K,L,L)
-    "How much of token s (column) each scan of a layer brings into token t (row), mean over channels of absolute values, tokens in the model's order"
-    with torch.no_grad(), capture_scans(model, [layer]) as got: deque(model.streams(model.embed(video)), 0)
-    g,routes = got[layer],model.layers[layer].mixer.routes
-    maps = _matrices(g['delta'][:,0], g['A'], g['B'][:,0].float(), g['C'][:,0].float())
-    swap = time_first(model.card.grid, device=maps.device)
+              layer:int, gate:bool=False, # True: rows times the gate of their token, SiLU(z)
+              reduce='abs' # over channels, as in `vidlab.ssm.scan_matrix`: 'abs' or 'mean' (signed)
+             ) -> torch.Tensor: # (K,L,L)
+    "How much of token s (column) each scan of a layer brings into token t (row), tokens in the model's order"
+    with capture_scans(model, [layer]) as got: deque(model.streams(model.embed(video)), 0)
+    g,routes,swap = got[layer],model.layers[layer].mixer.routes,time_first(model.card.grid, device=video.device)
+    z = torch.stack([enter(g['z'], r, swap) for r in routes]) if gate else None
+    maps = scan_matrix(g['delta'], g['A'], g['B'], g['C'], z=z, reduce=reduce)[:,0]
     return torch.stack([leave(leave(a, r, swap).mT, r, swap).mT for a,r in zip(maps, routes)])
