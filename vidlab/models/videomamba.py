@@ -472,6 +472,7 @@ def videomamba(preset:str='tiny192', # see PRESETS
                freeze='none' # a policy, see `freeze`
               ) -> VideoMamba:
     "VideoMamba classifier"
+    if inflate not in INFLATE: raise unknown('inflation', inflate, INFLATE)
     if new_head and label_map: raise ValueError('new_head=True leaves the file\'s head out: a label_map has nothing to choose from')
     o = preset_options(preset, dim=dim, depth=depth, image_size=image_size, patch=patch, drop_path=drop_path, dt_init=dt_init)
     model = VideoMamba(classes, dropout, max_frames=max_frames, tubelet=tubelet, order=order, norm=norm, bidirectional=bidirectional, mixer=dict(state=state), **o)
