@@ -126,7 +126,7 @@ class RecognitionTask(Task):
         if self.classifier and model.card.classes != len(classes): raise ValueError(f'the model has {model.card.classes} classes, the data {len(classes)}: build it with classes={len(classes)}')
         if self.classifier and hasattr(model, 'class_texts') and (texts := model.class_texts(classes, templates)):
             model.set_classes(tokenize(texts, max_words)[0].unflatten(0, (-1, len(classes))))
-        if not self.classifier: self.set_texts(*tokenize([t.replace('{}', c) for t in templates for c in classes], max_words, tokenizer=getattr(model.card, 'tokenizer', 'clip')))
+        if not self.classifier: self.set_texts(*tokenize([t.replace('{}', c) for t in templates for c in classes], max_words, tokenizer=getattr(model.card, 'tokenizer', '') or 'clip'))
         for n, p in model.named_parameters():                   # everything a text goes through
             if not self.classifier and n.startswith(('clip.', 'text_model.', 'txt_proj.')) and not n.startswith('clip.visual.') and n != 'clip.logit_scale': p.requires_grad_(False)
 

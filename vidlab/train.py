@@ -98,7 +98,7 @@ class RunConfig:
     options:dict = field(default_factory=dict) # of the model's builder
     task:str = 'retrieval'      # what is trained and measured
     gather:str = 'full'         # contrast across processes: 'full' | 'official' (1/world gradients) | 'local'
-    directions:str = 'mean'     # of the contrastive loss: 'mean' (CLIP) | 'sum' (STAN)
+    directions:str = 'mean'     # of the contrastive loss: 'mean' (CLIP) | 'sum' (STAN, TVTS)
     dsl:bool = False            # dual softmax in evaluation
     average:str = 'softmax'     # recognition: mean over the views of a clip of 'softmax' | 'logits'
     target_mean:float = 0.      # regression: the model learns (target - target_mean) / target_std
@@ -108,6 +108,8 @@ class RunConfig:
     mixup:float = 0.            # mix pairs of training clips: parameter of the Beta distribution; 0 never
     cutmix:float = 0.           # paste a box of another clip, likewise
     mix_mode:str = 'batch'      # one draw for the 'batch', for each 'elem' of it, or for each 'pair'
+    sort_weight:float = 2.      # sorting transcripts: weight of that loss beside the contrast
+    drop_tokens:float = 0.75    # likewise: share of the patches of a narrated clip that is left out
     teacher:str = 'ViT-B-16'    # masked pretraining: CLIP whose features the model learns, an architecture or a file
     teacher_weights:str = 'openai' # of the teacher: open_clip tag, file, 'random', or 'shapes' (tiny)
     teacher_size:int = 0        # pixels at which the teacher works; 0 its own
@@ -384,7 +386,7 @@ PER_SET = ('data', 'data_path', 'video_root', 'kind', 'variant', 'fold', 'train_
 
 def of_card(card) -> tuple: # side of the frames, frames around each position, tokenizer
     "What a model's card says about the samples it wants"
-    return card.size, getattr(card, 'neighbours', 1), getattr(card, 'tokenizer', 'clip')
+    return card.size, getattr(card, 'neighbours', 1), getattr(card, 'tokenizer', '') or 'clip'
 
 def eval_loaders(cfg:RunConfig, split:str, size:int, engine, manifest=None, # rows that are loaded already
                  neighbours:int=1, tokenizer:str='clip') -> dict: # one loader per side of the task

@@ -492,7 +492,7 @@ class TVTSClassifier(VideoEncoder):
 # %% ../../nbs/35_models.tvts.ipynb #dbb98627
 PRESETS = dict(base=dict(encoder=dict(dim=768, depth=12, heads=12, size=224, patch=16, frames=16), text='distilbert-base-uncased', projection_dim=256, max_words=50),
     tiny=dict(encoder=dict(dim=128, depth=4, heads=2, size=64, patch=16, frames=16, time_std=1.), projection_dim=64, max_words=32, weights='random', tokenizer='shapes',
-              text=dict(model_type='distilbert', vocab_size=128, dim=128, n_layers=2, n_heads=2, hidden_dim=256, max_position_embeddings=64)))
+              text=dict(model_type='distilbert', vocab_size=128, dim=128, n_layers=2, n_heads=2, hidden_dim=256, max_position_embeddings=64, initializer_range=.1)))
 
 def describe(state:dict, # our names
              heads:int=None, text_heads:int=None # None: width // 64
