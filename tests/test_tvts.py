@@ -4,7 +4,8 @@ import copy, dataclasses, json, sys
 import pytest
 import torch
 
-pytest.importorskip('transformers')
+transformers = pytest.importorskip('transformers')
+WORDS_SEEN = int(transformers.__version__.split('.')[0]) >= 5          # older versions keep the softmax of their text towers to themselves
 from vidlab.attend import attention_names, capture_attention
 from vidlab.ckpt import WeightsError
 from vidlab.data import shapes
@@ -81,7 +82,7 @@ def test_every_parameter_learns(kind):
     assert {n.split('.')[0] for n, p in model.named_parameters() if p.grad is None} == {'pred_model'}
     layers = {n: model.layer_of(n) for n, _ in model.named_parameters()}
     assert set(layers.values()) == set(range(4)) and model.no_decay() <= set(layers)
-    assert {model.token_layout(n)['kind'] for n in attention_names(model)} == {'video', 'sort', 'text'}
+    assert {model.token_layout(n)['kind'] for n in attention_names(model)} == {'video', 'sort'} | ({'text'} if WORDS_SEEN or kind == 'clip' else set())
     model.set_grad_checkpointing(); loss_of(model, batch(tokenizer=tok)).backward()
     with torch.autocast('cpu', torch.bfloat16): assert loss_of(model, batch(tokenizer=tok)).isfinite()
 
@@ -145,7 +146,7 @@ def test_files(tmp_path):
     model.text_model.save_pretrained(tmp_path/'tower')
     ids, mask = b['text'][0], b['text_mask'][0]
     again = text_tower(str(tmp_path/'tower')).eval()
-    assert torch.allclose(text_feature(again, ids, mask), text_feature(model.text_model, ids, mask), atol=1e-6) and attention_names(again)
+    assert torch.allclose(text_feature(again, ids, mask), text_feature(model.text_model, ids, mask), atol=1e-6) and bool(attention_names(again)) == WORDS_SEEN
     assert describe(model.state_dict(), 4, 2)['text'] == SMALL
     bert = small(TOWERS['bert'])
     assert describe(bert.state_dict(), 4, 2)['text'] == dict(TOWERS['bert'], type_vocab_size=2)
