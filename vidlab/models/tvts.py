@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['DEFAULTS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'PROJECTIONS', 'ENCODER_NAMES', 'ALLOW', 'PRETRAINED', 'ENCODER',
            'PRESETS', 'Attention', 'Block', 'run_blocks', 'VideoEncoder', 'token_mask', 'init_encoder', 'SortHead',
-           'cosine', 'open_attention', 'text_tower', 'text_width', 'text_feature', 'TVTSCard', 'TVTS', 'stop_training',
-           'freeze', 'encoder_layer', 'layer_of', 'no_decay', 'set_grad_checkpointing', 'token_layout', 'fold_tokens',
+           'cosine', 'open_attention', 'text_tower', 'text_width', 'text_feature', 'TVTSCard', 'TVTS', 'video_tokens',
+           'video_features', 'encode_video', 'text_features', 'encode_text', 'similarity', 'stop_training', 'freeze',
+           'encoder_layer', 'layer_of', 'no_decay', 'set_grad_checkpointing', 'token_layout', 'fold_tokens',
            'TrainingConfig', 'read_tvts', 'imagemae_rules', 'encoder_rules', 'fit_positions', 'load_encoder',
            'load_weights', 'TVTSClassifier', 'describe', 'tvts', 'tvts_classifier']
 
@@ -249,6 +250,7 @@ class TVTSCard:
     source:str = ''         # where the weights are from
     text:object = ''        # the text tower
 
+# %% ../../nbs/35_models.tvts.ipynb #14cd90b9
 class TVTS(nn.Module):
     "Video encoder, text tower, projections and sort head"
     def __init__(self, video:VideoEncoder, text:nn.Module, # from `text_tower`
@@ -275,37 +277,40 @@ class TVTS(nn.Module):
 
     def scale(self): return torch.tensor(1/self.tau, device=self.logit_scale.device)
 
-    def video_tokens(self, video, video_mask=None, keep=None): # -> (B,1+n,D), additive mask or None
-        mask = self.video_model.token_mask(video_mask, keep)
-        return self.video_model(video, keep, mask),mask
-
-    def video_features(self, video, video_mask=None, keep=None): # (B,T,3,S,S) -> (B,D)
-        "The class token before the projection"
-        return self.video_tokens(video, video_mask, keep)[0][:,0].float()
-
-    def encode_video(self, video, video_mask=None, keep=None): # (B,T,3,S,S) -> (B,P)
-        return self.vid_proj(self.video_tokens(video, video_mask, keep)[0][:,0]).float()
-
-    def text_features(self, text, text_mask=None): # (B,L) or (B,K,L) -> (B,K,Dt)
-        ids = text[:,None] if text.ndim == 2 else text
-        f = text_feature(self.text_model, ids.flatten(0,1), None if text_mask is None else text_mask.reshape(-1, ids.shape[-1]))
-        return f.unflatten(0, ids.shape[:2])
-
-    def encode_text(self, text, text_mask=None): # (B,L) or (B,K,L) -> (B,P), mean over the K
-        return self.txt_proj(self.text_features(text, text_mask)).mean(1).float()
-
     def forward(self, batch:dict) -> dict: # video (B,T,3,S,S), text (B,L) or (B,K,L); may hold video_mask (B,T), text_mask, keep (B,slots,n)
         tokens,mask = self.video_tokens(batch['video'], batch.get('video_mask'), batch.get('keep'))
         words = self.text_features(batch['text'], batch.get('text_mask'))
         out = dict(text=self.txt_proj(words).mean(1).float(), video=self.vid_proj(tokens[:,0]).float(), logit_scale=self.scale())
         return dict(out, order=self.pred_model(words.detach(), tokens, mask).float()) if words.shape[1] > 1 else out
 
-    def similarity(self, text, # (Bt,P) from encode_text
-                   video, # (Bv,P) from encode_video
-                   video_mask=None, text_mask=None # not needed: a clip and a text are one vector each
-                  ) -> torch.Tensor: # (Bt,Bv) logits, float32
-        "Scores of every text against every clip"
-        with torch.autocast(text.device.type, enabled=False): return self.scale()*cosine(text, video)
+# %% ../../nbs/35_models.tvts.ipynb #a46b5859
+def video_tokens(self, video, video_mask=None, keep=None): # -> (B,1+n,D), additive mask or None
+    mask = self.video_model.token_mask(video_mask, keep)
+    return self.video_model(video, keep, mask),mask
+
+def video_features(self, video, video_mask=None, keep=None): # (B,T,3,S,S) -> (B,D)
+    "The class token before the projection"
+    return self.video_tokens(video, video_mask, keep)[0][:,0].float()
+
+def encode_video(self, video, video_mask=None, keep=None): # (B,T,3,S,S) -> (B,P)
+    return self.vid_proj(self.video_tokens(video, video_mask, keep)[0][:,0]).float()
+
+def text_features(self, text, text_mask=None): # (B,L) or (B,K,L) -> (B,K,Dt)
+    ids = text[:,None] if text.ndim == 2 else text
+    f = text_feature(self.text_model, ids.flatten(0,1), None if text_mask is None else text_mask.reshape(-1, ids.shape[-1]))
+    return f.unflatten(0, ids.shape[:2])
+
+def encode_text(self, text, text_mask=None): # (B,L) or (B,K,L) -> (B,P), mean over the K
+    return self.txt_proj(self.text_features(text, text_mask)).mean(1).float()
+
+def similarity(self, text, # (Bt,P) from encode_text
+               video, # (Bv,P) from encode_video
+               video_mask=None, text_mask=None # not needed: a clip and a text are one vector each
+              ) -> torch.Tensor: # (Bt,Bv) logits, float32
+    "Scores of every text against every clip"
+    with torch.autocast(text.device.type, enabled=False): return self.scale()*cosine(text, video)
+
+for _f in (video_tokens, video_features, encode_video, text_features, encode_text, similarity): setattr(TVTS, _f.__name__, _f)
 
 # %% ../../nbs/35_models.tvts.ipynb #b38ba4d3
 ENCODER_NAMES = ('cls_token', 'pos_embed', 'temporal_embed', 'patch_embed.*', 'blocks.*', 'norm.*')
@@ -568,6 +573,7 @@ def tvts(preset:str='base', # see PRESETS
     if freeze is not None: model.freeze(freeze)
     return model
 
+# %% ../../nbs/35_models.tvts.ipynb #8b03376f
 @register_model
 def tvts_classifier(preset:str='base', # see PRESETS
                     classes:int=174,
