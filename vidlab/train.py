@@ -399,6 +399,7 @@ def eval_loaders(cfg:RunConfig, split:str, size:int, engine, manifest=None, # ro
 def _without_base(cfg, known) -> dict:
     "Options that build the same towers without fetching their base weights: `start` holds them all"
     if not cfg.start or 'weights' not in known: return {}
+    if 'quick_gelu' not in known: return dict(weights='random', **({'text_weights': 'random'} if 'text_weights' in known else {}))
     card = weights_path(cfg.start).with_name('card.json')
     gelu = read_json(card)['model']['clip']['quick_gelu'] if card.exists() else True        # an official file starts from OpenAI's CLIP
     return dict(weights='random', **({'quick_gelu': gelu} if cfg.options.get('quick_gelu') is None else {}))

@@ -300,7 +300,7 @@ def sine_table(n:int, # places
     "Fixed positions: sine at even, cosine at odd channels (Vaswani et al. 2017), computed in float64"
     j = np.arange(dim)
     a = np.arange(n)[:,None]/10000.**(2*(j//2)/dim)
-    return torch.from_numpy(np.where(j%2 == 0, np.sin(a), np.cos(a))[None]).float()
+    return torch.from_numpy(np.where(j%2 == 0, np.sin(a), np.cos(a))).float()[None]           # numpy's own new axis has no stride, which broadcasts between processes refuse
 
 class Decoder(nn.Module):
     def __init__(self, dim:int, out_dim:int, normalize:str='l2'):

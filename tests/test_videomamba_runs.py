@@ -1,0 +1,130 @@
+"Runs of VideoMamba: masked pretraining and fine-tuning from it, long videos in windows, regression, schedules, resume, two processes."
+import dataclasses
+import pytest
+import torch
+from safetensors.torch import load_file
+from vidlab.core import read_json, seed_everything
+from vidlab.data.shapes import make_shapes
+from vidlab.train import build_learner, build_task, config_from, latest_run, launch, list_recipes, make_clips, make_config, run, run_eval, start_folder
+from vidlab.learner import make_engine
+
+
+@pytest.fixture(scope='session')
+def shapes(tmp_path_factory): return make_shapes(tmp_path_factory.mktemp('shapes'), kinds=('clips', 'long'), sizes=dict(clips=dict(train=24, val=8, test=8), long=dict(train=8, val=4, test=4)))
+
+@pytest.fixture(autouse=True)
+def outputs(tmp_path, monkeypatch): monkeypatch.setenv('VIDLAB_OUTPUTS', str(tmp_path/'outputs'))
+
+def small(shapes, recipe='shapes_videomamba', **kw):
+    base = dict(data_path=str(shapes), dim=32, depth=2, state=4, max_frames=4, epochs=1, batch_size=8, eval_batch_size=8, workers=0, log_every=1, precision='fp32', device='cpu')
+    if 'pretrain' in recipe: base.update(teacher_weights='random')
+    return config_from(recipe, **{**base, **kw})
+
+def losses(folder): return [r['loss'] for r in folder.metrics() if r['kind'] == 'step']
+
+
+SIZES = ('ti', 's', 'm', 'm_mask')
+PUBLISHED = ([f'k400_videomamba_{s}_{f}' for s in SIZES for f in ('f8', 'f16', 'f32', 'f64', 'f64_384')] + [f'ssv2_videomamba_{s}_{f}' for s in SIZES for f in ('f8', 'f16', 'f16_288')]
+             + [f'{d}_videomamba_{s}_{f}' for d in ('breakfast', 'coin') for s in SIZES for f in ('f32', 'f64')] + [f'{d}_videomamba_m_pretrain' for d in ('k400', 'ssv2')]
+             + [f'lvu_videomamba_{t}' for t in ('relationship', 'way_speaking', 'scene', 'director', 'genre', 'writer', 'year', 'like_ratio', 'view_count')])
+
+def rate(c): return c.lr*c.batch_size*c.repeats*c.accum/c.lr_batch
+
+def test_published_recipes():
+    assert set(PUBLISHED) <= set(list_recipes())
+    for r in PUBLISHED:
+        c = config_from(r)
+        if 'pretrain' not in r: config_from(r + '+videomamba_compat')
+    want = dict(k400_videomamba_ti_f8=8e-4, k400_videomamba_ti_f32=4e-4, k400_videomamba_m_f8=8e-4, k400_videomamba_m_f16=2e-4, k400_videomamba_m_f64=5e-5, k400_videomamba_m_mask_f8=4e-4,
+                k400_videomamba_ti_f64_384=3.75e-6, k400_videomamba_s_f64_384=5e-6, k400_videomamba_m_f64_384=1.25e-6, ssv2_videomamba_ti_f8=1.6e-3, ssv2_videomamba_m_f16=8e-4, ssv2_videomamba_m_mask_f8=4e-4,
+                breakfast_videomamba_s_f64=2e-4, breakfast_videomamba_m_f32=1e-4, coin_videomamba_m_f64=5e-5, lvu_videomamba_scene=2e-4, k400_videomamba_m_pretrain=1.2e-3)
+    assert {r: rate(config_from(r)) for r in want} == pytest.approx(want)
+    c = config_from('ssv2_videomamba_s_f16_288')
+    assert (c.options['image_size'], c.max_frames, c.segments, c.eval_clips, c.eval_crops, 'flip' in c.augment) == (288, 16, 'floor', 2, 3, False)
+    assert config_from('lvu_videomamba_view_count').task == 'regression' and config_from('lvu_videomamba_view_count').mixup == 0
+
+
+def test_pretraining_then_finetuning(shapes):
+    "The student learns, no checkpoint holds the teacher, fine-tuning finds the newest run by its recipe"
+    pre = run(small(shapes, 'shapes_videomamba_pretrain', epochs=6, lr=3e-3, drop_path=0.))
+    seen = [r['align'] for r in pre.metrics() if 'align' in r]
+    assert seen[-1] < seen[0] and losses(pre)[-1] < losses(pre)[0]
+    sd = load_file(pre/'ckpt'/'best'/'weights.safetensors')
+    assert not any('teacher' in k or 'resblocks' in k for k in sd) and read_json(pre/'env.json')['scan'] == 'loop'
+    assert latest_run('shapes_videomamba_pretrain') == pre.path
+    cfg = small(shapes, 'shapes_videomamba_ft')
+    task = build_task(dataclasses.replace(cfg, start=str(pre.path)))
+    w = task.model.state_dict()
+    assert torch.equal(w['layers.0.mixer.A_log'], sd['layers.0.mixer.A_log']) and torch.equal(w['norm_f.weight'], sd['norm.weight'])
+    f = run(cfg)
+    assert read_json(f/'config.json')['start'] == str(pre.path) and read_json(f/'eval'/'test.json')['metrics']['clips'] == 8
+
+
+def test_two_processes_pretrain_as_one(shapes):
+    "The published tap leaves the last block without a gradient; masks are drawn clip by clip"
+    cfg = small(shapes, 'shapes_videomamba_pretrain', tap='official', mask='tube', val_split='', drop_path=0.)
+    two = launch(cfg, 2)
+    assert len(losses(two)) == 3 and all(0 < x < 4 for x in losses(two))
+
+
+def test_no_student_no_teacher_no_grid(shapes):
+    with pytest.raises(ValueError, match='no student'): build_task(small(shapes, task='masked', teacher='tiny', teacher_weights='random'))
+    with pytest.raises(ValueError, match='out_dim=64'): build_task(small(shapes, 'shapes_videomamba_pretrain', out_dim=32))
+    with pytest.raises(ValueError, match='grid'): build_task(small(shapes, 'shapes_videomamba_pretrain', patch=8))
+
+
+def test_regression_run(shapes):
+    f = run(small(shapes, 'shapes_long_regression', epochs=2))
+    m = read_json(f/'eval'/'test.json')['metrics']
+    assert m['clips'] == 4 and m['mse'] > 0 and m['mae']**2 <= m['mse'] + 1e-6
+    kept = [r for r in f.metrics() if 'mse' in r]
+    best = read_json(f/'ckpt'/'best'/'card.json')['metrics']['mse']
+    assert best == pytest.approx(min(r['mse'] for r in kept))               # less is better
+    with pytest.raises(ValueError, match='target'): run(small(shapes, task='regression'))
+
+
+def test_windows_of_long_videos(shapes):
+    "A video counts by the mean over all of its windows, or as published by its first"
+    cfg = small(shapes, 'shapes_long', cut_windows=60., window_stride=30.)
+    ds = make_clips(cfg, 'test', 64)
+    per = [len(ds.groups.rows(i)) for i in range(ds.n_clips)]
+    assert ds.n_clips == 4 and min(per) > 1 and len(ds) == sum(per)
+    assert len({(s['sid'], s['view']) for s in (ds[i] for i in range(len(ds)))}) == len(ds)
+    f = run(cfg)
+    all_, first = (read_json(run_eval(make_config(**{**read_json(f/'config.json'), 'start': str(f.path), 'first_window': o}))/'eval'/'test.json')['metrics'] for o in (False, True))
+    assert all_['clips'] == first['clips'] == 4
+    one = make_clips(dataclasses.replace(cfg, first_window=True), 'test', 64)
+    assert len(one) == 4 and len(make_clips(dataclasses.replace(cfg, first_window=True), 'train', 64, unit='row', train=True)) > 8
+
+
+def test_weight_decay_moves_and_ema_is_measured(shapes):
+    cfg = small(shapes, weight_decay=.1, weight_decay_end=.3, ema=.5, epochs=2, optimizer='timm:adamw', layer_decay=.75, groups='ends')
+    learn = build_learner(cfg, start_folder(cfg), make_engine('fp32', 'cpu'))
+    rates = {round(g['lr']/cfg.lr, 4) for g in learn.opt.param_groups}
+    assert rates == {1., round(.75**3, 4)}                                    # of two blocks: the embeddings alone are slower
+    assert [round(learn.decay(s), 3) for s in (0, 3)] == [.1, .2]
+    learn.train.close()
+    f = run(cfg)
+    ema, w = (load_file(f/'ckpt'/'last'/f'{n}.safetensors') for n in ('ema', 'weights'))
+    assert any(not torch.equal(ema[k], w[k]) for k in w)
+    assert read_json(f/'eval'/'test.json')['protocol']['weights']['file'].startswith('ckpt/best')
+
+
+def test_automatic_resume(shapes):
+    "The newest unfinished run of the same settings goes on; other settings start anew"
+    class Stop:
+        def after_step(self, learn):
+            if learn.step == 2: raise KeyboardInterrupt
+    cfg = small(shapes, epochs=2, save_every=1)
+    folder = start_folder(cfg)
+    seed_everything(cfg.seed)
+    learn = build_learner(cfg, folder, make_engine('fp32', 'cpu')); learn.cbs.append(Stop())
+    with pytest.raises(KeyboardInterrupt): learn.fit()
+    learn.train.close()
+    assert start_folder(dataclasses.replace(cfg, lr=1e-5), 'auto').path != folder.path
+    f = run(cfg, resume='auto')
+    assert f.path == folder.path and f.status()['state'] == 'done'
+    whole = run(cfg)
+    a, b = (load_file(o/'ckpt'/'last'/'weights.safetensors') for o in (f, whole))
+    assert whole.path != f.path and all(torch.equal(a[k], b[k]) for k in a)
+    with pytest.raises(FileNotFoundError, match='no finished run'): run(small(shapes, start='latest:nothing'))
