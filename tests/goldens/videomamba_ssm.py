@@ -15,9 +15,10 @@ def _same(name, got, want, tol):
 def check_scan(case, tensors):
     from vidlab.ssm import scan_paths, selective_scan
     c, tol, want = case['config'], case['tolerance'], part(tensors, 'output/')
-    for path in scan_paths():
+    devices = ['cpu', 'cuda'] if torch.cuda.is_available() else ['cpu']
+    for device, path in [(d, p) for d in devices for p in scan_paths(d)]:
         with sub(path):
-            x = {k: v.clone().requires_grad_() for k, v in part(tensors, 'input/').items()}
+            x = {k: v.to(device, copy=True).requires_grad_() for k, v in part(tensors, 'input/').items()}
             dout = x.pop('dout').detach()
             out, last = selective_scan(**x, softplus=c['delta_softplus'], last_state=True, path=path)
             _same(f'{path} out', out, want['out'], tol); _same(f'{path} last_state', last, want['last_state'], tol)
