@@ -477,7 +477,7 @@ def evaluate_with(learn:Learner, loaders:dict) -> dict: # metrics
 # %% ../nbs/50_train.ipynb #4ffe3f41
 def protocol(cfg:RunConfig, loaders:dict, split:str, weights:dict) -> dict:
     "What a number was measured on and how"
-    cfg, ds = for_evaluation(cfg), loaders['video'].ds
+    cfg, ds = for_evaluation(cfg), (loaders.get('video') or next(iter(loaders.values()))).ds
     m = ds.manifest
     own = dict(texts=len(m), sentences='single' if len(m) == ds.n_clips else 'multi', max_words=cfg.max_words, cut=cfg.cut, post='dual softmax' if cfg.dsl else 'none') if 'text' in loaders else \
           dict(classes=text_hash(*class_names(cfg, m)), templates=cfg.templates) if 'classes' in task_options(cfg.task) else dict(rows=len(m))
