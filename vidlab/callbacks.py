@@ -26,7 +26,8 @@ class Log:
 
     def _write(self, learn):
         if not self.outs: return
-        mean = {k: float(torch.stack([o[k].float() for o in self.outs]).mean()) for k in self.outs[0]}
+        names = dict.fromkeys(k for o in self.outs for k in o)                  # batches of several sets need not have the same parts
+        mean = {k: float(torch.stack([o[k].float() for o in self.outs if k in o]).mean()) for k in names}
         self.epoch_clips += self.n; self.epoch_time += self.busy
         if learn.main:
             learn.folder.log(kind='step', step=learn.step, epoch=learn.epoch, **{k: round(v, 6) for k, v in mean.items()},

@@ -135,7 +135,7 @@ def one_step(self:Learner, batches:list # `accum` batches, fewer at the end of a
         outs.append({k: v.detach() for k, v in out.items() if isinstance(v, torch.Tensor) and v.ndim == 0})
     params = [p for g in self.opt.param_groups for p in g['params'] if p.grad is not None]
     norm = self.engine.clip_grad_norm_(params, self.clip_grad or math.inf)
-    self.out = {k: torch.stack([o[k] for o in outs]).mean() for k in outs[0]} | dict(grad_norm=norm)
+    self.out = {k: torch.stack([o[k] for o in outs if k in o]).mean() for k in dict.fromkeys(k for o in outs for k in o)} | dict(grad_norm=norm)
     self._guard(batches)
     self.opt.step()
     self.skipped += bool(self.engine.optimizer_step_was_skipped)

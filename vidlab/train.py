@@ -39,7 +39,7 @@ class RunConfig:
     data:str = 'shapes'         # 'shapes', 'manifest', 'folder', 'class_folders', 'shards', 'webvid', 'pairs' (TVTS's captions), 'yttemporal', 'lvu', 'captions', 'list', 'kinetics', 'something', 'ucf101', 'hmdb51', 'msrvtt', 'msvd', 'lsmdc', 'activitynet', 'didemo'
     data_path:str = ''          # manifest file, or folder of the annotation files; may hold {split}
     video_root:str = ''         # folder of the video files
-    kind:str = 'clips'          # of shapes: 'clips' | 'long' | 'narrated'
+    kind:str = 'clips'          # of shapes: 'clips' | 'long' | 'narrated' | 'stills'
     variant:str = '9k'          # of the training split of msrvtt: '9k' | '7k'
     topic:str = 'relationship'  # of lvu: relationship, way_speaking, scene, director, genre, writer, year, view_count, like_ratio
     fold:int = 1                # of ucf101 and hmdb51: 1, 2 or 3
@@ -276,7 +276,7 @@ def _shapes(cfg, split):
     root = _existing(cfg.data_path, 'data_path', cfg) if cfg.data_path else make_shapes(kinds=(cfg.kind,))
     return Manifest.read(root/cfg.kind/f'{split}.csv', missing=cfg.missing)
 
-SHAPE_KINDS = ('clips', 'long', 'narrated')
+SHAPE_KINDS = ('clips', 'long', 'narrated', 'stills')
 
 def _msrvtt(path, root, cfg):
     variants = {'9k': 'MSRVTT_train.9k.csv', '7k': 'MSRVTT_train.7k.csv'}

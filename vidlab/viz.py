@@ -170,11 +170,9 @@ def show_overlays(video, # (T,3,H,W) uint8
     f, n = _frames(video), len(maps)
     idx = _pick(len(f), cols)
     fig = _figure(1.3*len(idx), 1.55*(n + 1) + (.2*n if texts is not None else 0))
-    rows = fig.subplots(n + 1, len(idx), squeeze=False)
-    _strip(rows[0], f, None, idx)
-    for k, axes in enumerate(rows[1:]):
-        _strip(axes, overlay_frames(video, maps[k]), times if k == n - 1 else None, idx)
-        if texts is not None: axes[0].set_title(_plain(texts[k], 24*len(idx)), fontsize=9, loc='left')
+    for k, row in enumerate(fig.subfigures(n + 1, 1)):
+        _strip(row.subplots(1, len(idx), squeeze=False)[0], overlay_frames(video, maps[k - 1]) if k else f, times if k == n else None, idx)
+        if k and texts is not None: row.suptitle(_plain(texts[k - 1], 24*len(idx)), fontsize=9)
     if title: fig.suptitle(_plain(title), fontsize=10)
     return fig
 
