@@ -117,10 +117,14 @@ def narrated_item(i:int, # only counts
                   gen:np.random.Generator,
                   events:int=4, seconds:float=2. # per event
                  ) -> tuple: # frames (T,PX,PX,3), row
-    "Events in a row, with ordered and timed sentences in `transcripts`"
+    "Events in a row, no two alike in size and colour, with ordered and timed sentences in `transcripts`"
     shade, n, frames, script = gen.uniform(90, 170), int(seconds*FPS), [], []
-    for k, c in enumerate(gen.choice(len(CLIP_CAPTIONS), events, replace=False)):
-        (size, color, shape), motion = _things[c//len(MOTIONS)], MOTIONS[c % len(MOTIONS)]
+    looks = list(product(SIZES, COLORS))
+    if events > len(looks): raise ValueError(f'{events} events: there are {len(looks)} looks, and no two events share one')
+    for k, l in enumerate(gen.choice(len(looks), events, replace=False)):
+        thing = _things.index((*looks[l], SHAPES[gen.integers(len(SHAPES))]))
+        c = thing*len(MOTIONS) + int(gen.integers(len(MOTIONS)))
+        (size, color, shape), motion = _things[thing], MOTIONS[c % len(MOTIONS)]
         frames.append(draw(shape, color, *trajectory(motion, size, n, gen), shade, gen))
         script.append(dict(start=k*seconds, end=(k+1)*seconds, text=CLIP_CAPTIONS[c]))
     return np.concatenate(frames), dict(text=', then '.join(s['text'] for s in script), label='', transcripts=json.dumps(script))
