@@ -36,7 +36,7 @@ def load_eval(folder, # RunFolder or path
 SHOWN = ('sorted', 'places', *(f'{d}/{k}' for d in ('t2v', 'v2t') for k in ('R1', 'R5', 'R10', 'MdR', 'MnR')), 'top1', 'top5', 'mAP', *(f'v2v/{k}' for k in ('R1', 'R5', 'R10', 'MdR')),
          'mse', 'mae', 'r2', 'spearman', 'align')
 NUMBERS = ('mse', 'mae', 'r2', 'spearman', 'align')            # no shares
-LOWER = {t.monitor for t in TASKS.values() if t.lower} | {'mae'}
+LOWER = {t.monitor for t in TASKS.values() if t.lower} | {'mae'} | {k for k in SHOWN if k.endswith(('MdR', 'MnR'))}
 SAME = ('task', 'data', 'split', 'split_hash', 'texts', 'rows', 'videos', 'sentences', 'frames', 'clips', 'crops', 'sampler', 'size', 'max_words', 'post', 'classes', 'templates', 'on_bad')
 
 def shown(metrics:dict) -> dict: # column -> number
