@@ -224,10 +224,8 @@ def _scan_forward(u, delta, A, B, C, D, z, bias, out, last, starts, L, M, Q, S, 
         if SOFTPLUS:
             w = tl.exp(tl.minimum(dt, 20.)); v = 1. + w            # log1p(w), exact for tiny w as well; linear above 20 as in PyTorch
             dt = tl.where(dt > 20., dt, tl.where(v == 1., w, tl.log(v)*(w/tl.where(v == 1., 1., v - 1.))))
-        if STEP_B: b = tl.load(B + to, mask=oks, other=0.).to(DT)[None,:]
-        else: b = tl.load(B + cell, mask=ok2, other=0.).to(DT)
-        if STEP_C: c = tl.load(C + to, mask=oks, other=0.).to(DT)[None,:]
-        else: c = tl.load(C + cell, mask=ok2, other=0.).to(DT)
+        b = tl.load(B + to, mask=oks, other=0.).to(DT)[None,:] if STEP_B else tl.load(B + cell, mask=ok2, other=0.).to(DT)
+        c = tl.load(C + to, mask=oks, other=0.).to(DT)[None,:] if STEP_C else tl.load(C + cell, mask=ok2, other=0.).to(DT)
         h = tl.exp2(dt[:,None]*A2)*h + (dt*x)[:,None]*b
         y = tl.sum(h*c, 1)
         if D is not None: y += tl.load(D + row, mask=ok, other=0.).to(DT)*x
@@ -239,11 +237,9 @@ def _scan_forward(u, delta, A, B, C, D, z, bias, out, last, starts, L, M, Q, S, 
 
 # %% ../nbs/26_ssm.ipynb #fa5209ea
 def _scan_backward(u, delta, A, B, C, D, z, bias, starts, dout, dlast, scratch, du, ddelta, dA, dB, dC, dD, dz, dbias, L, M, Q, S, N, parts,
-                   SOFTPLUS:tl.constexpr, STEP_B:tl.constexpr, STEP_C:tl.constexpr, G:tl.constexpr, NB:tl.constexpr, BQ:tl.constexpr, BS:tl.constexpr,
-                   CHUNK:tl.constexpr, DT:tl.constexpr):
+                   SOFTPLUS:tl.constexpr, STEP_B:tl.constexpr, STEP_C:tl.constexpr, G:tl.constexpr, NB:tl.constexpr, BQ:tl.constexpr, BS:tl.constexpr, CHUNK:tl.constexpr, DT:tl.constexpr):
     r = tl.program_id(0).to(tl.int64); p = tl.program_id(1)
-    g = p//NB; q = (p % NB)*BQ + tl.arange(0, BQ); s = tl.arange(0, BS); e = g*Q + q; E = G*Q
-    ok = q < Q; oks = s < S; ok2 = ok[:,None] & oks[None,:]
+    g = p//NB; q = (p % NB)*BQ + tl.arange(0, BQ); s = tl.arange(0, BS); e = g*Q + q; E = G*Q; ok = q < Q; oks = s < S; ok2 = ok[:,None] & oks[None,:]
     row = (r//M)*E + e; cell = row[:,None]*S + s[None,:]; state = (r*E + e)[:,None]*S + s[None,:]
     tile = scratch + ((r*G*NB + p)*CHUNK*BQ + tl.arange(0, BQ))[:,None]*BS + s[None,:]
     a = tl.load(A + cell, mask=ok2, other=0.).to(DT); A2 = a*1.4426950408889634
@@ -253,8 +249,7 @@ def _scan_backward(u, delta, A, B, C, D, z, bias, starts, dout, dlast, scratch, 
     if bias is not None: b0 = tl.load(bias + row, mask=ok, other=0.).to(DT)
     if dlast is not None: carry = tl.load(dlast + state, mask=ok2, other=0.).to(DT)
     for back in range(N):
-        k = N - 1 - back
-        h = tl.load(starts + ((r*N + k)*E + e)[:,None]*S + s[None,:], mask=ok2, other=0.)
+        k = N - 1 - back; h = tl.load(starts + ((r*N + k)*E + e)[:,None]*S + s[None,:], mask=ok2, other=0.)
         for way in tl.static_range(2):                     # up with the states, down with their gradients
             for n in range(CHUNK):
                 i = n if way == 0 else CHUNK - 1 - n
@@ -265,16 +260,13 @@ def _scan_backward(u, delta, A, B, C, D, z, bias, starts, dout, dlast, scratch, 
                     w = tl.exp(tl.minimum(raw, 20.)); v = 1. + w; ds = tl.where(raw > 20., 1., w/v)
                     dt = tl.where(raw > 20., raw, tl.where(v == 1., w, tl.log(v)*(w/tl.where(v == 1., 1., v - 1.))))
                 dt = tl.where(m, dt, 0.); ds = tl.where(m, ds, 0.)       # past the end: a step of width 0, which changes nothing
-                if STEP_B: b = tl.load(B + to, mask=ms, other=0.).to(DT)[None,:]
-                else: b = tl.load(B + cell, mask=ok2, other=0.).to(DT)
+                b = tl.load(B + to, mask=ms, other=0.).to(DT)[None,:] if STEP_B else tl.load(B + cell, mask=ok2, other=0.).to(DT)
                 fade = tl.exp2(dt[:,None]*A2); dtu = dt*x
                 if way == 0:
-                    tl.store(tile + i*BQ*BS, h)
-                    h = fade*h + dtu[:,None]*b
+                    tl.store(tile + i*BQ*BS, h); h = fade*h + dtu[:,None]*b
                 else:
                     before = tl.load(tile + i*BQ*BS); now = fade*before + dtu[:,None]*b
-                    if STEP_C: c = tl.load(C + to, mask=ms, other=0.).to(DT)[None,:]
-                    else: c = tl.load(C + cell, mask=ok2, other=0.).to(DT)
+                    c = tl.load(C + to, mask=ms, other=0.).to(DT)[None,:] if STEP_C else tl.load(C + cell, mask=ok2, other=0.).to(DT)
                     d = tl.load(dout + at, mask=m, other=0.).to(DT)
                     if z is not None:
                         zt = tl.load(z + at, mask=m, other=0.).to(DT); sig = 1./(1. + tl.exp(-zt))
@@ -320,6 +312,7 @@ def _launch(x:Scan):
     return ins, (K*M, G*NB), dict(L=L, M=M, Q=E//G, S=S, N=-(-L//CHUNK), SOFTPLUS=x.softplus, STEP_B=x.B.ndim == 5, STEP_C=x.C.ndim == 5, G=G, NB=NB, BQ=BQ, BS=BS, CHUNK=CHUNK,
                                  DT=tl.float64 if x.dtype == torch.float64 else tl.float32, num_warps=1)
 
+# %% ../nbs/26_ssm.ipynb #ea8f139d
 def triton_forward(x:Scan, keep:bool=False):
     "As `loop_forward`"
     ins,grid,opt = _launch(x)
@@ -431,6 +424,7 @@ def _choose(path, x, last_state): # the name of the path that `x` takes
         raise ValueError("scan path 'mamba_ssm' knows neither float64 nor the gradient of the last state; take path='loop'")
     return path
 
+# %% ../nbs/26_ssm.ipynb #bb8be88b
 def selective_scan(u, # (..,E,L) what is scanned; (K,batch,E,L) when A has three axes: K directions, each with its own parameters
                    delta, # like u, step width (before bias and softplus)
                    A, # (E,S) or (K,E,S), negative
