@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BERT_SCHEDULES', 'SCHEDULES', 'RULES', 'OPTIMIZERS', 'warmup_cosine', 'warmup_constant', 'warmup_linear',
            'bert_schedule', 'cosine_schedule', 'linear_schedule', 'beit_schedule', 'wave_schedule', 'schedule_factor',
-           'held', 'BertAdam', 'HFAdamW', 'param_groups', 'make_optimizer']
+           'held', 'EachParameter', 'BertAdam', 'HFAdamW', 'param_groups', 'make_optimizer']
 
 # %% ../nbs/25_optim.ipynb #028ee84a
 import math, torch
@@ -88,7 +88,19 @@ def held(step:int, # from 0
     return step - i + ((i+1)//every*every - 1 if i+1 >= every else 0)
 
 # %% ../nbs/25_optim.ipynb #cee51e6a
-class BertAdam(torch.optim.Optimizer):
+class EachParameter(torch.optim.Optimizer):
+    "An optimiser that treats every parameter by itself: `_one(p, group)`"
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad(): loss = closure()
+        for g in self.param_groups:
+            for p in g['params']:
+                if p.grad is not None: self._one(p, g)
+        return loss
+
+class BertAdam(EachParameter):
     "Adam without bias correction, with per-parameter clipping and a built-in schedule"
     def __init__(self, params, lr:float, # peak learning rate
                  warmup:float=-1., # share of t_total; -1: none
@@ -108,16 +120,6 @@ class BertAdam(torch.optim.Optimizer):
         return [g['lr']*bert_schedule(g['schedule'], self.state[p]['step'], g['t_total'], g['warmup'])
                 for g in self.param_groups for p in g['params'] if p in self.state and 'step' in self.state[p]] or [0]
 
-    @torch.no_grad()
-    def step(self, closure=None):
-        loss = None
-        if closure is not None:
-            with torch.enable_grad(): loss = closure()
-        for g in self.param_groups:
-            for p in g['params']:
-                if p.grad is not None: self._one(p, g)
-        return loss
-
     def _one(self, p, g):
         if p.grad.is_sparse: raise RuntimeError('BertAdam does not take sparse gradients')
         s = self.state[p]
@@ -132,30 +134,23 @@ class BertAdam(torch.optim.Optimizer):
         s['step'] += 1
 
 # %% ../nbs/25_optim.ipynb #67afaae8
-class HFAdamW(torch.optim.Optimizer):
+class HFAdamW(EachParameter):
     "AdamW with ε inside the bias correction (transformers' class until version 4)"
     def __init__(self, params, lr:float=1e-3, betas=(0.9, 0.999), eps:float=1e-6, weight_decay:float=0.):
         for k, v, ok in (('lr', lr, lr >= 0), ('betas', betas, all(0 <= b < 1 for b in betas)), ('eps', eps, eps >= 0)):
             if not ok: raise ValueError(f'HFAdamW: {k}={v} is out of range')
         super().__init__(params, dict(lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay))
 
-    @torch.no_grad()
-    def step(self, closure=None):
-        loss = None
-        if closure is not None:
-            with torch.enable_grad(): loss = closure()
-        for g in self.param_groups:
-            b1, b2 = g['betas']
-            for p in (p for p in g['params'] if p.grad is not None):
-                s = self.state[p]
-                if not s: s.update(step=0, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
-                s['step'] += 1
-                s['exp_avg'].mul_(b1).add_(p.grad, alpha=1-b1)
-                s['exp_avg_sq'].mul_(b2).addcmul_(p.grad, p.grad, value=1-b2)
-                size = g['lr']*math.sqrt(1 - b2**s['step'])/(1 - b1**s['step'])
-                p.addcdiv_(s['exp_avg'], s['exp_avg_sq'].sqrt().add_(g['eps']), value=-size)
-                if g['weight_decay']: p.add_(p, alpha=-g['lr']*g['weight_decay'])
-        return loss
+    def _one(self, p, g):
+        b1, b2 = g['betas']
+        s = self.state[p]
+        if not s: s.update(step=0, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+        s['step'] += 1
+        s['exp_avg'].mul_(b1).add_(p.grad, alpha=1-b1)
+        s['exp_avg_sq'].mul_(b2).addcmul_(p.grad, p.grad, value=1-b2)
+        size = g['lr']*math.sqrt(1 - b2**s['step'])/(1 - b1**s['step'])
+        p.addcdiv_(s['exp_avg'], s['exp_avg_sq'].sqrt().add_(g['eps']), value=-size)
+        if g['weight_decay']: p.add_(p, alpha=-g['lr']*g['weight_decay'])
 
 # %% ../nbs/25_optim.ipynb #8b646213
 def _clip4clip(name, p, model, norms): # -> (decays, is pretrained)
