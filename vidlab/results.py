@@ -37,7 +37,8 @@ SHOWN = ('sorted', 'places', *(f'{d}/{k}' for d in ('t2v', 'v2t') for k in ('R1'
          'mse', 'mae', 'r2', 'spearman', 'align')
 NUMBERS = ('mse', 'mae', 'r2', 'spearman', 'align')            # no shares
 LOWER = {t.monitor for t in TASKS.values() if t.lower} | {'mae'} | {k for k in SHOWN if k.endswith(('MdR', 'MnR'))}
-SAME = ('task', 'data', 'split', 'split_hash', 'texts', 'rows', 'videos', 'sentences', 'frames', 'clips', 'crops', 'sampler', 'size', 'max_words', 'post', 'classes', 'templates', 'on_bad')
+SAME = ('task', 'data', 'split', 'split_hash', 'texts', 'rows', 'videos', 'sentences', 'frames', 'clips', 'crops', 'sampler', 'size', 'max_words', 'post', 'classes', 'templates', 'average', 'on_bad', 'pieces', 'shuffle_pieces',
+        'drop_tokens', 'windows', 'teacher', 'teacher_weights', 'mask', 'mask_ratio', 'align')
 
 def shown(metrics:dict) -> dict: # column -> number
     "The metrics of a table, with their columns and digits"

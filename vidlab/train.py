@@ -481,6 +481,10 @@ def protocol(cfg:RunConfig, loaders:dict, split:str, weights:dict) -> dict:
     m = ds.manifest
     own = dict(texts=len(m), sentences='single' if len(m) == ds.n_clips else 'multi', max_words=cfg.max_words, cut=cfg.cut, post='dual softmax' if cfg.dsl else 'none') if 'text' in loaders else \
           dict(classes=text_hash(*class_names(cfg, m)), templates=cfg.templates) if 'classes' in task_options(cfg.task) else dict(rows=len(m))
+    takes = task_options(cfg.task)
+    own |= {k: getattr(cfg, k) for k in ('average', 'drop_tokens', 'teacher', 'teacher_weights', 'teacher_input', 'mask', 'mask_ratio', 'align') if k in takes}
+    if ds.narration: own |= dict(pieces=cfg.pieces, shuffle_pieces=cfg.shuffle_pieces, min_chars=cfg.min_chars)
+    if cfg.cut_windows: own |= dict(windows=[cfg.cut_windows, cfg.window_stride, 'first' if cfg.first_window else 'all'])
     return dict(task=cfg.task, data=cfg.data, split=split, split_hash=m.hash(), videos=ds.n_clips, **own, frames=cfg.max_frames, clips=ds.clips, crops=ds.crops, sampler=str(ds.sampler), size=ds.size,
                 before_crop=cfg.stretch or cfg.short_side or ds.size, on_bad=cfg.on_bad, decoder=cfg.decoder, resize=cfg.resize,
                 decoders={k: v for k, v in env_record()['packages'].items() if k in ('decord', 'av', 'torchcodec')},
