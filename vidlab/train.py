@@ -7,8 +7,8 @@ __all__ = ['FIELDS', 'SHAPE_KINDS', 'OFFICIAL', 'LISTS', 'DATA', 'PER_SET', 'MAY
            'recipes_dir', 'list_recipes', 'read_recipe', 'config_from', 'page_parameters', 'check_page', 'page_config',
            'for_evaluation', 'load_manifest', 'class_names', 'make_clips', 'make_loader', 'train_loader', 'of_card',
            'eval_loaders', 'build_task', 'weights_path', 'runs_of', 'latest_run', 'build_learner', 'evaluate_with',
-           'protocol', 'evaluate_split', 'unfinished_run', 'start_folder', 'load_config', 'note_paths', 'run',
-           'run_eval', 'evaluation_config', 'weights_record', 'launch', 'main']
+           'protocol', 'evaluate_split', 'unfinished_run', 'start_folder', 'load_config', 'with_start', 'note_paths',
+           'run', 'run_eval', 'evaluation_config', 'weights_record', 'launch', 'main']
 
 # %% ../nbs/50_train.ipynb #4dba5273
 import ast, dataclasses, json, math, os, signal, subprocess, sys, time, traceback, types
@@ -117,7 +117,7 @@ class RunConfig:
     mask:str = 'attention'      # which patches are hidden: 'tube' | 'random' | 'frame_row' | 'clip_row' | 'attention' (of the teacher)
     mask_ratio:float = 0.8      # share of the patches that is hidden
     align:str = 'l2'            # loss to the teacher's features: 'l2' | 'mse' | 'smooth_l1'
-    start:str = ''              # weights to start from or to evaluate: a run folder, a checkpoint folder, an official file, or 'latest:RECIPE', the newest finished run of a recipe
+    start:str = ''              # weights to start from or to evaluate: a run folder, a checkpoint folder, an official file, or 'latest:RECIPE', the newest finished run of a recipe (one on shapes is run first if there is none)
     # optimisation
     epochs:int = 5              # passes over the training set
     batch_size:int = 128        # clips of the joined batch of all processes, for one forward
@@ -513,7 +513,6 @@ def unfinished_run(cfg:RunConfig): # Path, or None
 def start_folder(cfg:RunConfig, resume:str='' # run folder to go on with, or 'auto'
                 ) -> RunFolder:
     "A new run folder with the config in it, or the one to resume"
-    if cfg.start.startswith('latest:'): cfg = dataclasses.replace(cfg, start=str(latest_run(cfg.start[7:])))
     d = dataclasses.asdict(cfg)
     if resume == 'auto': resume = str(unfinished_run(cfg) or '')
     if not resume:
@@ -537,6 +536,17 @@ def load_config(folder # run folder
     "The config a run was made with"
     return make_config(**read_json(Path(folder)/'config.json'))
 
+def with_start(cfg:RunConfig) -> RunConfig:
+    "The run that `start` means by 'latest:RECIPE', under its own name; a recipe on the embedded data set is run when it has not been yet"
+    if not cfg.start.startswith('latest:'): return cfg
+    name = cfg.start[7:]
+    try: found = latest_run(name)
+    except FileNotFoundError:
+        if name not in list_recipes() or config_from(name).data != 'shapes' or cfg.data != 'shapes': raise
+        print(f'{cfg.recipe}: starts from {name}, which runs first')
+        found = run(config_from(name, **{k: getattr(cfg, k) for k in ('data_path', 'workers', 'device')})).path
+    return dataclasses.replace(cfg, start=str(found))
+
 def note_paths(folder:RunFolder, task, engine):
     "Which of several implementations the model runs on this device, into env.json"
     if hasattr(task.model, 'paths') and engine.is_main_process: write_json(folder/'env.json', {**read_json(folder/'env.json'), **task.model.paths(engine.device)})
@@ -545,9 +555,10 @@ def run(cfg:RunConfig, resume:str='', # run folder to go on with, under the same
         folder:RunFolder=None # a folder that is prepared already (by `launch`)
        ) -> RunFolder:
     "Train, then measure the best epoch on the test split"
+    if folder is None: cfg = with_start(cfg)
     engine = make_engine(cfg.precision, cfg.device, unused=TASKS[cfg.task].unused if cfg.task in TASKS else False)
     folder = folder or start_folder(cfg, resume)
-    cfg = load_config(folder.path)                              # `start` by its full name
+    cfg = load_config(folder.path)
     seed_everything(cfg.seed)
     learn = build_learner(cfg, folder, engine)
     note_paths(folder, learn.raw_task, engine)
@@ -567,6 +578,7 @@ def run_eval(cfg:RunConfig, # `start` names the checkpoint; '' measures the mode
              split:str=None # default `cfg.test_split`
             ) -> RunFolder: # new, with eval/<split>.json
     "Evaluation only"
+    cfg = with_start(cfg)
     engine = make_engine(cfg.precision, cfg.device)
     folder = start_folder(cfg)
     cfg = load_config(folder.path)
@@ -605,7 +617,7 @@ def launch(cfg:RunConfig, nproc:int, # processes; on one machine
           ) -> RunFolder:
     "`run` in `nproc` fresh processes; waits, shows where it stands, fails with the end of their log"
     if nproc < 1: raise ValueError(f'nproc {nproc}: give the number of processes, at least 1')
-    folder = start_folder(cfg, resume)
+    folder = start_folder(with_start(cfg), resume)
     folder.status('starting', reason=None)
     for f in folder.path.glob('error_*.txt'): f.unlink()
     cmd = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={nproc}', '-m', 'vidlab.train', str(folder.path)]
