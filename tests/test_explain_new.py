@@ -185,8 +185,7 @@ def test_pages(recipe, attention, evaluate, runs, tmp_path):
     again, = done() - before
     assert read_json(again/'eval'/'test.json')['metrics'] == load_eval(folder)['metrics']
 
-@pytest.mark.parametrize('recipe,column', [('shapes_tvts', 'places'), ('shapes_long_regression', 'mse ↓')])
+@pytest.mark.parametrize('recipe,column', [('shapes_tvts', 'places'), ('shapes_long_regression_probe', 'mse ↓')])
 def test_compare_page(recipe, column, shapes):
-    few = dict(max_frames=4, depth=2) if 'long' in recipe else dict(max_frames=4)
-    names = execute('compare.ipynb', recipes=[recipe], data_path=str(shapes), epochs=1, workers=0, batch_size=2, precision='fp32', device='cpu', **few)
+    names = execute('compare.ipynb', recipes=[recipe], data_path=str(shapes), epochs=1, workers=0, batch_size=2, precision='fp32', device='cpu', max_frames=4)
     assert list(names['table'].index) == [f'{recipe}, untrained', recipe] and column in names['table'] and (names['out']/'figs'/'patches.png').exists()

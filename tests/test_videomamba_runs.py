@@ -18,6 +18,7 @@ def outputs(tmp_path, monkeypatch): monkeypatch.setenv('VIDLAB_OUTPUTS', str(tmp
 def small(shapes, recipe='shapes_videomamba', **kw):
     base = dict(data_path=str(shapes), dim=32, depth=2, state=4, max_frames=4, epochs=1, batch_size=8, eval_batch_size=8, workers=0, log_every=1, precision='fp32', device='cpu')
     if 'pretrain' in recipe: base.update(teacher_weights='random')
+    if 'long' in recipe: base.update(start='')
     return config_from(recipe, **{**base, **kw})
 
 def losses(folder): return [r['loss'] for r in folder.metrics() if r['kind'] == 'step']
