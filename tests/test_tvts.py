@@ -11,7 +11,8 @@ from vidlab.ckpt import WeightsError
 from vidlab.data import shapes
 from vidlab.data.text import _hub, pieces, tokenize, write_vocab
 from vidlab.losses import contrastive, sort_loss
-from vidlab.models.tvts import TVTS, VideoEncoder, describe, fold_tokens, text_feature, text_tower
+from vidlab.masks import fold_tokens
+from vidlab.models.tvts import TVTS, VideoEncoder, describe, text_feature, text_tower
 from vidlab.registry import create_model, list_models
 from vidlab.tasks import RecognitionTask, RetrievalTask
 

@@ -16,8 +16,7 @@ from .attend import attention_names, capture_attention
 from .core import unknown
 from .data.clips import collate
 from .learner import to_device
-from .models.tvts import fold_tokens
-from .models.videomamba import scan_maps
+from .masks import fold_tokens
 from .train import build_task, load_config, load_manifest, make_clips, of_card
 from .data.text import pieces, tokenize
 from .mug import alignment
@@ -125,7 +124,7 @@ def every_frame(maps, # (B,t,h,w) of slots of frames
 
 # %% ../nbs/53_explain.ipynb #5e93b0cb
 def _scans(model, video, layer): # -> (B,K,n,n), rows sum to 1, one for each scan of the layer
-    m = torch.stack([scan_maps(model, v[None], layer, gate=True) for v in video]).float()
+    m = torch.stack([model.scan_maps(v[None], layer, gate=True) for v in video]).float()
     return m/m.sum(-1, keepdim=True).clamp(min=1e-12)
 
 def _scan_row(model, video, method, layer, lay): # (B,t*h*w) of the class token

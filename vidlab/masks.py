@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MASKS', 'hidden_mask', 'torch_gen', 'drawn_order', 'hide_last', 'paint_mask', 'visible_tokens', 'take_visible',
-           'keep_indices']
+           'keep_indices', 'fold_tokens']
 
 # %% ../nbs/21_masks.ipynb #3f469189
 import numpy as np, torch
@@ -102,3 +102,18 @@ def keep_indices(slots:int, # time slots
     n = int(patches*(1-ratio))
     if not n: raise ValueError(f'drop ratio {ratio} keeps none of {patches} patches')
     return torch.from_numpy(np.stack([[g.permutation(patches)[:n] for _ in range(slots)] for g in gens]).astype(np.int64))
+
+# %% ../nbs/21_masks.ipynb #a9658f79
+def fold_tokens(x, # (B,...,n) values of the patch tokens: class token and texts cut off
+                grid:tuple, # t, h, w of the model; a shorter clip has fewer t
+                keep=None # (B,slots,n_keep) as the encoder got it
+               ) -> torch.Tensor: # (B,...,t,h,w); nan where a place was dropped
+    "Patch tokens to slots, rows and columns"
+    P = grid[1]*grid[2]
+    m = P if keep is None else keep.shape[2]
+    if x.shape[-1] % m: raise ValueError(f'{x.shape[-1]} tokens are not slots of {m}: cut off the class token and the texts first')
+    x = x.unflatten(-1, (-1,m))
+    if keep is not None:
+        at = keep[:,:x.shape[-2]].reshape(len(x), *[1]*(x.ndim-3), x.shape[-2], m).expand(x.shape)
+        x = x.new_full((*x.shape[:-1],P), float('nan')).scatter(-1, at, x)
+    return x.unflatten(-1, grid[1:])
