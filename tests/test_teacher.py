@@ -11,9 +11,11 @@ from torch import nn
 from vidlab.attend import attention_names
 from vidlab.clip import CLIPBackbone
 from vidlab.core import rng
-from vidlab.data.transforms import CLIP_MEAN, CLIP_STD, normalise
+from vidlab.data.transforms import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, normalise
 from vidlab.masks import MASKS, drawn_order, hidden_mask, hide_last, keep_indices, paint_mask, take_visible, torch_gen, visible_tokens
-from vidlab.teacher import IMAGENET, Teacher, align_loss, aligned_blocks, create_teacher, pca_rgb, teacher_clip
+from vidlab.teacher import Teacher, align_loss, aligned_blocks, create_teacher, pca_rgb, teacher_clip
+
+IMAGENET = IMAGENET_MEAN, IMAGENET_STD
 
 DIMS = dict(embed_dim=24, image_size=32, patch=8, vision_width=32, vision_layers=4, vision_heads=2, text_width=16, text_layers=1, text_heads=1, context=8, vocab=50, quick_gelu=True)
 

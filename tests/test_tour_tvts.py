@@ -11,8 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from vidlab.core import read_json
-from vidlab.data.sample import SegmentSampler
-from vidlab.data.shapes import FPS, FRAMES, make_shapes
+from vidlab.data.shapes import make_shapes
 from vidlab.train import config_from, run, run_eval
 
 PAGE = Path(__file__).parents[1]/'nbs'/'tour'/'tvts.ipynb'

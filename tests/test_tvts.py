@@ -57,11 +57,20 @@ def test_vocabulary_files(tmp_path):
 
 
 def test_offline_and_missing_package(monkeypatch):
-    import transformers
-    def offline(*a, **k): raise OSError("We couldn't connect to the hub")
-    monkeypatch.setattr(transformers.AutoTokenizer, 'from_pretrained', offline); monkeypatch.setattr(transformers.AutoModel, 'from_pretrained', offline)
+    import huggingface_hub, transformers
+    asked = []
+    def loader(name, local_files_only=False):
+        asked.append(local_files_only)
+        raise OSError('not in the cache')
+    def offline(*a, **k): raise ConnectionError("couldn't connect to the hub")
+    monkeypatch.setattr(transformers.AutoTokenizer, 'from_pretrained', loader); monkeypatch.setattr(transformers.AutoModel, 'from_pretrained', loader)
+    monkeypatch.setattr(huggingface_hub.HfApi, 'model_info', offline)
     with pytest.raises(ValueError, match="tokenizer 'some-model'.*couldn't connect.*fetch it once"): tokenize(['a'], tokenizer='some-model')
     with pytest.raises(ValueError, match="text tower 'some-model'.*couldn't connect.*text_weights='random'"): text_tower('some-model')
+    assert asked == [True, True]                                      # where there is no network no loader waits for it
+    monkeypatch.setattr(huggingface_hub.HfApi, 'model_info', lambda *a, **k: None)
+    with pytest.raises(ValueError, match='not in the cache'): text_tower('some-model')
+    assert asked[2:] == [True, False]
     monkeypatch.setitem(sys.modules, 'transformers', None)
     with pytest.raises(ImportError, match=r'pip install vidlab\[text\]'): tokenize(['a'], tokenizer='other-model')
     with pytest.raises(ImportError, match=r'pip install vidlab\[text\]'): text_tower(SMALL)

@@ -48,17 +48,23 @@ class Progress:
     "A line that shows where the run stands"
     def before_fit(self, learn):
         self.bar = progress(desc='training', total=learn.total_steps) if learn.main else None
-        if self.bar: self.bar.n = learn.step; self.bar.show()
+        self.first = learn.step
+        if self.bar: self.bar.n = learn.step; self.bar.show(); progress.around = self.bar
+
+    def say(self, learn, epoch):
+        best = f' · best {learn.raw_task.monitor} {learn.best:.4g}' if learn.best is not None else ''
+        self.bar.note = f'epoch {epoch}/{learn.epochs} · loss {float(learn.out["loss"]):.3f}{best}'
 
     def after_step(self, learn):
         if self.bar is None: return
-        if time.time() - self.bar.last >= self.bar.every:
-            best = f' · best {learn.raw_task.monitor} {learn.best:.4g}' if learn.best is not None else ''
-            self.bar.note = f'epoch {learn.epoch+1}/{learn.epochs} · loss {float(learn.out["loss"]):.3f}{best}'
+        if time.time() - self.bar.last >= self.bar.every: self.say(learn, learn.epoch + 1)
         self.bar.step()
 
     def after_fit(self, learn):
-        if self.bar: self.bar.close()
+        if self.bar is None: return
+        if learn.epoch == learn.epochs and learn.step > self.first: self.say(learn, learn.epoch)
+        progress.around = None
+        self.bar.close()
 
 # %% ../nbs/41_callbacks.ipynb #89277b2e
 class TensorBoard:

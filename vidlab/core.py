@@ -149,12 +149,13 @@ def _clock(s): return f'{int(s)//60}:{int(s)%60:02d}'
 
 class progress:
     "Iterate with one line of progress; set `.note` to show a value beside it"
+    around = None # a line that is open for longer: those that begin meanwhile are shown as a part of it
     def __init__(self, it=None, # what to iterate; None: call `step()` yourself
                  desc:str='', # what is being done
                  total:int=None, # default: len(it)
                  every:float=None # seconds between updates
                 ):
-        self.it,self.desc,self.note,self.n = it,desc,'',0
+        self.it,self.desc,self.note,self.part,self.n,self.outer = it,desc,'','',0,progress.around
         self.total = total if total is not None else (len(it) if hasattr(it, '__len__') else None)
         self.nb = _in_notebook()
         self.tty = not self.nb and sys.stderr.isatty()
@@ -167,12 +168,13 @@ class progress:
         t = time.time() - self.t0
         left = f' < {_clock(t/self.n*(self.total-self.n))}' if self.total and 0 < self.n < self.total else ''
         of = f'/{self.total}' if self.total is not None else ''
-        return f'{self.desc} {self.n}{of} · {_clock(t)}{left}{" · " if self.note else ""}{self.note}'.strip()
+        return f'{self.desc} {self.n}{of} · {_clock(t)}{left}{" · " if self.note else ""}{self.note}{" · " if self.part else ""}{self.part}'.strip()
 
     def show(self):
         "Draw the line now"
         self.last = time.time()
-        if self.nb:
+        if self.outer is not None: self.outer.part = self.line(); self.outer.show(); self.outer.part = ''
+        elif self.nb:
             from IPython.display import display, update_display
             data = {'text/plain': self.line()}
             if self.handle is None: self.handle = uuid.uuid4().hex; display(data, raw=True, display_id=self.handle)
@@ -186,6 +188,7 @@ class progress:
 
     def close(self):
         "Draw the final line"
+        if self.outer is not None: return
         self.show()
         if self.tty: print(file=sys.stderr)
 

@@ -21,7 +21,7 @@ from .cost import noise_batch
 from .registry import create_model, model_options
 from .tasks import TASKS, Task, create_task, task_options
 from .train import FIELDS, class_names, config_from, load_manifest
-from .viz import show_confusion, show_predictions, show_similarity, show_spread
+from .viz import show_bars, show_confusion, show_predictions, show_similarity, show_spread
 
 # %% ../nbs/54_results.ipynb #4a1c940e
 def load_eval(folder, # RunFolder or path
@@ -206,13 +206,17 @@ def confusion(e:dict, # from `load_eval`, one label per clip
     "Confusion matrix of an evaluation"
     from torchmetrics.functional.classification import multiclass_confusion_matrix
     a = e['arrays']
-    if a['label'].ndim > 1: raise ValueError('clips with several labels have no confusion matrix')
     return multiclass_confusion_matrix(a['prob'], a['label'], n).numpy()
 
 def class_table(folder, names:list, # of the classes
                 split:str='test') -> pd.DataFrame:
-    "Accuracy of every class in percent, and what it is taken for most often"
-    c = confusion(load_eval(folder, split), len(names))
+    "Accuracy of every class in percent, and what it is taken for most often; of clips with several labels the average precision"
+    e = load_eval(folder, split)
+    if (y := e['arrays']['label']).ndim > 1:
+        from torchmetrics.functional.classification import multilabel_average_precision
+        ap = multilabel_average_precision(e['arrays']['prob'], y.long(), len(names), average='none')
+        return pd.DataFrame({'clips': y.long().sum(0).numpy(), 'average precision': np.where(y.any(0), np.round(100*ap.double().numpy(), 1), np.nan)}, index=pd.Index(names, name='class'))
+    c = confusion(e, len(names))
     wrong = c - np.diag(np.diag(c))
     taken = [f'{names[int(w.argmax())]} ({w.max()})' if w.any() else '' for w in wrong]
     return pd.DataFrame({'clips': c.sum(1), 'accuracy': np.round(100*np.diag(c)/np.maximum(1, c.sum(1)), 1), 'taken for': taken}, index=pd.Index(names, name='class'))
@@ -250,12 +254,13 @@ def worst(folder, cfg, # RunConfig
     return pd.DataFrame([dict(video=m.row(int(first[sid[i]]))['id'], **more(i), **{k: float(f'{v[i]:.4g}') for k, v in numbers.items() if k != 'R1'}) for i in rows])
 
 def show_eval(folder, cfg, split:str='test'): # Figure
-    "The similarity matrix of a retrieval, the confusion matrix of classes, predictions against truth, the spread of a loss"
+    "The similarity matrix of a retrieval, the confusion matrix of classes or their average precisions, predictions against truth, the spread of a loss"
     e = load_eval(folder, split); a = e['arrays']
     if 'sim' in a: return show_similarity(a['sim'], text_to_video=torch.searchsorted(a['video_sid'], a['text_sid']).numpy())
     if 'predicted' in a: return show_predictions(a['predicted'], a['target'])
     if 'align' in a: return show_spread(a['align'], 'distance to the teacher')
     names = class_names(cfg)
+    if a['label'].ndim > 1: return show_bars(class_table(folder, names, split)['average precision'], names, 'average precision, %')
     return show_confusion(confusion(e, len(names)) if 'prob' in a else same_class_confusion(a, len(names)), names, '' if 'prob' in a else 'class of the nearest other video')
 
 # %% ../nbs/54_results.ipynb #8128139b
