@@ -119,10 +119,10 @@ def narrated_item(i:int, # only counts
                  ) -> tuple: # frames (T,PX,PX,3), row
     "Events in a row, no two alike in size and colour, all of one shape and motion, with ordered and timed sentences in `transcripts`"
     shade, n, frames, script = gen.uniform(90, 170), int(seconds*FPS), [], []
-    if events > len(SIZES)*len(COLORS): raise ValueError(f'{events} events: there are {len(SIZES)*len(COLORS)} looks, and no two events share one')
-    colors = [list(COLORS)[k] for k in gen.choice(len(COLORS), -(-events//len(SIZES)), replace=False)]
-    shape, motion, looks = SHAPES[gen.integers(len(SHAPES))], MOTIONS[gen.integers(len(MOTIONS))], list(product(SIZES, colors))
-    for k, l in enumerate(gen.permutation(len(looks))[:events]):
+    looks = [(s, c) for s in gen.permutation(list(SIZES)) for c in gen.permutation(list(COLORS))]       # every colour in one size, then in the other
+    if events > len(looks): raise ValueError(f'{events} events: there are {len(looks)} looks, and no two events share one')
+    shape, motion = SHAPES[gen.integers(len(SHAPES))], MOTIONS[gen.integers(len(MOTIONS))]
+    for k, l in enumerate(gen.permutation(events)):
         size, color = looks[l]
         frames.append(draw(shape, color, *trajectory(motion, size, n, gen), shade, gen))
         script.append(dict(start=k*seconds, end=(k+1)*seconds, text=f'a {size} {color} {shape} {motion}'))
@@ -183,7 +183,7 @@ COUNTS = dict(stills=dict(train=8100, val=90, test=360), clips=dict(train=2052, 
               narrated=dict(train=400, val=32, test=64), long=dict(train=240, val=24, test=48))
 KINDS = dict(stills=still_item, clips=clip_item, narrated=narrated_item, long=long_item)
 SPLITS = ('train', 'val', 'test')
-VERSION = 3                                                         # raise when a change here changes pixels or captions
+VERSION = 4                                                         # raise when a change here changes pixels or captions
 
 def shapes_settings(seed:int=0, # of everything
                     sizes:dict=None # counts that differ from `COUNTS`, e.g. {'clips': {'train': 216}}
