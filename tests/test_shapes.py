@@ -131,16 +131,17 @@ def test_transcripts(folder):
     assert len(decode(folder/'narrated'/r['path'])) == script[-1]['end']*sh.FPS
 
 
-@pytest.mark.parametrize('events', [1, 3, 4, 6])
+@pytest.mark.parametrize('events', [1, 3, 4])
 def test_events_differ_in_looks_alone(events):
     "Size and colour tell the sentences of a video apart; shape and motion only tell videos apart"
     seen = set()
     for i in range(40):
         texts = [s['text'].split(' ', 4)[1:] for s in json.loads(sh.narrated_item(i, np.random.default_rng(i), events)[1]['transcripts'])]
-        assert len(texts) == events == len({(s, c) for s, c, *_ in texts}) and len({(o, m) for *_, o, m in texts}) == 1 and len({c for _, c, *_ in texts}) == min(3, events) and len({s for s, *_ in texts}) == 1 + (events > 3)
+        assert len(texts) == events == len({(s, c) for s, c, *_ in texts}) and len({(o, m) for *_, o, m in texts}) == 1
+        assert len({c for _, c, *_ in texts}) == min(events, 3 - i % 2) and len({s for s, *_ in texts}) == 1 + (events > 3 - i % 2)
         seen |= {tuple(map(' '.join, texts))}
     assert len(seen) > 30 and {t.split()[0] for v in seen for t in v} == set(sh.SIZES)
-    with pytest.raises(ValueError, match='6 looks'): sh.narrated_item(0, np.random.default_rng(0), 7)
+    with pytest.raises(ValueError, match='video 1 has 4 looks'): sh.narrated_item(1, np.random.default_rng(0), 5)
 
 
 def test_second_call_does_nothing(folder):

@@ -113,14 +113,15 @@ def clip_item(i:int, # caption i % 108
     return frames, dict(text=CLIP_CAPTIONS[i], label=MOTIONS.index(motion), color=color, shape=shape, size=size, motion=motion, caption=i)
 
 # %% ../../nbs/16_data.shapes.ipynb #7bb0b16a
-def narrated_item(i:int, # only counts
+def narrated_item(i:int, # videos of even number show three colours, the others two
                   gen:np.random.Generator,
-                  events:int=4, seconds:float=2. # how many, at most 6; of each
+                  events:int=4, seconds:float=2. # how many; of each
                  ) -> tuple: # frames (T,PX,PX,3), row
     "Events in a row, no two alike in size and colour, all of one shape and motion, with ordered and timed sentences in `transcripts`"
     shade, n, frames, script = gen.uniform(90, 170), int(seconds*FPS), [], []
-    looks = [(s, c) for s in gen.permutation(list(SIZES)) for c in gen.permutation(list(COLORS))]       # every colour in one size, then in the other
-    if events > len(looks): raise ValueError(f'{events} events: there are {len(looks)} looks, and no two events share one')
+    colors = gen.permutation(list(COLORS))[:3 - i % 2]
+    looks = [(s, c) for s in gen.permutation(list(SIZES)) for c in gen.permutation(colors)]             # every colour in one size, then in the other
+    if events > len(looks): raise ValueError(f'{events} events: video {i} has {len(looks)} looks, and no two events share one')
     shape, motion = SHAPES[gen.integers(len(SHAPES))], MOTIONS[gen.integers(len(MOTIONS))]
     for k, l in enumerate(gen.permutation(events)):
         size, color = looks[l]
@@ -183,7 +184,7 @@ COUNTS = dict(stills=dict(train=8100, val=90, test=360), clips=dict(train=2052, 
               narrated=dict(train=400, val=32, test=64), long=dict(train=240, val=24, test=48))
 KINDS = dict(stills=still_item, clips=clip_item, narrated=narrated_item, long=long_item)
 SPLITS = ('train', 'val', 'test')
-VERSION = 4                                                         # raise when a change here changes pixels or captions
+VERSION = 5                                                         # raise when a change here changes pixels or captions
 
 def shapes_settings(seed:int=0, # of everything
                     sizes:dict=None # counts that differ from `COUNTS`, e.g. {'clips': {'train': 216}}
