@@ -18,8 +18,9 @@ EPILOG = """examples:
   check_videos.py msrvtt.csv --root MSRVTT/videos --deep      the files of a manifest, every frame decoded
   check_videos.py files.txt --workers 4 --report bad.jsonl    a list, one path a line
 
-verdicts: ok; warn (readable, but shorter than promised, damaged, odd timestamps ...); bad (cannot be read)
-exit code: 0 no bad file; 1 bad files, listed at the end and in the report; 2 nothing to check or wrong arguments"""
+verdicts: ok; warn (readable, but shorter than promised, damaged, odd timestamps ...); bad (cannot be read);
+          unknown (the reader failed, not the file: nothing is known of it)
+exit code: 0 no bad file; 1 bad or unknown files, listed at the end and in the report; 2 nothing to check or wrong arguments"""
 
 
 def find(folder: Path) -> list:
@@ -90,10 +91,10 @@ def check_videos(
     paths = find(src) if src.is_dir() else listed(src, root) if table else [str(src)]
     if not paths:
         raise ValueError(f'{source!r}: no videos in it (looked for {" ".join(SUFFIXES)} and folders of pictures)')
-    bar, counts = progress(desc='checked', total=len(paths)), dict(ok=0, warn=0, bad=0)
+    bar, counts = progress(desc='checked', total=len(paths)), dict(ok=0, warn=0, bad=0, unknown=0)
     def each(row):
         counts[row['verdict']] += 1
-        bar.note = ' '.join(f'{v} {k}' for k, v in counts.items()); bar.step()
+        bar.note = ' '.join(f'{v} {k}' for k, v in counts.items() if v or k != 'unknown'); bar.step()
     rows = audit(paths, deep=deep, workers=workers, timeout=timeout, cache=not fresh, each=each)
     bar.close()
     if report: write_report(report, rows)
@@ -110,13 +111,15 @@ def main(args=None) -> int:
     try: rows = check_videos(**a)
     except ValueError as e: print(f'check_videos: {e}', file=sys.stderr); return 2
     worst = [r for r in rows if r['verdict'] != 'ok']
-    for r in sorted(worst, key=lambda r: r['verdict'] == 'bad')[-200:]:
+    for r in sorted(worst, key=lambda r: r['verdict'] in ('bad', 'unknown'))[-200:]:
         print(f'{r["verdict"]:4}  {r["path"]!r}: {"; ".join(r["reasons"])}')
-    bad, frames = sum(r['verdict'] == 'bad' for r in rows), sum(r['n'] for r in rows)
-    print(f'{len(rows)} files: {len(rows) - len(worst)} ok, {len(worst) - bad} with warnings, {bad} bad; '
+    bad, unknown = (sum(r['verdict'] == v for r in rows) for v in ('bad', 'unknown'))
+    frames = sum(r['n'] for r in rows)
+    print(f'{len(rows)} files: {len(rows) - len(worst)} ok, {len(worst) - bad - unknown} with warnings, {bad} bad'
+          + (f', {unknown} unknown' if unknown else '') + '; '
           f'{frames} frames, {sum(r["seconds"] for r in rows)/60:.1f} min'
           + (f'; report: {a["report"]}' if a['report'] else ''))
-    return int(bad > 0)
+    return int(bad + unknown > 0)
 
 
 if __name__ == '__main__': sys.exit(main())

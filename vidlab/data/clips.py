@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils import signal_handling
 from ..core import rng, unknown
 from .annots import Manifest, mirrored_classes, pictures_of
-from .decode import VideoError, VideoIndex, audit, index_video, read_frames, DecodeSlots
+from .decode import ReaderError, VideoError, VideoIndex, audit, index_video, read_frames, DecodeSlots
 from .text import tokenize
 from .transforms import ClipTransform, view_boxes
 
@@ -226,6 +226,7 @@ def check(self:Clips, workers:int=2 # indexing processes
     if self.unit == 'text': return {}
     paths = [self.manifest.row(int(r))['path'] for r in self.first]
     verdict = {v['path']: v for v in audit(sorted(set(map(str, paths))), workers=workers)}
+    if unknown := [v for v in verdict.values() if v['verdict'] == 'unknown']: raise ReaderError(f'{len(unknown)} of {len(verdict)} files could not be looked at. {unknown[0]["reasons"][0]}')
     self.unread = {p: '; '.join(v['reasons']) for p, v in verdict.items() if v['verdict'] == 'bad'}
     if self.unread and self.on_bad == 'fail':
         raise VideoError(next(iter(self.unread)), 'index', f'{len(self.unread)} of {len(verdict)} files of the evaluation cannot be read: '
@@ -329,7 +330,7 @@ class Loader:
     def blame(self, e:BaseException # raised while iterating, or, by torch's signal handler, anywhere in between
              ) -> VideoError: # None when no worker is to blame
         "What a worker was reading when it hung or died; ends all workers"
-        if not (self.workers and isinstance(e, RuntimeError) and 'DataLoader' in str(e)): return None
+        if not (self.workers and isinstance(e, RuntimeError) and str(e).startswith('DataLoader')): return None
         dead = {int(o) for pids in re.findall(r'pid\S* ([\d, ]+)', str(e)) for o in re.findall(r'\d+', pids)}
         if dead and dead.isdisjoint(w.pid for w in getattr(self.dl._iterator, '_workers', ())): return None    # of another loader
         paths = self.ds.slots.paths() if getattr(self.ds, 'slots', None) else []
