@@ -1,5 +1,6 @@
 "Clips and loaders with real files: a hang and a killed worker are named, one order for any number of workers and processes."
-import os, signal, time
+import os, signal, subprocess, sys, time, warnings
+from pathlib import Path
 import numpy as np
 import pytest
 import torch
@@ -45,6 +46,76 @@ def test_a_hang_or_crash_in_a_worker_is_contained_and_named(rows, decoder, word)
     dl, t = Loader(ds, 4, workers=2, timeout=8), time.time()
     with pytest.raises(VideoError, match=f'00007.mp4.*{word}'): list(dl)
     assert time.time() - t < 30
+
+def test_a_killed_worker_is_noticed_at_once(rows):
+    "Not after the time limit for a hung one"
+    dl = Loader(Clips(rows, SegmentSampler(4), size=32, train=True, decoder='dying'), 4, workers=2, timeout=200)
+    next(iter(Loader(Clips(rows, SegmentSampler(4), size=32), 4, workers=1)))                      # the server is up
+    t = time.time()
+    with pytest.raises(VideoError, match='00007.mp4.*died of SIGKILL'): list(dl)
+    assert time.time() - t < 20
+
+class Telling(Sleepy):
+    "Frames that say what the worker knows: its threads, a limit, a variable"
+    def read(self, ix, idx, size):
+        out = np.zeros((len(idx), 64, 64, 3), np.uint8)
+        threads = len(os.listdir('/proc/self/task'))
+        out[:] = [threads, decode.LIMITS.packets % 251, int(os.environ['VIDLAB_TEST'])]
+        return out
+
+def test_workers_are_told_the_surroundings(rows, monkeypatch):
+    "Decoders, limits and variables as they are when a loader starts, though the server is older; no warning about threads and forks"
+    register_decoder('telling')(Telling)
+    for value in (7, 9):
+        monkeypatch.setenv('VIDLAB_TEST', str(value)); monkeypatch.setattr(decode.LIMITS, 'packets', 1_000_000 + value)
+        dl = Loader(Clips(rows, SegmentSampler(4), size=64, decoder='telling'), 4, workers=2, timeout=60)
+        assert not dl.forks
+        with warnings.catch_warnings():
+            warnings.simplefilter('error', DeprecationWarning)
+            got = next(iter(dl))['video']
+        dl.close()
+        assert got[:, :, 1].unique().tolist() == [(1_000_000 + value) % 251] and got[:, :, 2].unique().tolist() == [value]
+
+def test_the_server_has_one_thread(rows):
+    from multiprocessing import forkserver
+    next(iter(Loader(Clips(rows, SegmentSampler(4), size=32), 4, workers=1)))
+    assert len(os.listdir(f'/proc/{forkserver._forkserver._forkserver_pid}/task')) == 1
+
+def test_columns_are_mapped_and_not_copied(rows):
+    "What a worker gets is the data set, its large columns in a file"
+    import pickle
+    from multiprocessing import reduction
+    from vidlab.data import clips as C
+    ds = Clips(rows.select(list(range(13))*2000), SegmentSampler(4), size=32, train=True)
+    box = C._Shipment(ds); box.pack()
+    assert len(box.data) < 200_000 and sum(b - a for a, b in box.spans) > 1_000_000
+    fd = type('Fd', (), dict(detach=lambda self: os.dup(box.file.fileno())))()
+    got = C._unpack(box.state, box.data, fd, box.spans)
+    assert len(got) == len(ds) and got.manifest.row(25_999) == ds.manifest.row(25_999)
+    assert np.array_equal(got.sids, ds.sids) and not got.sids.flags.owndata
+    assert torch.equal(got[17]['video'], ds[17]['video'])
+
+SCRIPT = '''
+import sys, warnings
+warnings.simplefilter('error', DeprecationWarning)
+print('this script runs')
+from vidlab.data.annots import Manifest
+from vidlab.data.clips import Clips, Loader
+from vidlab.data.sample import SegmentSampler
+{own}
+ds = {kind}(Manifest.read({csv!r}), SegmentSampler(2), size=32)
+dl = Loader(ds, 4, workers=2, timeout=60)
+print('forks', dl.forks, sum(len(b['sid']) for b in dl))
+'''
+
+@pytest.mark.parametrize('own', [False, True])
+def test_a_script_without_a_guard(rows, tmp_path, own):
+    "No `if __name__ == '__main__'` is needed, and nothing runs twice; a class of the script itself still works"
+    csv = str(Path(rows.root)/'train.csv')
+    code = SCRIPT.format(csv=csv, kind='Mine' if own else 'Clips', own='class Mine(Clips): pass\nwarnings.simplefilter("default")' if own else '')
+    (tmp_path/'script.py').write_text(code)
+    r = subprocess.run([sys.executable, tmp_path/'script.py'], capture_output=True, text=True, timeout=200, env=dict(os.environ, PYTHONPATH=str(Path(__file__).parents[1])))
+    assert r.returncode == 0 and r.stdout.split('\n')[:2] == ['this script runs', f'forks {own} 13'], r.stderr
 
 @pytest.mark.parametrize('sampler', [SegmentSampler(4), GridSampler(6, rate=4, order=2)])
 def test_one_order_for_any_workers_and_ranks(rows, sampler):

@@ -508,22 +508,29 @@ def test_contained(tmp_path, misbehaving):
     assert np.array_equal(read_frames(ix, [5, 1], contained=True), read_frames(ix, [5, 1]))
 
 
+class Stuck:
+    "Hangs on its second item"
+    def __init__(self, slots): self.slots = slots
+    def __len__(self): return 2
+    def __getitem__(self, i):
+        with self.slots.using(f'video{i}.mp4'):
+            if i: time.sleep(100)
+            return i
+
+
 def test_slots_name_the_hung_file(tmp_path):
     import torch.utils.data as tud
+    from vidlab.data.clips import fork_server
     slots = DecodeSlots(1)
-    class Stuck(tud.Dataset):
-        def __len__(self): return 2
-        def __getitem__(self, i):
-            with slots.using(f'video{i}.mp4'):
-                if i: time.sleep(100)
-                return i
-    loader = tud.DataLoader(Stuck(), num_workers=1, timeout=2, batch_size=1, multiprocessing_context='fork')
-    with pytest.raises(RuntimeError, match='timed out'):
-        for _ in loader: pass
+    loader = tud.DataLoader(Stuck(slots), num_workers=1, timeout=30, batch_size=1, multiprocessing_context=fork_server())
+    batches = iter(loader)
+    next(batches)
+    batches._timeout = 2                                            # the first one may have to wait for imports
+    with pytest.raises(RuntimeError, match='timed out'): next(batches)
     assert slots.paths() == ['video1.mp4'] and slots.busy()[0]['seconds'] > 1
     assert pickle.loads(pickle.dumps(slots)).paths() == ['video1.mp4']
     file = slots.file
-    del slots, loader, Stuck
+    del slots, loader, batches
     import gc; gc.collect()
     assert not os.path.exists(file)
 

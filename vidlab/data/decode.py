@@ -7,7 +7,7 @@ __all__ = ['INTERFACE', 'LIMITS', 'VIDEO', 'PICTURES', 'FORMATS', 'BROKEN', 'LOO
            'CLOCK', 'VERSION', 'ARRAYS', 'AUTO', 'VideoError', 'ReaderError', 'VideoWarning', 'Limits', 'VideoIndex',
            'split_member', 'scan_tar', 'TarTable', 'keep_table', 'tar_table', 'find_member', 'holds_member',
            'read_member', 'write_clock', 'read_clock', 'Child', 'index_video', 'register_decoder', 'PyAV', 'Images',
-           'Decord', 'TorchCodec', 'read_frames', 'stream_frames', 'DecodeSlots', 'audit']
+           'Decord', 'TorchCodec', 'read_frames', 'stream_frames', 'DecodeSlots', 'worker_state', 'take_state', 'audit']
 
 # %% ../../nbs/11_data.decode.ipynb #c34a1de6
 import contextlib, dataclasses, functools, hashlib, importlib, importlib.metadata, importlib.util, io, json, mmap, os, pickle, re, signal
@@ -1333,6 +1333,18 @@ class DecodeSlots:
     def paths(self) -> list: # of str
         "Paths being decoded now, the longest-running first"
         return [d['path'] for d in self.busy()]
+
+# %% ../../nbs/11_data.decode.ipynb #1171b313
+def worker_state():
+    "What another process must be told to read as this one does"
+    return vars(LIMITS).copy(), {name: d for name, d in _decoders.items() if type(d).__module__ != __name__}
+
+def take_state(state # of `worker_state`
+              ):
+    "Read as the process does that sent this"
+    limits, decoders = state
+    vars(LIMITS).update(limits)
+    _decoders.update(decoders)
 
 # %% ../../nbs/11_data.decode.ipynb #301dea50
 def _audit_row(path, deep, timeout, cache, child):

@@ -76,7 +76,7 @@ def from_hub(loader, # of transformers: AutoTokenizer, AutoConfig or AutoModel
 @lru_cache
 def _hub(name):
     "A tokenizer of transformers"
-    os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')           # rows are short, and threads do not survive the fork of loader workers
+    os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')           # rows are short: threads cost more than they bring
     return from_hub(need('transformers', 'vidlab[text]').AutoTokenizer, str(_own_folder(name) or name), 'tokenizer', "'clip', 'shapes', a folder with vocab.txt and tokenizer_config.json")
 
 # %% ../../nbs/13_data.text.ipynb #33730ddd
