@@ -103,19 +103,26 @@ from vidlab.data.annots import Manifest
 from vidlab.data.clips import Clips, Loader
 from vidlab.data.sample import SegmentSampler
 {own}
-ds = {kind}(Manifest.read({csv!r}), SegmentSampler(2), size=32)
+ds = {kind}(Manifest.read({csv!r}), SegmentSampler(2), size=32{more})
 dl = Loader(ds, 4, workers=2, timeout=60)
 print('forks', dl.forks, sum(len(b['sid']) for b in dl))
 '''
 
-@pytest.mark.parametrize('own', [False, True])
+OWN = {'class': 'class Mine(Clips): pass\nwarnings.simplefilter("default")', 'decoder': '''
+warnings.simplefilter("default")
+from vidlab.data.decode import PyAV, register_decoder
+@register_decoder('mine')
+class Mine(PyAV): pass
+'''}
+
+@pytest.mark.parametrize('own', [None, 'class', 'decoder'])
 def test_a_script_without_a_guard(rows, tmp_path, own):
-    "No `if __name__ == '__main__'` is needed, and nothing runs twice; a class of the script itself still works"
+    "No `if __name__ == '__main__'` is needed, and nothing runs twice; what only the script itself knows still works"
     csv = str(Path(rows.root)/'train.csv')
-    code = SCRIPT.format(csv=csv, kind='Mine' if own else 'Clips', own='class Mine(Clips): pass\nwarnings.simplefilter("default")' if own else '')
+    code = SCRIPT.format(csv=csv, kind='Mine' if own == 'class' else 'Clips', own=OWN.get(own, ''), more=", decoder='mine'" if own == 'decoder' else '')
     (tmp_path/'script.py').write_text(code)
     r = subprocess.run([sys.executable, tmp_path/'script.py'], capture_output=True, text=True, timeout=200, env=dict(os.environ, PYTHONPATH=str(Path(__file__).parents[1])))
-    assert r.returncode == 0 and r.stdout.split('\n')[:2] == ['this script runs', f'forks {own} 13'], r.stderr
+    assert r.returncode == 0 and r.stdout.split('\n')[:2] == ['this script runs', f'forks {bool(own)} 13'], r.stderr
 
 @pytest.mark.parametrize('sampler', [SegmentSampler(4), GridSampler(6, rate=4, order=2)])
 def test_one_order_for_any_workers_and_ranks(rows, sampler):

@@ -18,7 +18,7 @@ from torch.utils.data._utils import signal_handling
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from ..core import rng, unknown
 from .annots import Manifest, mirrored_classes, pictures_of
-from .decode import ReaderError, VideoError, VideoIndex, audit, index_video, read_frames, worker_state, take_state, DecodeSlots
+from .decode import ReaderError, VideoError, VideoIndex, audit, index_video, get_decoder, read_frames, worker_state, take_state, DecodeSlots
 from .text import tokenize
 from .transforms import ClipTransform, view_boxes
 
@@ -393,7 +393,7 @@ class Loader:
         self.unread = dict(getattr(ds, 'unread', {}))
         self._stop_above_limit()
         if workers and isinstance(ds, Clips): ds.slots = DecodeSlots(workers)
-        self.forks = not _travels((ds, worker_state()))
+        self.forks = not _travels((ds, get_decoder(getattr(ds, 'decoder', ''))))
         if workers and not self.forks: context, source = fork_server(self._preload()), _Shipment(ds)
         else:
             context, source = 'fork' if workers else None, ds
@@ -458,7 +458,7 @@ class Loader:
         self.close(hung=True)
         if -signal.SIGBUS in ends: return RuntimeError(_no_shared_memory())
         if 'timed out' in str(e): said = 'hung'
-        else: said = 'died' + (' of SIGKILL, as when memory runs out' if -signal.SIGKILL in ends else '')
+        else: said = 'died' + (' of SIGKILL, as when memory runs out' if -signal.SIGKILL in ends else ' at its start; it says why above' if 1 in ends else '')
         return VideoError(paths[0] if paths else '(no file was being read)', 'decode', f'a worker {said}, the workers were reading {paths}: {e}')
 
     def __iter__(self): return self.epoch()

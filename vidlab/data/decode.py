@@ -6,8 +6,9 @@
 __all__ = ['INTERFACE', 'LIMITS', 'VIDEO', 'PICTURES', 'FORMATS', 'BROKEN', 'LOOK', 'INTRA', 'SKIPS', 'MOV', 'MKV', 'NOPTS',
            'CLOCK', 'VERSION', 'ARRAYS', 'AUTO', 'VideoError', 'ReaderError', 'VideoWarning', 'Limits', 'VideoIndex',
            'split_member', 'scan_tar', 'TarTable', 'keep_table', 'tar_table', 'find_member', 'holds_member',
-           'read_member', 'write_clock', 'read_clock', 'Child', 'index_video', 'register_decoder', 'PyAV', 'Images',
-           'Decord', 'TorchCodec', 'read_frames', 'stream_frames', 'DecodeSlots', 'worker_state', 'take_state', 'audit']
+           'read_member', 'write_clock', 'read_clock', 'Child', 'index_video', 'register_decoder', 'get_decoder',
+           'PyAV', 'Images', 'Decord', 'TorchCodec', 'read_frames', 'stream_frames', 'DecodeSlots', 'worker_state',
+           'take_state', 'audit']
 
 # %% ../../nbs/11_data.decode.ipynb #c34a1de6
 import contextlib, dataclasses, functools, hashlib, importlib, importlib.metadata, importlib.util, io, json, mmap, os, pickle, re, signal
@@ -890,6 +891,10 @@ def register_decoder(name:str # as in `decoder=...`
     def put(cls): _decoders[name] = cls(); cls.name = name; return cls
     return put
 
+def get_decoder(name:str): # as registered; None for 'auto' and unknown ones
+    "The decoder of a name"
+    return _decoders.get(name)
+
 _told = set()
 
 def _warn(path, text):
@@ -1337,14 +1342,16 @@ class DecodeSlots:
 # %% ../../nbs/11_data.decode.ipynb #1171b313
 def worker_state():
     "What another process must be told to read as this one does"
-    return vars(LIMITS).copy(), {name: d for name, d in _decoders.items() if type(d).__module__ != __name__}
+    others = {name: d for name, d in _decoders.items() if type(d).__module__ != __name__}
+    return vars(LIMITS).copy(), {name: pickle.dumps(d) for name, d in others.items()}
 
 def take_state(state # of `worker_state`
               ):
-    "Read as the process does that sent this"
+    "Read as the process does that sent this; decoders of modules that are not to be found here stay unknown"
     limits, decoders = state
     vars(LIMITS).update(limits)
-    _decoders.update(decoders)
+    for name, d in decoders.items():
+        with contextlib.suppress(ImportError, AttributeError): _decoders[name] = pickle.loads(d)
 
 # %% ../../nbs/11_data.decode.ipynb #301dea50
 def _audit_row(path, deep, timeout, cache, child):
