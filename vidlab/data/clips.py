@@ -393,7 +393,7 @@ class Loader:
         self.unread = dict(getattr(ds, 'unread', {}))
         self._stop_above_limit()
         if workers and isinstance(ds, Clips): ds.slots = DecodeSlots(workers)
-        self.forks = not _travels((ds, get_decoder(getattr(ds, 'decoder', ''))))
+        self.forks = not _travels((ds, collate, get_decoder(getattr(ds, 'decoder', ''))))
         if workers and not self.forks: context, source = fork_server(self._preload()), _Shipment(ds)
         else:
             context, source = 'fork' if workers else None, ds
