@@ -39,6 +39,7 @@ def decoders(monkeypatch):
     monkeypatch.setattr(decode, '_decoders', dict(decode._decoders))
     for name, d in dict(sleepy=Sleepy, dying=Dying, broken=Broken).items(): register_decoder(name)(d)
 
+@pytest.mark.slow
 @pytest.mark.parametrize('decoder,word', [('sleepy', 'hung'), ('dying', 'died')])
 def test_a_hang_or_crash_in_a_worker_is_contained_and_named(rows, decoder, word):
     ds = Clips(rows, SegmentSampler(4), size=32, train=True, decoder=decoder)
@@ -115,6 +116,7 @@ from vidlab.data.decode import PyAV, register_decoder
 class Mine(PyAV): pass
 '''}
 
+@pytest.mark.slow
 @pytest.mark.parametrize('own', [None, 'class', 'decoder'])
 def test_a_script_without_a_guard(rows, tmp_path, own):
     "No `if __name__ == '__main__'` is needed, and nothing runs twice; what only the script itself knows still works"
@@ -124,6 +126,7 @@ def test_a_script_without_a_guard(rows, tmp_path, own):
     r = subprocess.run([sys.executable, tmp_path/'script.py'], capture_output=True, text=True, timeout=200, env=dict(os.environ, PYTHONPATH=str(Path(__file__).parents[1])))
     assert r.returncode == 0 and r.stdout.split('\n')[:2] == ['this script runs', f'forks {bool(own)} 13'], r.stderr
 
+@pytest.mark.slow
 @pytest.mark.parametrize('own', [None, 'class'])
 def test_nothing_outlives_a_killed_process(rows, tmp_path, own):
     "Neither workers nor their server, forked one way or the other; they would hold files, memory and the terminal"
