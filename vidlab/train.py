@@ -262,7 +262,8 @@ def _row(t, name, row, common, parts):
         if p not in parts: raise ValueError(f'{where}: {unknown("part", p, parts)}')
     said = lambda word: '; '.join(d[word] for d in [*(parts[p] for p in use), row] if word in d)
     keys = {**common, **{k: v for p in use for k, v in parts[p].items() if k not in WORDS['part']}, **{k: v for k, v in row.items() if k not in WORDS['row']}}
-    paper = {k: coerce(f'{where}: paper: {k}', v, 0.) for k, v in _mapping(row.get('paper', {}), f'{where}: paper').items()}
+    paper = _mapping(row.get('paper', {}), f'{where}: paper')
+    for k, v in paper.items(): coerce(f'{where}: paper: {k}', v, 0.)
     return Recipe(name, t.name, keys, said('what'), paper, row.get('source', t.source), said('note'), row.get('page', 'train'))
 
 def _addon(t, name, d):
@@ -292,11 +293,11 @@ def recipes_dir() -> Path:
     raise FileNotFoundError(f'no nbs/runs/recipes below {tilde(project_root())}: work in a checkout, or give the path of a YAML file')
 
 @lru_cache(maxsize=256)
-def _table(path, changed): return read_table(path)
+def _table(path, changed, size): return read_table(path)
 
 def read_tables() -> dict: # name -> Table
     "Every table of recipes there is"
-    return {p.stem: _table(p, p.stat().st_mtime_ns) for p in sorted(recipes_dir().glob('*.yaml'))}
+    return {p.stem: _table(p, (s := p.stat()).st_mtime_ns, s.st_size) for p in sorted(recipes_dir().glob('*.yaml'))}
 
 def _all_recipes():
     "name -> Recipe, rows and add-ons"
