@@ -266,24 +266,33 @@ def show_eval(folder, cfg, split:str='test'): # Figure
 # %% ../nbs/54_results.ipynb #1b7ef52e
 def zoo_tables() -> pd.DataFrame: # one row per table of recipes
     "Which tables there are"
-    rows = [{'table': t.name, 'what': t.what, 'recipes': sum(not r.to for r in t.recipes), 'with a number': sum(bool(r.paper) for r in t.recipes), 'source': t.source, 'note': t.note}
-            for t in read_tables().values() if not all(r.to for r in t.recipes)]
+    rows = []
+    for t in read_tables().values():
+        runs = [r for r in t.recipes if not r.to]
+        numbers = sum(bool(r.paper) for r in runs)
+        if runs: rows.append({'table': t.name, 'what': t.what, 'recipes': len(runs), 'with a number': numbers, 'source': t.source, 'note': t.note})
     return pd.DataFrame(rows).set_index('table')
 
 def zoo(table:str # as in `zoo_tables`
        ) -> pd.DataFrame: # one row per recipe
     "What the recipes of a table are, what was published, and how to run them"
-    known = read_tables()
-    if table not in known: raise unknown('table of recipes', table, known)
-    rows = [{'recipe': r.name, 'what': r.what, 'published': ', '.join(f'{k.replace("/", " ")} {v}' for k, v in r.paper.items()), 'source': r.source if r.paper else '', 'note': r.note,
-             'command': f'papermill nbs/runs/{r.page}.ipynb out.ipynb -p recipe {r.name}'} for r in known[table].recipes if not r.to]
-    if not rows: raise ValueError(f'{table} has add-ons alone: see zoo_addons')
+    if table not in (known := zoo_tables().index): raise unknown('table of recipes', table, known)
+    rows = []
+    for r in read_tables()[table].recipes:
+        if r.to: continue
+        numbers = ', '.join(f'{k.replace("/", " ")} {v}' for k, v in r.paper.items())
+        rows.append(dict(recipe=r.name, what=r.what, published=numbers, source=r.source if r.paper else '', note=r.note,
+                         command=f'papermill nbs/runs/{r.page}.ipynb out.ipynb -p recipe {r.name}'))
     df = pd.DataFrame(rows).set_index('recipe')
     return df.loc[:, (df != '').any()]
 
+# %% ../nbs/54_results.ipynb #e8e59d63
 def zoo_addons() -> pd.DataFrame: # one row per add-on
     "What can be joined to a recipe by `+`"
-    rows = [{'add-on': r.name, 'what': r.what, 'added to recipes of': added_to(r), 'sets': ', '.join(f'{k} {v}' for k, v in r.keys.items())} for t in read_tables().values() for r in t.recipes if r.to]
+    rows = []
+    for r in (r for t in read_tables().values() for r in t.recipes if r.to):
+        sets = ', '.join(f'{k} {v}' for k, v in r.keys.items())
+        rows.append({'add-on': r.name, 'what': r.what, 'added to recipes of': added_to(r), 'sets': sets})
     return pd.DataFrame(rows).set_index('add-on')
 
 def show_zoo(df:pd.DataFrame): # HTML

@@ -205,27 +205,30 @@ def make_config(**keys # fields of `RunConfig` and options of the model, all fla
 @dataclass
 class Recipe:
     "A row of a table, or an add-on"
-    name:str            # as in `-p recipe NAME`
-    table:str           # its table
-    keys:dict           # flat overrides, those of `common` and its parts among them
-    what:str = ''       # what it is: in the words of its parts and its own
+    name:str           # as in `-p recipe NAME`
+    table:str          # its table
+    keys:dict          # flat overrides, those of `common` and of its parts among them
+    what:str = ''      # what it is, in the words of its parts and its own
     paper:dict = field(default_factory=dict) # metric -> published number
-    source:str = ''     # where that is published
-    note:str = ''       # what has to be known about it
-    page:str = 'train'  # run page that it is for
+    source:str = ''    # where that is published
+    note:str = ''      # what has to be known about it
+    page:str = 'train' # run page that it is for
     to:dict = field(default_factory=dict)    # of an add-on: key -> its values in the recipes that it is added to
 
+# %% ../nbs/50_train.ipynb #39e39fb0
 @dataclass
 class Table:
     "Recipes that belong together"
-    name:str            # of its file
-    what:str = ''       # what it is about
-    source:str = ''     # where its numbers are published
-    note:str = ''       # what has to be known about all of them
+    name:str           # of its file
+    what:str = ''      # what it is about
+    source:str = ''    # where its numbers are published
+    note:str = ''      # what has to be known about all of them
     recipes:list = field(default_factory=list) # its rows and add-ons
 
-WORDS = dict(table=('what', 'source', 'note', 'common', 'parts', 'rows', 'addons'), part=('what', 'note'),
-             row=('use', 'what', 'paper', 'source', 'note', 'page'), addon=('what', 'to'))
+WORDS = dict(table=('what', 'source', 'note', 'common', 'parts', 'rows', 'addons'),
+             part=('what', 'note'),
+             row=('use', 'what', 'paper', 'source', 'note', 'page'),
+             addon=('what', 'to'))
 
 # %% ../nbs/50_train.ipynb #5efc493d
 def _strict_loader():
@@ -235,9 +238,18 @@ def _strict_loader():
         def construct_mapping(self, node, deep=False):
             names = [k.value for k, _ in node.value]
             for k, _ in node.value:
-                if names.count(k.value) > 1: raise yaml.constructor.ConstructorError(None, None, f'{k.value!r} stands twice', k.start_mark)
+                if names.count(k.value) > 1:
+                    raise yaml.constructor.ConstructorError(None, None, f'{k.value!r} stands twice', k.start_mark)
             return super().construct_mapping(node, deep)
     return Strict
+
+# %% ../nbs/50_train.ipynb #3805a75d
+def _mapping(d, where, known=None):
+    "`d` if it has words, all of them known"
+    if not isinstance(d, dict): raise ValueError(f'{where}: {d!r} is no list of `key: value` lines')
+    for k in d:
+        if known and k not in known: raise ValueError(f'{where}: {unknown("word", k, known)}')
+    return d
 
 def _yaml(path, loader):
     "The words of a YAML file"
@@ -246,12 +258,7 @@ def _yaml(path, loader):
     except yaml.YAMLError as e: raise ValueError(f'{path.name}: not YAML: {e}') from e
     return _mapping(d, path.name)
 
-def _mapping(d, where, known=None):
-    "`d` if it has words, all of them known"
-    if not isinstance(d, dict): raise ValueError(f'{where}: {d!r} is no list of `key: value` lines')
-    for k in d:
-        if known and k not in known: raise ValueError(f'{where}: {unknown("word", k, known)}')
-    return d
+def _without(d, words): return {k: v for k, v in d.items() if k not in words}
 
 # %% ../nbs/50_train.ipynb #e3ed815d
 def _row(t, name, row, common, parts):
@@ -260,29 +267,36 @@ def _row(t, name, row, common, parts):
     use = coerce(f'{where}: use', _mapping(row, where).get('use', []), [])
     for p in use:
         if p not in parts: raise ValueError(f'{where}: {unknown("part", p, parts)}')
-    said = lambda word: '; '.join(d[word] for d in [*(parts[p] for p in use), row] if word in d)
-    keys = {**common, **{k: v for p in use for k, v in parts[p].items() if k not in WORDS['part']}, **{k: v for k, v in row.items() if k not in WORDS['row']}}
     paper = _mapping(row.get('paper', {}), f'{where}: paper')
     for k, v in paper.items(): coerce(f'{where}: paper: {k}', v, 0.)
-    return Recipe(name, t.name, keys, said('what'), paper, row.get('source', t.source), said('note'), row.get('page', 'train'))
+    keys = dict(common)
+    for p in use: keys |= _without(parts[p], WORDS['part'])
+    keys |= _without(row, WORDS['row'])
+    said = lambda word: '; '.join(d[word] for d in [*(parts[p] for p in use), row] if word in d)
+    return Recipe(name, t.name, keys, said('what'), paper, row.get('source', t.source), said('note'),
+                  row.get('page', 'train'))
 
+# %% ../nbs/50_train.ipynb #c694937d
 def _addon(t, name, d):
     "An add-on with what it is added to"
     where = f'{t.name}.yaml, add-on {name}'
     to = _mapping(_mapping(d, where).get('to', {}), f'{where}: to')
-    if not to: raise ValueError(f'{where}: `to` is missing: keys of the recipes that it is added to, e.g. to: {{model: clip4clip}}')
-    return Recipe(name, t.name, {k: v for k, v in d.items() if k not in WORDS['addon']}, d.get('what', ''), to={k: v if isinstance(v, list) else [v] for k, v in to.items()})
+    if not to: raise ValueError(f'{where}: `to` is missing: keys of the recipes it is added to, e.g. to: {{model: clip4clip}}')
+    to = {k: v if isinstance(v, list) else [v] for k, v in to.items()}
+    return Recipe(name, t.name, _without(d, WORDS['addon']), d.get('what', ''), to=to)
 
 def read_table(path # YAML file
               ) -> Table:
     "A table of recipes; unknown words and parts are errors"
     path = Path(path)
     d = _mapping(_yaml(path, _strict_loader()), path.name, WORDS['table'])
-    if not d.get('rows') and not d.get('addons'): raise ValueError(f'{path.name}: a table has `rows`; a recipe of your own is given by the path of its file')
-    t = Table(path.stem, d.get('what', ''), d.get('source', ''), d.get('note', ''))
+    if not d.get('rows') and not d.get('addons'):
+        raise ValueError(f'{path.name}: a table has `rows`; a recipe of your own is given by the path of its file')
     common, parts, rows, addons = (_mapping(d.get(k, {}), f'{path.name}, {k}') for k in ('common', 'parts', 'rows', 'addons'))
     for p in parts: _mapping(parts[p], f'{path.name}, part {p}')
-    t.recipes = [*(_row(t, n, r, common, parts) for n, r in rows.items()), *(_addon(t, n, a) for n, a in addons.items())]
+    t = Table(path.stem, d.get('what', ''), d.get('source', ''), d.get('note', ''))
+    t.recipes += [_row(t, n, r, common, parts) for n, r in rows.items()]
+    t.recipes += [_addon(t, n, a) for n, a in addons.items()]
     return t
 
 # %% ../nbs/50_train.ipynb #56480727
@@ -299,6 +313,7 @@ def read_tables() -> dict: # name -> Table
     "Every table of recipes there is"
     return {p.stem: _table(p, (s := p.stat()).st_mtime_ns, s.st_size) for p in sorted(recipes_dir().glob('*.yaml'))}
 
+# %% ../nbs/50_train.ipynb #748ddc40
 def _all_recipes():
     "name -> Recipe, rows and add-ons"
     out = {}
@@ -327,8 +342,9 @@ def fits(addon:Recipe, keys:dict # of a recipe
 
 def _misplaced(addon, why):
     "Error for an add-on that is not where it belongs"
-    example = next((r.name for r in _all_recipes().values() if not r.to and set(addon.to) <= set(r.keys) and fits(addon, r.keys)), 'RECIPE')
-    return ValueError(f'{addon.name!r} is an add-on for recipes of {added_to(addon)}, e.g. {example}+{addon.name}; {why}')
+    meant = [r.name for r in _all_recipes().values() if not r.to and set(addon.to) <= set(r.keys) and fits(addon, r.keys)]
+    joined = f'{(*meant, "RECIPE")[0]}+{addon.name}'
+    return ValueError(f'{addon.name!r} is an add-on for recipes of {added_to(addon)}, e.g. {joined}; {why}')
 
 # %% ../nbs/50_train.ipynb #54e3451d
 def _checked(r):
@@ -341,6 +357,7 @@ def _checked(r):
     except ValueError as e: raise ValueError(f'{r.table}.yaml, {r.name}: {e}') from e
     return copy.deepcopy(r.keys)
 
+# %% ../nbs/50_train.ipynb #b71ee9d5
 def _read_file(name):
     "The overrides of a YAML file with those of its bases below"
     import yaml
@@ -360,9 +377,9 @@ def _find(name):
 def read_recipe(name:str # name, or path of a YAML file; several joined by `+`, the later one winning
                ) -> dict: # flat overrides
     "The overrides of a recipe"
-    names = str(name).split('+')
+    names, keys = str(name).split('+'), {}
     rows = [_find(n) for n in names]
-    keys = {k: v for n, r in zip(names, rows) for k, v in (_checked(r) if r else _read_file(n)).items()}
+    for n, r in zip(names, rows): keys |= _checked(r) if r else _read_file(n)
     for r in rows:
         if r and not fits(r, keys): raise _misplaced(r, f'{name} has ' + ', '.join(f'{k} {keys[k]}' for k in r.to if k in keys))
     return keys
@@ -377,7 +394,8 @@ def config_from(recipe:str='', # name or path; '' none
     if rows and all(r and r.to for r in rows): raise _misplaced(rows[0], f'{recipe} alone is no recipe')
     try: make_config(**keys)
     except ValueError as e: raise ValueError(f'recipe {recipe}: {e}') from e
-    return make_config(**{**keys, **{k: v for k, v in overrides.items() if v is not None}, 'recipe': '+'.join(Path(n).stem for n in names)})
+    keys |= {k: v for k, v in overrides.items() if v is not None}
+    return make_config(**{**keys, 'recipe': '+'.join(Path(n).stem for n in names)})
 
 # %% ../nbs/50_train.ipynb #53c3a695
 def page_parameters(ns:dict, # `globals()` of the page, right after the parameters
