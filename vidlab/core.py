@@ -136,18 +136,31 @@ def read_json(path):
     try: return json.loads(Path(path).read_text(encoding='utf-8'))
     except json.JSONDecodeError as e: raise ValueError(f'{path}: not json ({e})') from e
 
+def _end_of_line(f): # a file that is open for reading and adding
+    "Finish the last line: what a killed writer left of one is cut off"
+    text = f.seek(0) or f.read()
+    at = text.rfind(b'\n') + 1
+    if at == len(text): return
+    try: json.loads(text[at:])
+    except ValueError: f.truncate(at)
+    else: f.write(b'\n')
+
 def append_jsonl(path, obj):
     "Add one line; a line is written in one call, so a reader sees whole lines but for the very last"
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, 'a', encoding='utf-8') as f: f.write(_dumps(obj) + '\n')
+    line = (_dumps(obj) + '\n').encode()
+    with open(path, 'ab+', buffering=0) as f:
+        size = f.seek(0, 2)
+        if size and (f.seek(size-1), f.read(1))[1] != b'\n': _end_of_line(f)
+        f.write(line)
 
 def read_jsonl(path) -> list:
     "All whole lines of a jsonl file; a torn last line (a killed writer) is left out"
-    lines = Path(path).read_text(encoding='utf-8').splitlines()
+    lines = Path(path).read_bytes().splitlines()            # of text also at signs that a caption may hold
     out = []
     for i, line in enumerate(lines):
         try: out.append(json.loads(line))
-        except json.JSONDecodeError as e:
+        except ValueError as e:                             # not json, or half a letter
             if i < len(lines) - 1: raise ValueError(f'{path}, line {i+1}: not json ({e})') from e
     return out
 
