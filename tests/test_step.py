@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest, torch
 from torch import nn
 
+from vidlab.callbacks import Log
 from vidlab.ckpt import find_checkpoint, load_checkpoint, save_checkpoint
 from vidlab.core import RunFolder
 from vidlab.data.annots import Manifest
@@ -107,6 +108,24 @@ def test_the_logged_loss_is_the_mean_of_the_group(tmp_path):
     one, many = (learner(tmp_path/str(bs), bs, epochs=1, accum=8//bs) for bs in (8, 2))
     one[0].fit(); many[0].fit()
     for a, b in zip(one[1].logged, many[1].logged, strict=True): assert a == pytest.approx(b, abs=1e-5)
+
+def test_an_epoch_begins_in_training_mode(tmp_path):
+    seen = []
+    watch = SimpleNamespace(after_step=lambda learn: seen.append(learn.raw_task.training))
+    learn, _ = learner(tmp_path, epochs=2, evaluate=lambda learn: dict(m=float(learn.raw_task.eval().training)))
+    learn.cbs.append(watch)
+    learn.raw_task.eval()
+    learn.fit()
+    assert seen == [True]*6
+
+def test_logged_rows_are_means_of_their_steps(tmp_path):
+    "6 steps, a row at every fourth and at the end"
+    learn, watch = learner(tmp_path, 4, epochs=1)
+    learn.cbs.append(Log(every=4))
+    learn.fit()
+    loss, rows = [o['loss'] for o in watch.logged], [r for r in RunFolder(tmp_path).metrics() if r['kind'] == 'step']
+    assert [r['step'] for r in rows] == [4, 6]
+    assert [r['loss'] for r in rows] == pytest.approx([sum(loss[:4])/4, sum(loss[4:])/2], abs=1e-5)
 
 def test_gradients_do_not_pile_up(tmp_path):
     "Three steps on one batch at rate 0 have the same gradient norm"
