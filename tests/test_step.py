@@ -12,7 +12,7 @@ from vidlab.data.annots import Manifest
 from vidlab.explain import relevance, rollout
 from vidlab.learner import Learner, make_engine
 from vidlab.optim import make_optimizer, param_groups, schedule_factor
-from vidlab.tasks import RetrievalTask, Task
+from vidlab.tasks import RecognitionTask, RegressionTask, RetrievalTask, Task
 from vidlab.train import evaluate_with
 
 
@@ -238,7 +238,7 @@ class Pair(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(scale), requires_grad=learns)
         self.w = nn.Parameter(torch.eye(4))
     def forward(self, b): return dict(text=b['text'].float() @ self.w, video=b['x'])
-    def similarity(self, text, video): return self.logit_scale.exp() * text @ video.T
+    def similarity(self, text, video, text_mask=None, video_mask=None): return self.logit_scale.exp() * text @ video.T
 
 def test_temperature_stays_within_its_limit(tmp_path):
     task, seen = RetrievalTask(Pair(1.9), max_logit_scale=2.), []
@@ -258,6 +258,39 @@ def test_a_fixed_temperature_is_left_alone():
     task = RetrievalTask(Pair(5., learns=False), max_logit_scale=2.)
     task.after_step()
     assert task.model.logit_scale.item() == 5.
+
+
+# -- tasks
+
+@pytest.mark.parametrize('dsl,right', [(False, 50.), (True, 100.)])
+def test_task_applies_the_dual_softmax_it_is_asked_for(dsl, right):
+    "Both texts prefer video 0; among the texts, video 1 prefers text 1"
+    task, at = RetrievalTask(Pair(0.), dsl=dsl), dict(sid=torch.arange(2), view=torch.zeros(2, dtype=torch.long))
+    text, ones = torch.tensor([[6., 5.], [6.5, 6.]]), torch.ones(2, 1)
+    found = task.score(dict(video=dict(at, video=torch.eye(2), video_mask=ones), text=dict(at, text=text, text_mask=ones)))
+    assert found['metrics']['t2v/R1'] == right
+
+class Bright(nn.Module):
+    "Logits from the brightness of a clip"
+    def __init__(self, classes):
+        super().__init__()
+        self.card = SimpleNamespace(mean=(0., 0., 0.), std=(1., 1., 1.), classes=classes)
+        self.w = nn.Parameter(torch.linspace(-1, 2, classes))
+    def forward(self, b): return dict(logits=b['video'].mean((1, 2, 3, 4))[:, None]*self.w)
+
+CLIPS = dict(video=torch.stack([torch.full((2, 3, 4, 4), v) for v in (.2, .4, .9)]), sid=torch.arange(3), view=torch.zeros(3, dtype=torch.long))
+
+def test_task_regression_speaks_in_the_unit_of_the_target():
+    task, b = RegressionTask(Bright(1), target_mean=5., target_std=2.), dict(CLIPS, target=torch.tensor([4., 5., 6.]))
+    raw = task.model(b)['logits']
+    torch.testing.assert_close(task.eval_step(b)['logits'], raw*2 + 5)
+    torch.testing.assert_close(task(b)['loss'], (raw[:, 0] - torch.tensor([-.5, 0., .5])).square().mean())
+
+def test_task_recognition_mixes_in_training_only():
+    task, b = RecognitionTask(Bright(2), ['dark', 'light'], mixup=1.), dict(CLIPS, label=torch.tensor([0, 0, 1]))
+    clean = nn.functional.cross_entropy(task.model(b)['logits'], b['label'])
+    torch.testing.assert_close(task.eval()(b)['loss'], clean)
+    assert (task.train()(b)['loss'] - clean).abs() > 1e-4
 
 
 # -- attention through layers
