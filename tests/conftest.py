@@ -1,6 +1,9 @@
-"""Options and paths shared by all tests."""
-import sys
+"""Options, paths, fixtures and small videos shared by all tests."""
+import importlib, sys
+from fractions import Fraction
 from pathlib import Path
+
+import pytest
 
 HERE = Path(__file__).resolve().parent
 for p in (HERE.parent, HERE):          # `vidlab` and `data_tools` from the checkout, `goldens` from here
@@ -14,3 +17,44 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line('markers', "slow: takes more than about seven seconds; `-m 'not slow'` runs the fast tests")
+
+
+@pytest.fixture
+def outputs(tmp_path, monkeypatch):
+    "Runs go to a folder of the test"
+    monkeypatch.setenv('VIDLAB_OUTPUTS', str(tmp_path/'outputs'))
+    return tmp_path/'outputs'
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    "What is kept between calls goes to a folder of the test"
+    monkeypatch.setenv('VIDLAB_CACHE', str(tmp_path/'cache'))
+    return tmp_path/'cache'
+
+
+@pytest.fixture
+def run(cache, monkeypatch, capsys):
+    "The `main` of a data tool in this process; (exit code, stdout, stderr)"
+    monkeypatch.syspath_prepend(str(HERE.parent))
+    def call(tool, *args):
+        code = importlib.import_module(f'data_tools.{tool}').main([str(a) for a in args])
+        return (code, *capsys.readouterr())
+    return call
+
+
+def encode(path, n=30, w=160, h=120, rate=30, codec='libx264', pix='yuv420p', light=None, picture=None, times=None, **options):
+    "A video whose frame t has the brightness `light(t)`, or is `picture(t)`, and is shown at `times[t]` seconds"
+    import av, numpy as np
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw = picture or (lambda t: np.full((h, w, 3), int(light(t)) if light else 8*t % 256, np.uint8))
+    with av.open(str(path), 'w') as c:
+        s = c.add_stream(codec, rate=rate, options={k: str(v) for k, v in options.items()})
+        s.width, s.height, s.pix_fmt = w, h, pix
+        if times is not None: s.codec_context.time_base = Fraction(1, 1000)
+        for t in range(n if times is None else len(times)):
+            f = av.VideoFrame.from_ndarray(draw(t), format='rgb24').reformat(format=pix)
+            if times is not None: f.pts, f.time_base = round(1000*times[t]), Fraction(1, 1000)
+            c.mux(s.encode(f))
+        c.mux(s.encode(None))
+    return path

@@ -15,8 +15,7 @@ from vidlab.data.shapes import encode, make_shapes
 from vidlab.data.shards import from_shards
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch): monkeypatch.setenv('VIDLAB_CACHE', str(tmp_path/'cache'))
+pytestmark = pytest.mark.usefixtures('cache')
 
 @pytest.fixture(scope='module')
 def narrated(tmp_path_factory):

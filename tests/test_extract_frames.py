@@ -7,38 +7,23 @@ import pytest
 import torch
 
 av = pytest.importorskip('av')
-from test_video_tools import command, encode, run                                     # noqa: F401 (fixture)
+from conftest import encode
+from test_video_tools import command
 from vidlab.data.annots import Manifest, read_list
 from vidlab.data.clips import Clips
 from vidlab.data.decode import index_video, read_frames, write_clock
 from vidlab.data.sample import DenseSampler, GridSampler, SegmentSampler
 
 
-def encode_vfr(path, times, w=160, h=120):
-    "Frame i is shown at times[i] seconds and has brightness 20 + 5 i"
-    from fractions import Fraction
-    with av.open(str(path), 'w') as c:
-        s = c.add_stream('libx264', rate=30, options=dict(crf='8'))
-        s.width, s.height, s.pix_fmt = w, h, 'yuv420p'
-        s.codec_context.time_base = Fraction(1, 1000)
-        for i, t in enumerate(times):
-            f = av.VideoFrame.from_ndarray(np.full((h, w, 3), 20 + 5*i, np.uint8), format='rgb24').reformat(format='yuv420p')
-            f.pts, f.time_base = round(1000*t), Fraction(1, 1000)
-            c.mux(s.encode(f))
-        c.mux(s.encode(None))
-    return path
-
-
 @pytest.fixture
-def videos(tmp_path, monkeypatch):
+def videos(tmp_path, cache):
     "30, 24 and 30000/1001 frames a second and a varying rate; brightness is time"
-    monkeypatch.setenv('VIDLAB_CACHE', str(tmp_path/'cache'))
     from fractions import Fraction
     d = tmp_path/'videos'
     light = dict(light=lambda t: 10 + 2*t, crf=8)
     encode(d/'a.mp4', n=100, **light); encode(d/'deep'/'b.mkv', n=75, rate=24, **light)
     encode(d/'c.mp4', n=110, rate=Fraction(30000, 1001), w=120, h=160, **light)
-    encode_vfr(d/'v.mp4', np.concatenate([np.arange(20)/20, 1 + np.arange(20)/8]))
+    encode(d/'v.mp4', times=np.concatenate([np.arange(20)/20, 1 + np.arange(20)/8]), light=lambda t: 20 + 5*t, crf=8)
     return d
 
 

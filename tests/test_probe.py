@@ -5,7 +5,7 @@ import pytest
 import torch
 
 av = pytest.importorskip('av')
-from test_extract_frames import ROWS, manifest, run, videos                            # noqa: F401 (fixtures)
+from test_extract_frames import ROWS, manifest, videos                                 # noqa: F401 (fixtures)
 from vidlab.core import RunFolder
 from vidlab.learner import make_engine
 from vidlab.models.probe import Probe

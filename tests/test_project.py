@@ -1,5 +1,5 @@
 "The project holds together: pages and modules in sync, layers point down, pages clean, import quiet."
-import ast, json, re, subprocess, sys
+import ast, json, re, shutil, subprocess, sys
 from pathlib import Path
 import pytest
 
@@ -44,23 +44,81 @@ def test_export_in_sync(tmp_path):
     assert [str(k) for k in new if new[k] != old[k]] == [], 'differs from its page: run `make export`'
 
 # Imports point down, or to a smaller number within the same decade (design: layers).
-def imported(path):
-    "vidlab modules that a file imports at any depth of its code"
+NUMBER = {m: int(p.stem[:2]) for m, (p,) in MODULES.items()}
+
+def resolve(node, module):
+    "Absolute names, without `vidlab.`, that an import statement in `module` may mean; '' is the package itself"
+    if isinstance(node, ast.Import): names = [a.name for a in node.names]
+    else:
+        above = ['vidlab', *module.split('.')][:-node.level] if node.level else []
+        base = '.'.join([*above, *([node.module] if node.module else [])])
+        names = [f'{base}.{a.name}' if is_package(base) else base for a in node.names]
+    return [n.partition('.')[2] for n in names if n.split('.')[0] == 'vidlab']
+
+def is_package(name):
+    inside = name.partition('.')[2]
+    return name == 'vidlab' or name.startswith('vidlab.') and any(m.startswith(inside + '.') for m in MODULES)
+
+def imported(path, module):
+    "vidlab modules that a file imports at any depth of its code, or reaches as attributes of the package"
     for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split('.')[0] == 'vidlab': yield node.module.partition('.')[2]
-        if isinstance(node, ast.Import):
-            for a in node.names:
-                if a.name.startswith('vidlab.'): yield a.name.partition('.')[2]
+        if isinstance(node, (ast.Import, ast.ImportFrom)): yield from resolve(node, module)
+        if isinstance(node, ast.Attribute) and re.fullmatch(r'vidlab(\.\w+)+', name := ast.unparse(node)) and name.partition('.')[2] in NUMBER: yield name.partition('.')[2]
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split('.')[-1] in ('import_module', '__import__') and node.args and isinstance(node.args[0], ast.Constant):
+            if str(node.args[0].value).startswith('vidlab.'): yield node.args[0].value.partition('.')[2]
+
+NOT_MODULES = {'__version__'}                       # of the package itself
+BY_NAME = {('registry', 'models')}                  # the registry imports the folder, and knows no model
+
+def breaches(package, module):
+    "What is wrong with the imports of one module of a package folder"
+    for dep in imported((package/module.replace('.', '/')).with_suffix('.py'), module):
+        if dep in NOT_MODULES | {''} or (module, dep) in BY_NAME: continue
+        if dep not in NUMBER: yield f'{module} imports vidlab.{dep}, which no page exports'
+        elif NUMBER[dep] > NUMBER[module]: yield f'{module} ({NUMBER[module]}) imports {dep} ({NUMBER[dep]})'
+        if module.startswith('models.') and (dep.startswith(('models.', 'data.')) or dep == 'tasks'): yield f'{module} imports {dep}'
+        if module.startswith('data.') and dep.startswith('models.'): yield f'{module} imports {dep}'
 
 @pytest.mark.parametrize('module', sorted(MODULES))
-def test_layers(module):
-    number = {m: int(p.stem[:2]) for m, (p,) in MODULES.items()}
-    path = (ROOT/'vidlab'/module.replace('.', '/')).with_suffix('.py')
-    for dep in imported(path):
-        assert dep in number, f'{module} imports vidlab.{dep}, which no page exports'
-        assert number[dep] < number[module], f'{module} ({number[module]}) imports {dep} ({number[dep]})'
-        if module.startswith('models.'): assert not dep.startswith(('models.', 'data.')) and dep != 'tasks', f'{module} imports {dep}'
-        if module.startswith('data.'): assert not dep.startswith('models.'), f'{module} imports {dep}'
+def test_layers(module): assert list(breaches(ROOT/'vidlab', module)) == []
+
+def test_every_import_is_seen():
+    "As many as a plain search over the lines finds"
+    for m in MODULES:
+        text = (ROOT/'vidlab'/m.replace('.', '/')).with_suffix('.py').read_text(encoding='utf-8')
+        lines = re.findall(r'^\s*(?:from (?:\.+\w*[\w.]*|vidlab[\w.]*) import|import vidlab)', text, re.M)
+        assert len(list(imported((ROOT/'vidlab'/m.replace('.', '/')).with_suffix('.py'), m))) >= len(lines), m
+
+PLANTED = [ # module, a line, what must be said
+    ('models.stan', 'from .clip4clip import CLIP4Clip', 'models.stan imports models.clip4clip'),
+    ('models.stan', 'from ..models.clip4clip import CLIP4Clip', 'models.stan imports models.clip4clip'),
+    ('models.stan', 'from . import clip4clip', 'models.stan imports models.clip4clip'),
+    ('models.stan', 'import vidlab.models.clip4clip', 'models.stan imports models.clip4clip'),
+    ('models.stan', 'from vidlab.models import clip4clip as other', 'models.stan imports models.clip4clip'),
+    ('models.stan', 'def f():\n    from vidlab.models.clip4clip import CLIP4Clip', 'models.stan imports models.clip4clip'),
+    ('models.clip4clip', 'from .stan import STAN', 'models.clip4clip (30) imports models.stan (31)'),
+    ('models.stan', 'from ..tasks import Task', 'models.stan imports tasks'),
+    ('models.stan', 'from .. import tasks', 'models.stan imports tasks'),
+    ('models.stan', 'from vidlab import tasks', 'models.stan imports tasks'),
+    ('models.stan', 'from ..train import run', 'models.stan (31) imports train (50)'),
+    ('models.stan', 'from ..data.sample import clip_times', 'models.stan imports data.sample'),
+    ('models.stan', 'from ..data import sample', 'models.stan imports data.sample'),
+    ('models.stan', 'import importlib; importlib.import_module("vidlab.data.sample")', 'models.stan imports data.sample'),
+    ('data.sample', 'from ..models.stan import STAN', 'data.sample imports models.stan'),
+    ('data.sample', 'from .. import models', 'data.sample imports vidlab.models, which no page exports'),
+    ('data.sample', 'from .clips import Clips', 'data.sample (10) imports data.clips (15)'),
+    ('core', 'from . import clip', 'core (0) imports clip (20)'),
+    ('losses', 'class A:\n    def f(self):\n        import vidlab.metrics as m', 'losses (23) imports metrics (24)'),
+    ('losses', 'import vidlab\ndef f(): return vidlab.train.run()', 'losses (23) imports train (50)'),
+    ('losses', 'from .nowhere import x', 'losses imports vidlab.nowhere, which no page exports'),
+]
+
+@pytest.mark.parametrize('module,line,said', PLANTED, ids=lambda v: re.sub(r'\s+', ' ', v))
+def test_planted_breach(module, line, said, tmp_path):
+    shutil.copytree(ROOT/'vidlab', tmp_path/'vidlab', ignore=shutil.ignore_patterns('__pycache__'))
+    page = (tmp_path/'vidlab'/module.replace('.', '/')).with_suffix('.py')
+    page.write_text(page.read_text(encoding='utf-8') + '\n' + line + '\n', encoding='utf-8')
+    assert said in list(breaches(tmp_path/'vidlab', module))
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda p: p.stem)
 def test_page(page):

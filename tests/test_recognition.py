@@ -17,8 +17,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope='session')
 def shapes(tmp_path_factory): return make_shapes(tmp_path_factory.mktemp('shapes'), kinds=('clips',), sizes=dict(clips=dict(train=36, val=12, test=12)))
 
-@pytest.fixture(autouse=True)
-def outputs(tmp_path, monkeypatch): monkeypatch.setenv('VIDLAB_OUTPUTS', str(tmp_path/'outputs'))
+pytestmark = pytest.mark.usefixtures('outputs')
 
 def small(shapes, **kw):
     return config_from('shapes_tdsclip', **{**dict(data_path=str(shapes), weights='random', max_frames=3, epochs=1, batch_size=12, eval_batch_size=12, workers=0, log_every=1, precision='fp32', device='cpu'), **kw})

@@ -15,8 +15,7 @@ def shapes(tmp_path_factory):
     "A small embedded data set: 32 train, 8 val, 8 test clips"
     return make_shapes(tmp_path_factory.mktemp('shapes'), kinds=('clips',), sizes=dict(clips=dict(train=32, val=8, test=8)))
 
-@pytest.fixture(autouse=True)
-def outputs(tmp_path, monkeypatch): monkeypatch.setenv('VIDLAB_OUTPUTS', str(tmp_path/'outputs'))
+pytestmark = pytest.mark.usefixtures('outputs')
 
 def small(shapes, **kw):
     "Config of a run of 2 x 4 steps with an untrained tiny CLIP; tightTransf has dropout, so random states matter"

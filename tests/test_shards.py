@@ -7,6 +7,7 @@ import pytest
 
 av = pytest.importorskip('av')
 wds = pytest.importorskip('webdataset')
+from conftest import encode
 from vidlab.data import decode as D
 from vidlab.data.annots import Manifest, absent
 from vidlab.data.clips import Clips, Loader
@@ -25,15 +26,13 @@ def _cache(tmp_path_factory):
     os.environ.pop('VIDLAB_CACHE') if old is None else os.environ.update(VIDLAB_CACHE=old)
 
 
-def encode(path, shade, n=12, codec='libx264', w=64, h=48):
-    with av.open(str(path), 'w') as c:
-        s = c.add_stream(codec, rate=12)
-        s.width, s.height, s.pix_fmt = w, h, 'yuv420p'
-        for t in range(n):
-            x = np.full((h, w, 3), shade, np.uint8); x[8:24, 4*t % 40:4*t % 40+16] = 230
-            c.mux(s.encode(av.VideoFrame.from_ndarray(x, format='rgb24')))
-        c.mux(s.encode())
-    return path
+def moving(path, shade, n=12, codec='libx264'):
+    "A bright square that moves over a shade"
+    def picture(t):
+        x = np.full((48, 64, 3), shade, np.uint8)
+        x[8:24, 4*t % 40:4*t % 40+16] = 230
+        return x
+    return encode(path, n, 64, 48, 12, codec, picture=picture)
 
 
 @pytest.fixture(scope='module')
@@ -43,7 +42,7 @@ def videos(tmp_path_factory):
     d = tmp_path_factory.mktemp('videos')
     names = [f'{i}.' + ('avi' if i == 5 else 'webm' if i == 6 else 'mp4') for i in range(20)]
     for i, n in enumerate(names):
-        encode(d/n, 10*i, codec=dict(avi='mpeg4', webm='libvpx', mp4='libx264')[n.rpartition('.')[2]])
+        moving(d/n, 10*i, codec=dict(avi='mpeg4', webm='libvpx', mp4='libx264')[n.rpartition('.')[2]])
     for i in range(4): Image.fromarray(np.full((30, 40, 3), 60*i, np.uint8)).save(d/f'p{i}.{("jpg", "png")[i % 2]}')
     names += [p.name for p in sorted(d.glob('p*'))]
     rows = [dict(id=n, path=n, text=f'clip {i}', label=i % 3, split='train', note='x') for i, n in enumerate(names)]
@@ -209,7 +208,7 @@ def test_paths_of_members(shard, videos):
     ix = index_video(p)
     for name in ('pyav', 'decord'): assert (read_frames(ix, [0, 11], name) == read_frames(ix, [0, 11])).all()
     assert (read_frames(ix, [3], contained=True) == np.stack(list(stream_frames(ix, [3])))).all()
-    write_tar(shard, [('0.mp4', encode(videos/'long.mkv', 9, n=20).read_bytes())])
+    write_tar(shard, [('0.mp4', moving(videos/'long.mkv', 9, n=20).read_bytes())])
     with pytest.raises(VideoError, match='changed since'): read_frames(ix, [0])
     assert index_video(p).n == 20
 

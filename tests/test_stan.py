@@ -19,8 +19,7 @@ CASE = Path(__file__).parent/'golden'/'stan'/'stan_retrieval.safetensors'
 @pytest.fixture(scope='session')
 def shapes(tmp_path_factory): return make_shapes(tmp_path_factory.mktemp('shapes'), kinds=('clips',), sizes=dict(clips=dict(train=32, val=12, test=12)))
 
-@pytest.fixture(autouse=True)
-def outputs(tmp_path, monkeypatch): monkeypatch.setenv('VIDLAB_OUTPUTS', str(tmp_path/'outputs'))
+pytestmark = pytest.mark.usefixtures('outputs')
 
 def official():
     "A small file with the official names"

@@ -10,8 +10,8 @@ from torch import nn
 
 from vidlab.attend import attention_names
 from vidlab.clip import CLIPBackbone
-from vidlab.core import rng
-from vidlab.data.transforms import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, normalise
+from vidlab.core import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, rng
+from vidlab.data.transforms import normalise
 from vidlab.masks import MASKS, drawn_order, hidden_mask, hide_last, keep_indices, paint_mask, take_visible, torch_gen, visible_tokens
 from vidlab.teacher import Teacher, align_loss, aligned_blocks, create_teacher, pca_rgb, teacher_clip
 

@@ -22,8 +22,7 @@ OWN = {'epochs', 'caption_epochs', 'down_epochs', 'batch_size', 'workers', 'data
 def shapes(tmp_path_factory):
     return make_shapes(tmp_path_factory.mktemp('shapes'), kinds=('clips', 'narrated'), sizes=dict(clips=dict(train=8, val=6, test=6), narrated=dict(train=8, val=4, test=4)))
 
-@pytest.fixture(autouse=True)
-def outputs(tmp_path, monkeypatch): monkeypatch.setenv('VIDLAB_OUTPUTS', str(tmp_path/'outputs'))
+pytestmark = pytest.mark.usefixtures('outputs')
 
 def weights(folder): return load_file(folder/'ckpt'/'best'/'weights.safetensors')
 def metrics(folder): return read_json(folder/'eval'/'test.json')['metrics']

@@ -13,8 +13,7 @@ from vidlab.train import build_task, config_from, launch, list_recipes, run
 @pytest.fixture(scope='session')
 def shapes(tmp_path_factory): return make_shapes(tmp_path_factory.mktemp('shapes'), kinds=('clips', 'narrated'), sizes=dict(clips=dict(train=24, val=8, test=8), narrated=dict(train=16, val=8, test=8)))
 
-@pytest.fixture(autouse=True)
-def outputs(tmp_path, monkeypatch): monkeypatch.setenv('VIDLAB_OUTPUTS', str(tmp_path/'outputs'))
+pytestmark = pytest.mark.usefixtures('outputs')
 
 def small(shapes, recipe='shapes_tvts', **kw):
     base = dict(data_path=str(shapes), epochs=1, more=[], batch_size=8, eval_batch_size=8, workers=0, log_every=1, precision='fp32', device='cpu')

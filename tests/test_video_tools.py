@@ -1,25 +1,14 @@
 """data_tools/check_videos.py and compress_videos.py as commands."""
-import csv, importlib, json, os, subprocess, sys
+import csv, json, os, subprocess, sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 av = pytest.importorskip('av')
+from conftest import encode
+
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def encode(path, n=30, w=160, h=120, rate=30, codec='libx264', pix='yuv420p', light=None, **options):
-    "Frame t has the brightness `light(t)`"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), 'w') as c:
-        s = c.add_stream(codec, rate=rate, options={k: str(v) for k, v in options.items()})
-        s.width, s.height, s.pix_fmt = w, h, pix
-        for t in range(n):
-            x = np.full((h, w, 3), int(light(t)) if light else 8*t % 256, np.uint8)
-            c.mux(s.encode(av.VideoFrame.from_ndarray(x, format='rgb24').reformat(format=pix)))
-        c.mux(s.encode(None))
-    return path
 
 
 def command(tool, *args, module=False, cache=None):
@@ -29,17 +18,6 @@ def command(tool, *args, module=False, cache=None):
                        else cache or ROOT,
                        env=dict(os.environ, **({'VIDLAB_CACHE': str(cache)} if cache else {})), timeout=120)
     return p.returncode, p.stdout, p.stderr
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    "The tool's `main` in this process; (exit code, stdout, stderr)"
-    monkeypatch.setenv('VIDLAB_CACHE', str(tmp_path/'cache'))
-    monkeypatch.syspath_prepend(str(ROOT))
-    def call(tool, *args):
-        code = importlib.import_module(f'data_tools.{tool}').main([str(a) for a in args])
-        return (code, *capsys.readouterr())
-    return call
 
 
 @pytest.fixture

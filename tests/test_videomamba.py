@@ -291,7 +291,7 @@ def test_carry_over():
 
 # ---------------------------------------------------------------------------------------------------------------- a run
 av = pytest.importorskip('av')
-from test_extract_frames import ROWS, manifest, run, videos                            # noqa: E402,F401 (fixtures)
+from test_extract_frames import ROWS, manifest, videos                                 # noqa: E402,F401 (fixtures)
 
 
 def test_run(videos, tmp_path):

@@ -12,8 +12,7 @@ from vidlab.learner import make_engine
 @pytest.fixture(scope='session')
 def shapes(tmp_path_factory): return make_shapes(tmp_path_factory.mktemp('shapes'), kinds=('clips', 'long'), sizes=dict(clips=dict(train=24, val=8, test=8), long=dict(train=8, val=4, test=4)))
 
-@pytest.fixture(autouse=True)
-def outputs(tmp_path, monkeypatch): monkeypatch.setenv('VIDLAB_OUTPUTS', str(tmp_path/'outputs'))
+pytestmark = pytest.mark.usefixtures('outputs')
 
 def small(shapes, recipe='shapes_videomamba', **kw):
     base = dict(data_path=str(shapes), dim=32, depth=2, state=4, max_frames=4, epochs=1, batch_size=8, eval_batch_size=8, workers=0, log_every=1, precision='fp32', device='cpu')

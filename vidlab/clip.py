@@ -15,9 +15,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 import json, torch, torch.nn.functional as F
 from torch import nn
-from .core import unknown, cache_dir, file_hash
+from .core import CLIP_MEAN, CLIP_STD, cache_dir, file_hash, unknown
 from .ckpt import read_weights, load_into, rename, WeightsError
-from .data.transforms import CLIP_MEAN, CLIP_STD
 from .layers import use_attend
 from open_clip.model import CLIP, CLIPVisionCfg, CLIPTextCfg
 

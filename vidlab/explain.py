@@ -12,7 +12,7 @@ import dataclasses
 from contextlib import contextmanager
 from pathlib import Path
 import torch
-from .attend import attention_names, capture_attention
+from .attend import attention_names, capture_attention, unseen_attention
 from .core import unknown
 from .data.clips import collate
 from .learner import to_device
@@ -45,9 +45,9 @@ def relevance(maps:list, # per layer (N,H,n,n)
 METHODS = ('raw', 'rollout', 'relevance')
 
 def kinds_of(model) -> dict: # kind -> names of its layers, in order
-    "The kinds of layers of a model; one without attention has one name, ''"
+    "The kinds of layers of a model; one without attention has one name, ''. Layers that capture cannot see are among them, so that looking at one is an error"
     out = {}
-    for n in attention_names(model) or ['']: out.setdefault(model.token_layout(n)['kind'], []).append(n)
+    for n in [*attention_names(model), *unseen_attention(model)] or ['']: out.setdefault(model.token_layout(n)['kind'], []).append(n)
     return out
 
 def _first(model, *kinds): # the first of these kinds that the model has, and the names of its layers

@@ -187,9 +187,9 @@ def one_epoch(self:Learner, asked):
     self.save(best=self._improved())
 
 def _improved(self):
-    "Is this epoch the best so far, by the task's own measure?"
+    "Is this epoch the best so far, by the task's own measure? One that is not a number never is"
     new = self.metrics.get(self.raw_task.monitor)
-    if new is None or self.best is not None and not (new < self.best if self.raw_task.lower else new > self.best): return False
+    if new is None or math.isnan(new) or self.best is not None and not (new < self.best if self.raw_task.lower else new > self.best): return False
     self.best = new
     return True
 

@@ -14,8 +14,7 @@ from torch import nn
 from .attend import capture_attention
 from .ckpt import load_into, read_weights
 from .clip import CLIPBackbone, arch_dims, create_clip, weights_file
-from .core import file_hash, unknown
-from .data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from .core import IMAGENET_MEAN, IMAGENET_STD, file_hash, unknown
 
 # %% ../nbs/27_teacher.ipynb #7aa4e902
 def aligned_blocks(depth:int, # blocks of the model

@@ -20,13 +20,11 @@ import math, torch, torch.nn.functional as F
 from timm.layers import DropPath
 from torch import nn
 from torch.utils.checkpoint import checkpoint as recompute
-from ..core import need, unknown
+from ..core import IMAGENET_MEAN, IMAGENET_STD, from_hub, need, unknown
 from ..attend import Attend
 from ..ckpt import LoadReport, WeightsError, load_into, read_weights, rename, state_dict_of
 from ..layers import LayerNorm, key_padding
 from ..clip import CLIPBackbone, create_clip
-from ..data.text import from_hub
-from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from ..registry import register_model
 
 # %% ../../nbs/35_models.tvts.ipynb #4e875676

@@ -21,8 +21,7 @@ from einops import rearrange
 from timm.layers import DropPath
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from ..core import read_json, unknown
-from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from ..core import IMAGENET_MEAN, IMAGENET_STD, read_json, unknown
 from ..ckpt import LoadReport, WeightsError, load_into, read_weights, rename
 from ..layers import LayerNorm
 from ..ssm import causal_conv1d, scan_matrix, scan_path, selective_scan
