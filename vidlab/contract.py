@@ -156,11 +156,10 @@ def _depth(table, name): # -> (found, depth or None)
         if (i := _number(pattern, name)) is not None: return True,None if d is None else i + d
     return False,None
 
-def _top(self):
+@patch(as_prop=True)
+def top(self:VideoModel) -> int: # depth of the heads
     deep = [_depth(self.depth_of, n)[1] for n,_ in self.named_parameters()]
     return 1 + max([max(c.card.vision_layers, c.card.text_layers) for c in self.clips().values()] + [d for d in deep if d is not None], default=0)
-
-VideoModel.top = property(_top, doc='Depth of the heads')
 
 @patch
 def layer_of(self:VideoModel, name:str) -> int: # 0 .. top

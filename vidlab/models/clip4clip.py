@@ -200,6 +200,12 @@ def freeze(self:CLIP4Clip, policy='none', # see `VideoModel.freeze`; -1..12 is C
     "Freeze parts of CLIP; heads train unless a pattern names them"
     return VideoModel.freeze(self, 'none' if compat_3d and self.patch == '3d' and isinstance(policy, int) else policy)
 
+@patch
+def pictures(self:CLIP4Clip, task, batch) -> dict: # name -> what `vidlab.explain` draws
+    "Of the Mug head: words and frames"
+    if self.head != 'mug' or 'text' not in batch: return {}
+    return dict(words=self.mug.picture(self.encode_text(batch['text']), batch['text_mask'], self.encode_video(batch['video'], batch['video_mask']), batch['video_mask']))
+
 # %% ../../nbs/30_models.clip4clip.ipynb #b8966369
 OFFICIAL = [(k, k) for k in ('clip.*', 'transformerClip.*', 'lstm_visual.*', 'frame_position_embeddings.weight', 'cross.*', 'similarity_dense.*', 'mug.*')]
 
