@@ -280,7 +280,9 @@ def load_weights(self:STAN, source, # path, or a state dict
     state,name = self.weights_of(source)
     rows = None
     if is_official(state): state,rows = rename(state, OFFICIAL)
-    elif not any(k.startswith('branch.') for k in state): return self.load_clip(state, name, exact)
+    elif not any(k.startswith('branch.') for k in state) and set(state) != set(self.state_dict()):
+        if exact and self.card.depth: raise WeightsError(f'{name}: holds no branch, the model has one of depth {self.card.depth}')
+        return self.load_clip(state, name)
     if 'branch.time_embed.weight' not in state and exact and self.card.depth: raise WeightsError(f'{name}: holds no branch, the model has one of depth {self.card.depth}')
     drop = [(k, None) for k in state if k.startswith('mug.') and not self.mug_parameters()]              # another mode's weights
     self.report = load_into(self, state, new=('clip.logit_scale', 'mug.*'), rules=drop + [('*', '*')], source=name)
