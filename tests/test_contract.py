@@ -202,6 +202,7 @@ def execute(tree, shapes, tmp_path, script, model, **more):
     assert r.returncode == 0, r.stdout[-2000:] + r.stderr[-5000:]
 
 
+@pytest.mark.slow
 def test_a_retrieval_model_from_outside(tree, shapes, tmp_path):
     execute(tree, shapes, tmp_path, '''
     more = dict(ema=.9, accum=2, coef_lr=.1)
@@ -221,6 +222,7 @@ def test_a_retrieval_model_from_outside(tree, shapes, tmp_path):
         assert two.status()['state'] == 'done' and metrics(two)[count] == 6
     ''', 'gru4clip', weights='random')
 
+@pytest.mark.slow
 def test_a_network_without_attention_from_outside(tree, shapes, tmp_path):
     execute(tree, shapes, tmp_path, '''
     whole = run(cfg(epochs=2, save_every=1, test_split='', ema=.9, accum=2))
