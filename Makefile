@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/$(if $(NEWEST),newest,ready)
 export PYTHONUNBUFFERED = 1
+# a thread that waits must not hold a core that another process needs
+export OMP_WAIT_POLICY ?= passive
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .PHONY: run test lab env export constraints clean python $(if $(NEWEST),.venv/newest)

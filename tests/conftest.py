@@ -10,3 +10,7 @@ for p in (HERE.parent, HERE):          # `vidlab` and `data_tools` from the chec
 def pytest_addoption(parser):
     parser.addoption('--golden', default=str(HERE/'golden'), metavar='DIR',
                      help='folder with golden cases: one system or the parent of several (default: tests/golden)')
+
+
+def pytest_configure(config):
+    config.addinivalue_line('markers', "slow: takes more than about seven seconds; `-m 'not slow'` runs the fast tests")

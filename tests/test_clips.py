@@ -39,6 +39,7 @@ def decoders(monkeypatch):
     monkeypatch.setattr(decode, '_decoders', dict(decode._decoders))
     for name, d in dict(sleepy=Sleepy, dying=Dying, broken=Broken).items(): register_decoder(name)(d)
 
+@pytest.mark.slow
 @pytest.mark.parametrize('decoder,word', [('sleepy', 'hung'), ('dying', 'died')])
 def test_a_hang_or_crash_in_a_worker_is_contained_and_named(rows, decoder, word):
     ds = Clips(rows, SegmentSampler(4), size=32, train=True, decoder=decoder)
@@ -115,6 +116,7 @@ from vidlab.data.decode import PyAV, register_decoder
 class Mine(PyAV): pass
 '''}
 
+@pytest.mark.slow
 @pytest.mark.parametrize('own', [None, 'class', 'decoder'])
 def test_a_script_without_a_guard(rows, tmp_path, own):
     "No `if __name__ == '__main__'` is needed, and nothing runs twice; what only the script itself knows still works"
@@ -123,6 +125,30 @@ def test_a_script_without_a_guard(rows, tmp_path, own):
     (tmp_path/'script.py').write_text(code)
     r = subprocess.run([sys.executable, tmp_path/'script.py'], capture_output=True, text=True, timeout=200, env=dict(os.environ, PYTHONPATH=str(Path(__file__).parents[1])))
     assert r.returncode == 0 and r.stdout.split('\n')[:2] == ['this script runs', f'forks {bool(own)} 13'], r.stderr
+
+@pytest.mark.slow
+@pytest.mark.parametrize('own', [None, 'class'])
+def test_nothing_outlives_a_killed_process(rows, tmp_path, own):
+    "Neither workers nor their server, forked one way or the other; they would hold files, memory and the terminal"
+    code = SCRIPT.format(csv=str(Path(rows.root)/'train.csv'), kind='Mine' if own else 'Clips', own=OWN.get(own, ''), more='')
+    (tmp_path/'script.py').write_text(code.split('print(\'forks')[0] + """
+import os, time
+it = iter(dl); next(it)
+from multiprocessing import forkserver
+print(*[w.pid for w in dl.dl._iterator._workers], forkserver._forkserver._forkserver_pid or '', flush=True)
+time.sleep(100)""")
+    p = subprocess.Popen([sys.executable, tmp_path/'script.py'], stdout=subprocess.PIPE, text=True, env=dict(os.environ, PYTHONPATH=str(Path(__file__).parents[1])))
+    p.stdout.readline()
+    pids = p.stdout.readline().split()
+    assert len(pids) == (2 if own else 3)
+    p.kill(); p.wait()
+    t = time.time()
+    while any(alive(pid) for pid in pids) and time.time() - t < 20: time.sleep(.1)
+    assert not [pid for pid in pids if alive(pid)]
+
+def alive(pid):
+    try: return Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[0] != 'Z'
+    except FileNotFoundError: return False
 
 @pytest.mark.parametrize('sampler', [SegmentSampler(4), GridSampler(6, rate=4, order=2)])
 def test_one_order_for_any_workers_and_ranks(rows, sampler):

@@ -111,6 +111,7 @@ def runs(shapes):
     two = dict(depth=2, max_frames=4)
     return {r: run(cfg_of(shapes, r, **kw)) for r, kw in dict(shapes_videomamba=two, shapes_long_regression=two, shapes_tvts=dict(max_frames=8)).items()}
 
+@pytest.mark.slow
 def test_figures_of_runs(runs):
     want = dict(shapes_videomamba={'patches', 'frames'}, shapes_long_regression={'patches', 'frames'}, shapes_tvts={'patches', 'frames', 'order', 'transcripts'})
     for r, f in runs.items(): assert set(explain_run(f, sid=1)) == want[r]
@@ -173,6 +174,7 @@ def looked_at(folder, recipe):
     assert maps.shape == (frames, 4, 4) and (maps >= 0).all() and maps.max() > 0 and (folder/'figs'/'test1_relevance.gif').exists()
     assert {p.stem for p in (folder/'figs').glob('*.png')} >= {'test1_relevance', 'test1_frames'} | ({'test1_order', 'test1_transcripts'} if recipe == 'shapes_tvts' else set())
 
+@pytest.mark.slow
 @pytest.mark.parametrize('recipe,attention,evaluate', [('shapes_videomamba', False, True), ('shapes_tvts', True, False), ('shapes_long_regression', False, False)])
 def test_pages(recipe, attention, evaluate, runs, tmp_path):
     folder, done = runs[recipe], lambda: set((Path(os.environ['VIDLAB_OUTPUTS'])/recipe).glob('*'))

@@ -155,6 +155,7 @@ run(200, True); print(peak() - at)
 '''
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='reads the memory of a process from /proc')
 def test_memory_of_a_whole_evaluation():
     "1000 x 1000 texts and videos of 32 words and frames: 4 GB per tensor if computed at once. 200 x 200 with a gradient: 160 MB per tensor, about eight of them"

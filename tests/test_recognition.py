@@ -59,6 +59,7 @@ def test_the_frozen_tower_never_changes(shapes):
     assert own and all(torch.equal(sd[k], later[k]) for k in own) and not torch.equal(sd['fc.weight'], later['fc.weight'])
 
 
+@pytest.mark.slow
 def test_folders_of_pictures_train_like_the_videos(shapes, tmp_path):
     "The same recipe on extracted JPEG folders: the same frames, so nearly the same losses"
     rows = Manifest.read(Path(shapes)/'clips'/'train.csv')

@@ -38,6 +38,7 @@ def spawn(folder, **env):
 
 # ---------------------------------------------------------------------------------------------------- resume
 
+@pytest.mark.slow
 @pytest.mark.parametrize('workers,sig,head', [(0, signal.SIGKILL, 'tightTransf'), (2, signal.SIGKILL, 'seqTransf'), (2, signal.SIGTERM, 'seqTransf')])
 def test_stop_anywhere_and_resume_is_bit_for_bit(shapes, workers, sig, head):
     cfg = small(shapes, workers=workers, head=head, save_every=1, test_split='')
@@ -56,6 +57,7 @@ def test_stop_anywhere_and_resume_is_bit_for_bit(shapes, workers, sig, head):
     assert same(weights(whole), weights(cut))
     assert not same(weights(whole), weights(run(small(shapes, head=head, seed=1, test_split=''))))     # the comparison can fail
 
+@pytest.mark.slow
 def test_resume_refuses_other_settings(shapes):
     cfg = small(shapes, epochs=1, test_split='')
     folder = run(cfg)
@@ -64,6 +66,7 @@ def test_resume_refuses_other_settings(shapes):
     more = run(small(shapes, epochs=2, test_split=''), resume=str(folder.path))      # more epochs are allowed, and trained
     assert more.status()['epoch'] == 2 and more.status()['state'] == 'done'
 
+@pytest.mark.slow
 def test_optimiser_state_is_safe_to_load(shapes):
     folder = run(small(shapes, epochs=1, test_split='', optimizer='bertadam', ema=.9, accum=2))
     state = torch.load(folder/'ckpt'/'last'/'state.pt', weights_only=True)
@@ -80,6 +83,7 @@ def test_without_validation_the_last_averaged_weights_are_measured_and_named(sha
 
 # ---------------------------------------------------------------------------------------------------- processes
 
+@pytest.mark.slow
 @pytest.mark.parametrize('head', ['seqTransf', 'tightTransf'])
 def test_two_processes_train_as_one(shapes, head):
     "Same losses and weights as one process on the joined batch, and the same evaluation"
@@ -93,6 +97,7 @@ def test_two_processes_train_as_one(shapes, head):
     ma, mb = (read_json(f/'eval'/'test.json')['metrics'] for f in (one, two))
     assert (ma['texts'], ma['videos']) == (mb['texts'], mb['videos']) == (8, 8)
 
+@pytest.mark.slow
 def test_launch_reports_failure(shapes):
     with pytest.raises(RuntimeError, match='multiple of 2'): launch(small(shapes, batch_size=7), 2)
 
@@ -138,6 +143,7 @@ def test_precisions_and_options(shapes):
     folder = run(small(shapes, epochs=1, precision='bf16', accum=2, grad_checkpointing=True, layer_decay=.8, test_split=''))
     assert folder.status()['step'] == 2
 
+@pytest.mark.slow
 def test_weights_of_another_head(shapes):
     first = run(small(shapes, epochs=1, head='meanP', test_split=''))
     second = run(small(shapes, epochs=1, head='seqTransf', weights=str(first.path), test_split=''))
@@ -169,6 +175,7 @@ def test_train_page_lists_every_setting():
     assert set(FIELDS) - {'options'} <= names
     assert names - set(FIELDS) - {'resume', 'nproc'} <= {o for m in list_models() for o in model_options(m)}
 
+@pytest.mark.slow
 def test_papermill_train_evaluate_attention(shapes, tmp_path):
     "The three run pages one after the other on one run"
     r = papermill('train.ipynb', tmp_path/'train.ipynb', *pairs(recipe='shapes_smoke', data_path=shapes, clip='random', epochs=2, batch_size=8, workers=0))
@@ -187,11 +194,13 @@ def test_papermill_train_evaluate_attention(shapes, tmp_path):
     maps = np.load(folder/'figs'/'test3_relevance.npz')['maps']
     assert maps.shape == (8, 4, 4) and (maps >= 0).all() and (folder/'figs'/'test3_relevance.gif').stat().st_size > 1000
 
+@pytest.mark.slow
 def test_papermill_cost(tmp_path):
     r = papermill('cost.ipynb', tmp_path/'cost.ipynb', '-y', 'recipes: [shapes_probe, shapes_tdsclip]', *pairs(batch_size=2, frames=2, rounds=1, precision='fp32', device='cpu'))
     assert r.returncode == 0, r.stderr[-3000:]
     assert 'shapes_tdsclip : shapes_probe' in (tmp_path/'cost.ipynb').read_text()
 
+@pytest.mark.slow
 def test_papermill_compare(shapes, tmp_path):
     "The page of `make run`, on a few clips"
     r = papermill('compare.ipynb', tmp_path/'compare.ipynb', *pairs(data_path=shapes, epochs=1, workers=0, batch_size=8))
@@ -201,6 +210,7 @@ def test_papermill_compare(shapes, tmp_path):
     figs = next((tmp_path/'outputs'/'compare').glob('*/figs'))
     assert {p.stem for p in figs.glob('*.png')} >= {'curves', 'patches', 'branch', 'time', 'words'}      # of the last recipe, Mug-STAN
 
+@pytest.mark.slow
 @pytest.mark.parametrize('arg', [('epcohs', '2', 'epochs'), ('recipe', 'shapes_smok', 'shapes_smoke')])
 def test_papermill_typo(tmp_path, arg):
     name, value, near = arg

@@ -182,6 +182,7 @@ def test_mistakes_are_errors(tmp_path, bad):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('how', [['data_tools/make_shapes.py'], ['-m', 'data_tools.make_shapes']])
 def test_command_line(tmp_path, how):
     env = dict(os.environ, PYTHONPATH=str(REPO))

@@ -171,6 +171,7 @@ def test_import_is_quiet():
 
 # Triton
 
+@pytest.mark.slow
 def test_triton_interpreted():
     "Our kernels, run by Triton's interpreter: values, gradients, finite differences"
     pytest.importorskip('triton')
@@ -194,6 +195,7 @@ def test_triton_interpreted():
     run_python(code, TRITON_INTERPRET='1')
 
 
+@pytest.mark.slow
 def test_triton_golden():
     "Golden cases that together have every option; the rest takes the interpreter too long"
     pytest.importorskip('triton')

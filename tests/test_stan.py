@@ -94,10 +94,9 @@ def test_long_texts_keep_their_end():
 # ---------------------------------------------------------------------------------------------------- runs
 
 def test_recipes_are_complete():
-    names = [n for n in list_recipes() if n not in ('compat', 'patch3d', 'stan_compat')]
     published = [f'{s}_{m}_b32' for s in ('msrvtt9k', 'didemo', 'lsmdc', 'webvid10m') for m in ('stan', 'mugstan')] + ['msrvtt9k_stan_b16', 'msrvtt9k_stan_l14', 'msrvtt9k_mugstan_b16', 'msrvtt9k_clipmean_b32',
                                                                                                               'k400_stan_b16', 'ssv2_stan_b16']
-    assert set(published) <= set(names)
+    assert set(published) <= set(list_recipes())
     for n in published: config_from(n), config_from(n + '+stan_compat')
     b = config_from('didemo_stan_b32')
     assert b.lr*b.coef_lr == pytest.approx(2e-6) and (b.lr, b.max_frames, b.options['tau'], b.grad_checkpointing) == (2e-5, 64, .05, True)
@@ -112,6 +111,7 @@ def test_retrieval_run_and_evaluation_from_its_checkpoint(shapes):
     pages = load_config(f.path); assert pages.options['mug_tau'] == 20.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('model', ['stan', 'mugstan'])
 def test_two_processes_train_as_one(shapes, model):
     cfg = small(shapes, model=model, drop_path=0., test_split='', val_split='')

@@ -220,6 +220,7 @@ def test_pca_colours():
     assert (np.abs(np.diag(r)) > .8).all()
     assert aligned_blocks(32, 6, 2) == [21, 23, 25, 27, 29, 31]
 
+@pytest.mark.slow
 def test_page_of_one_video(tmp_path):
     "The run page with its own video, an untrained teacher and other settings"
     from vidlab.data.shapes import encode, shapes_item

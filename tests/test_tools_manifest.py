@@ -156,6 +156,7 @@ def test_row_number(data):
                str(data/'m.csv')])
 
 
+@pytest.mark.slow
 def test_as_script_and_module(data):
     for how in (['data_tools/make_manifest.py'], ['-m', 'data_tools.make_manifest']):
         r = call(*how, 'classes', '--root', data/'classes'/'videos', '--out', data/'classes'/'m.csv')

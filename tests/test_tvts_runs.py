@@ -37,6 +37,7 @@ def test_published_recipes():
     assert (p := config_from('ssv2_tvts_probe')).options['probe'] and p.lr*p.batch_size/p.lr_batch == pytest.approx(.15)
 
 
+@pytest.mark.slow
 def test_two_processes_contrast_the_joined_batch(shapes):
     still = dict(TEXT['text'], dropout=0., attention_dropout=0.)
     cfg = small(shapes, **dict(TEXT, text=still), text_weights='random', more=[], drop_tokens=0., lr=1e-4, val_split='', test_split='')
@@ -55,6 +56,7 @@ def test_run_and_its_numbers(shapes):
     assert best == max(r['sorted'] for r in f.metrics() if r['kind'] == 'epoch')          # more sorted clips are better
 
 
+@pytest.mark.slow
 def test_captions_and_narration_take_turns(shapes, tmp_path):
     "Caption batches leave the sort head without a gradient, in two processes too"
     cfg = small(shapes, **TEXT, text_weights='random', more=[dict(kind='clips', data='shapes', data_path=str(shapes), pieces=0, max_frames=4, batch_size=8)], mixing='alternate', val_split='', test_split='', drop_tokens=.5)

@@ -45,6 +45,7 @@ def test_published_recipes():
     assert config_from('lvu_videomamba_view_count').task == 'regression' and config_from('lvu_videomamba_view_count').mixup == 0
 
 
+@pytest.mark.slow
 def test_pretraining_then_finetuning(shapes):
     "The student learns, no checkpoint holds the teacher, fine-tuning finds the newest run by its recipe"
     pre = run(small(shapes, 'shapes_videomamba_pretrain', epochs=6, lr=3e-3, drop_path=0.))
@@ -61,6 +62,7 @@ def test_pretraining_then_finetuning(shapes):
     assert read_json(f/'config.json')['start'] == str(pre.path) and read_json(f/'eval'/'test.json')['metrics']['clips'] == 8
 
 
+@pytest.mark.slow
 def test_two_processes_pretrain_as_one(shapes):
     "The published tap leaves the last block without a gradient; masks are drawn clip by clip"
     cfg = small(shapes, 'shapes_videomamba_pretrain', tap='official', mask='tube', val_split='', drop_path=0.)

@@ -6,21 +6,22 @@
 __all__ = ['SHOWN', 'NUMBERS', 'LOWER', 'SAME', 'BY', 'load_eval', 'shown', 'eval_table', 'speed', 'run_summary', 'within_groups',
            'eval_ranks', 'worst_queries', 'time_pairs', 'pair_accuracy', 'untrained_name', 'comparison', 'within_pair',
            'per_clip', 'breakdown', 'compare_summary', 'confusion', 'class_table', 'worst_clips',
-           'same_class_confusion', 'worst', 'show_eval', 'noise_task', 'printed_by']
+           'same_class_confusion', 'worst', 'show_eval', 'zoo_tables', 'zoo', 'zoo_addons', 'show_zoo', 'noise_task',
+           'printed_by']
 
 # %% ../nbs/54_results.ipynb #8613e07a
 from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from .core import RunFolder, atomic_write, project_root, read_json, tilde
+from .core import RunFolder, atomic_write, project_root, read_json, tilde, unknown
 from .data.annots import Manifest
 from .data.shapes import MOTIONS, partner
 from .metrics import ranks_of, same_class_ranks
 from .cost import noise_batch
 from .registry import create_model, model_options
 from .tasks import TASKS, Task, create_task, task_options
-from .train import FIELDS, class_names, config_from, load_manifest
+from .train import FIELDS, added_to, class_names, config_from, load_manifest, read_tables
 from .viz import show_bars, show_confusion, show_predictions, show_similarity, show_spread
 
 # %% ../nbs/54_results.ipynb #4a1c940e
@@ -267,6 +268,43 @@ def show_eval(folder, cfg, split:str='test'): # Figure
     names = class_names(cfg)
     if a['label'].ndim > 1: return show_bars(class_table(folder, names, split)['average precision'], names, 'average precision, %')
     return show_confusion(confusion(e, len(names)) if 'prob' in a else same_class_confusion(a, len(names)), names, '' if 'prob' in a else 'class of the nearest other video')
+
+# %% ../nbs/54_results.ipynb #1b7ef52e
+def zoo_tables() -> pd.DataFrame: # one row per table of recipes
+    "Which tables there are"
+    rows = []
+    for t in read_tables().values():
+        runs = [r for r in t.recipes if not r.to]
+        numbers = sum(bool(r.paper) for r in runs)
+        if runs: rows.append({'table': t.name, 'what': t.what, 'recipes': len(runs), 'with a number': numbers, 'source': t.source, 'note': t.note})
+    return pd.DataFrame(rows).set_index('table')
+
+def zoo(table:str # as in `zoo_tables`
+       ) -> pd.DataFrame: # one row per recipe
+    "What the recipes of a table are, what was published, and how to run them"
+    if table not in (known := zoo_tables().index): raise unknown('table of recipes', table, known)
+    rows = []
+    for r in read_tables()[table].recipes:
+        if r.to: continue
+        numbers = ', '.join(f'{k.replace("/", " ")} {v}' for k, v in r.paper.items())
+        rows.append(dict(recipe=r.name, what=r.what, published=numbers, source=r.source if r.paper else '', note=r.note,
+                         command=f'papermill nbs/runs/{r.page}.ipynb out.ipynb -p recipe {r.name}'))
+    df = pd.DataFrame(rows).set_index('recipe')
+    return df.loc[:, (df != '').any()]
+
+# %% ../nbs/54_results.ipynb #e8e59d63
+def zoo_addons() -> pd.DataFrame: # one row per add-on
+    "What can be joined to a recipe by `+`"
+    rows = []
+    for r in (r for t in read_tables().values() for r in t.recipes if r.to):
+        sets = ', '.join(f'{k} {v}' for k, v in r.keys.items())
+        rows.append({'add-on': r.name, 'what': r.what, 'added to recipes of': added_to(r), 'sets': sets})
+    return pd.DataFrame(rows).set_index('add-on')
+
+def show_zoo(df:pd.DataFrame): # HTML
+    "A table with all its words, whatever their width"
+    from IPython.display import HTML
+    with pd.option_context('display.max_colwidth', None): return HTML(df.rename_axis(None).to_html())
 
 # %% ../nbs/54_results.ipynb #8128139b
 def noise_task(recipe:str, batch_size:int=2, # clips

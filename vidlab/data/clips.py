@@ -7,9 +7,9 @@ __all__ = ['UNITS', 'QUIET', 'MIXES', 'Order', 'Unread', 'view_number', 'Clips',
            'fork_server', 'TooManyUnread', 'Loader', 'Mixed']
 
 # %% ../../nbs/15_data.clips.ipynb #253d41d6
-import contextlib, functools, io, math, mmap, os, pickle, re, shutil, signal, sys, tempfile, time, types, warnings
+import contextlib, functools, io, math, mmap, os, pickle, re, shutil, signal, sys, tempfile, threading, time, types, warnings
 from dataclasses import dataclass, replace
-from multiprocessing import forkserver, reduction
+from multiprocessing import forkserver, parent_process, reduction
 import numpy as np
 import pyarrow as pa
 import torch
@@ -368,10 +368,17 @@ class _Batches(DataLoader):
 class TooManyUnread(RuntimeError):
     "More files of the training set are unreadable than the limit allows"
 
+def _end_with(parent):
+    "Wait until another process is gone, and go too"
+    parent.join()
+    os._exit(1)
+
 def _worker_init(worker:int):
-    "A worker ends on SIGTERM even inside a native call, and leaves Ctrl-C to the process that started it"
+    "A worker ends on SIGTERM even inside a native call, leaves Ctrl-C to the process that started it, and does not outlive that process"
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # PyTorch's own watch looks at the server, which lives as long as a worker does
+    threading.Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
 
 def _no_shared_memory():
     "What to do when batches find no room on their way out of the workers"
@@ -393,7 +400,7 @@ class Loader:
         self.unread = dict(getattr(ds, 'unread', {}))
         self._stop_above_limit()
         if workers and isinstance(ds, Clips): ds.slots = DecodeSlots(workers)
-        self.forks = not _travels((ds, get_decoder(getattr(ds, 'decoder', ''))))
+        self.forks = not _travels((ds, collate, get_decoder(getattr(ds, 'decoder', ''))))
         if workers and not self.forks: context, source = fork_server(self._preload()), _Shipment(ds)
         else:
             context, source = 'fork' if workers else None, ds

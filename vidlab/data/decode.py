@@ -1341,9 +1341,12 @@ class DecodeSlots:
 
 # %% ../../nbs/11_data.decode.ipynb #1171b313
 def worker_state():
-    "What another process must be told to read as this one does"
-    others = {name: d for name, d in _decoders.items() if type(d).__module__ != __name__}
-    return vars(LIMITS).copy(), {name: pickle.dumps(d) for name, d in others.items()}
+    "What another process must be told to read as this one does; decoders that cannot be sent stay here"
+    decoders = {}
+    for name, d in _decoders.items():
+        with contextlib.suppress(pickle.PicklingError, AttributeError, TypeError):
+            if type(d).__module__ != __name__: decoders[name] = pickle.dumps(d)
+    return vars(LIMITS).copy(), decoders
 
 def take_state(state # of `worker_state`
               ):
