@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from vidlab.ckpt import save_checkpoint
 from vidlab.core import RunFolder, saved_bytes
-from vidlab.models.videomamba import ORDERS, TAPS, VideoMamba, VideoMambaStudent, capture_scans, scan_maps, time_first
+from vidlab.models.videomamba import ORDERS, TAPS, VideoMamba, VideoMambaStudent, capture_scans, time_first
 from vidlab.optim import param_groups
 from vidlab.registry import create_model, list_models
 from vidlab.ssm import scan_paths, selective_scan, use_path
@@ -124,12 +124,12 @@ def test_scan_maps(order):
         many = [x.expand(-1, L, -1, -1) for x in (g['delta'], g['B'], g['C'])]
         y = selective_scan(impulse.expand(len(routes), -1, -1, -1).contiguous(), many[0], g['A'], *many[1:]).abs().mean(2).mT      # (K,into,from)
         swap = time_first(m.card.grid)
-        maps = scan_maps(m, v, 1)
+        maps = m.scan_maps(v, 1)
         for k, (time, reverse) in enumerate(routes):
             walk = swap[0] if time else torch.arange(L)
             walk = walk.flip(0) if reverse else walk
             assert torch.allclose(maps[k][walk][:, walk], y[k], rtol=1e-3, atol=1e-6), k
-        assert scan_maps(m, v, 1, gate=True, reduce='mean').shape == maps.shape and not torch.equal(scan_maps(m, v, 1, gate=True), maps)
+        assert m.scan_maps(v, 1, gate=True, reduce='mean').shape == maps.shape and not torch.equal(m.scan_maps(v, 1, gate=True), maps)
 
 
 # ---------------------------------------------------------------------------------------------------------------- student

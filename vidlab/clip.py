@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TINY', 'ALWAYS_TRAIN', 'HF', 'FILES', 'ClipCard', 'clip_dims', 'CLIPBackbone', 'inflate_patch', 'taps', 'frozen_by',
-           'freeze', 'freeze_model', 'layer_of', 'no_decay', 'token_layout', 'resize_positions', 'half_names',
-           'to_official_half', 'hf_blocks', 'hf_text', 'clip_rules', 'weights_file', 'load_clip', 'inner_clip',
-           'arch_dims', 'tiny_weights', 'create_clip']
+           'freeze', 'layer_of', 'no_decay', 'token_layout', 'resize_positions', 'half_names', 'to_official_half',
+           'hf_blocks', 'hf_text', 'clip_rules', 'weights_file', 'load_clip', 'inner_clip', 'arch_dims', 'tiny_weights',
+           'create_clip']
 
 # %% ../nbs/20_clip.ipynb #fdb042c1
 from contextlib import contextmanager
@@ -189,20 +189,6 @@ def freeze(clip:CLIPBackbone, policy, compat_3d:bool=False) -> list: # names now
     "Apply a policy: its parameters stop training, all others train"
     stop = set(frozen_by(clip, policy, compat_3d))
     for k,p in clip.named_parameters(): p.requires_grad_(k not in stop)
-    return sorted(stop)
-
-def freeze_model(model, # whose CLIP is `model.clip`
-                 policy, # as above, or patterns on the model's own names such as 'clip.visual.*'
-                 unused=(), # names that never train
-                 compat_3d:bool=False) -> list: # names the policy freezes
-    "Freeze parts of a model around a CLIP; what is not CLIP trains unless a pattern names it"
-    if isinstance(policy, (list,tuple)) or (isinstance(policy, str) and policy not in ('none','visual','text','all')):
-        pats,names = [policy] if isinstance(policy, str) else list(policy),[n for n,_ in model.named_parameters()]
-        for p in pats:
-            if not any(fnmatch(n, p) for n in names): raise ValueError(f'freeze pattern {p!r} matches no parameter; words: none, all, visual, text; names look like {names[9]!r}')
-        stop = [n for n in names if any(fnmatch(n, p) for p in pats)]
-    else: stop = ['clip.' + n for n in model.clip.frozen_by(policy, compat_3d)]
-    for n,p in model.named_parameters(): p.requires_grad_(n not in stop and n not in unused)
     return sorted(stop)
 
 # %% ../nbs/20_clip.ipynb #9d707b7f

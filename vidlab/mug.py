@@ -92,6 +92,11 @@ class MugHead(nn.Module):
             grad = torch.is_grad_enabled() and (t[0].requires_grad or v[0].requires_grad or any(p.requires_grad for p in self.parameters()))
             return self.score(t, v, grad).masked_fill(~t[1].any(1)[:,None] | ~v[1].any(1), math.nan)
 
+    def picture(self, text, text_mask, video, video_mask) -> dict: # batches of one; see `vidlab.contract.VideoModel.pictures`
+        "How the words and frames of a pair choose each other, padding left out"
+        t,v = text_mask[0].bool(),video_mask[0].bool()
+        return dict(draw='words', **alignment(text[0,t], t[t], video[0,v], v[v], self.tau))
+
     def extra_repr(self): return f'mode={self.mode!r}, tau={self.tau:g}' + (', leak=True' if self.leak else '')
 
 # %% ../nbs/22_mug.ipynb #468dc15f

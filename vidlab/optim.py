@@ -9,6 +9,7 @@ __all__ = ['BERT_SCHEDULES', 'SCHEDULES', 'RULES', 'OPTIMIZERS', 'warmup_cosine'
 
 # %% ../nbs/25_optim.ipynb #028ee84a
 import math, torch
+from dataclasses import dataclass
 from .core import unknown
 
 # %% ../nbs/25_optim.ipynb #f02bd30f
@@ -153,49 +154,57 @@ class HFAdamW(EachParameter):
         if g['weight_decay']: p.add_(p, alpha=-g['lr']*g['weight_decay'])
 
 # %% ../nbs/25_optim.ipynb #8b646213
-def _clip4clip(name, p, model, norms): # -> (decays, is pretrained)
-    return not any(s in name for s in ('bias', 'LayerNorm.bias', 'LayerNorm.weight')), 'clip.' in name
+@dataclass
+class _Known: # what the rules ask of a model
+    pretrained:set
+    whole:set       # never decays
+    norms:set
 
-def _stan(name, p, model, norms):
-    branch = name.startswith('branch.')
-    return branch or not (name.endswith('bias') or name in norms), not branch
+def _known(model):
+    norms = {f'{n}.{k}' for n,m in model.named_modules() if isinstance(m, torch.nn.LayerNorm) for k,_ in m.named_parameters()}
+    return _Known(model.parts()['pretrained'] if hasattr(model, 'parts') else set(), model.no_decay() if hasattr(model, 'no_decay') else set(), norms)
 
-def _standard(name, p, model, norms):
-    nd = model.no_decay() if hasattr(model, 'no_decay') else ()
-    return p.ndim > 1 and name not in nd, name.startswith('clip.')
+def _clip4clip(name, p, k): # -> (decays, is pretrained)
+    return not any(s in name for s in ('bias', 'LayerNorm.bias', 'LayerNorm.weight')), name in k.pretrained
 
-def _all(name, p, model, norms): return True, name.startswith('clip.')
+def _stan(name, p, k): # weights of a Mug head learn like the towers, as published
+    new = name not in k.pretrained and not name.startswith('mug.')
+    return new or not (name.endswith('bias') or name in k.norms), not new
+
+def _standard(name, p, k): return p.ndim > 1 and name not in k.whole, name in k.pretrained
+def _all(name, p, k): return True, name in k.pretrained
 
 RULES = dict(standard=_standard, clip4clip=_clip4clip, stan=_stan, all=_all, ends=_standard)
 
 def param_groups(model, # nn.Module
                  lr:float, weight_decay:float=0.,
-                 coef_lr:float=None, # the pretrained part learns with lr*coef_lr; None: like the rest
+                 coef_lr:float=None, # what is pretrained (see `vidlab.contract`) learns with lr*coef_lr; None: like the rest
                  rule:str='standard', # see RULES
                  layer_decay:float=None # factor per layer below the top; not with 'clip4clip'
                 ) -> list: # optimiser groups with 'name' and 'names'
     "Groups of parameters for an optimiser"
     if rule not in RULES: raise unknown('parameter group rule', rule, RULES)
     clip_lr = lr if coef_lr is None else lr*coef_lr
-    norms = {f'{n}.{k}' for n,m in model.named_modules() if isinstance(m, torch.nn.LayerNorm) for k,_ in m.named_parameters()}
+    known = _known(model)
+    if clip_lr != lr and not known.pretrained: raise ValueError(f'coef_lr {coef_lr:g}: nothing in {type(model).__name__} is pretrained, all of it learns at lr; leave coef_lr at 1')
     if rule == 'clip4clip':
         if layer_decay is not None: raise ValueError("layer_decay does not go with rule='clip4clip', whose groups are those of the published code")
-        named = [(n,p,*_clip4clip(n,p,model,norms)) for n,p in model.named_parameters()]
+        named = [(n,p,*_clip4clip(n,p,known)) for n,p in model.named_parameters()]
         keys = [(True,True),(True,False),(False,True),(False,False)]
         return [_group(f'{"decay" if d else "no_decay"}/{"clip" if c else "head"}', [(n,p) for n,p,dd,cc in named if (dd,cc) == (d,c)],
                        clip_lr if c else lr, weight_decay if d else 0.) for d,c in keys]
-    return _layered(model, RULES[rule], norms, lr, clip_lr, weight_decay, layer_decay, ends=rule == 'ends')
+    return _layered(model, RULES[rule], known, lr, clip_lr, weight_decay, layer_decay, ends=rule == 'ends')
 
 def _group(name, named, lr, wd): return dict(params=[p for _,p in named], names=[n for n,_ in named], name=name, lr=lr, weight_decay=wd)
 
-def _layered(model, rule, norms, lr, clip_lr, wd, layer_decay, ends=False):
+def _layered(model, rule, known, lr, clip_lr, wd, layer_decay, ends=False):
     named = [(n,p) for n,p in model.named_parameters() if p.requires_grad]
     if layer_decay is not None and not hasattr(model, 'layer_of'): raise ValueError(f'layer_decay needs {type(model).__name__}.layer_of(name)')
     depth = {n: model.layer_of(n) for n,_ in model.named_parameters()} if layer_decay is not None else {}
     top,out = max(depth.values(), default=0),{}
     if ends: depth = {n: top if d else 0 for n, d in depth.items()}
     for n,p in named:
-        d,c = rule(n, p, model, norms)
+        d,c = rule(n, p, known)
         scale = layer_decay**(top - depth[n]) if depth else 1.
         out.setdefault((d, c, depth.get(n, 0)), []).append((n, p, (clip_lr if c else lr)*scale))
     return [_group(f'{"decay" if d else "no_decay"}/{"clip" if c else "head"}' + (f'/layer{i}' if depth else ''), [(n,p) for n,p,_ in v], v[0][2], wd if d else 0.)

@@ -14,7 +14,9 @@ _models = {}
 
 def register_model(f # builder; its name becomes the model's name
                   ):
-    "Decorator: make `f` known under its name"
+    "Decorator: make `f` known under its name; the class it is annotated to return says whether it is whole"
+    cls = inspect.signature(f).return_annotation
+    if lost := getattr(cls, 'missing', list)(): raise TypeError(f'model {f.__name__!r}: {cls.__name__} has no {", ".join(lost)}')
     old = _models.get(f.__name__)
     if old and old.__module__ != f.__module__ and '__main__' not in (old.__module__, f.__module__):
         raise ValueError(f'model {f.__name__!r} is registered by {old.__module__} and {f.__module__}: rename one')
@@ -54,4 +56,6 @@ def create_model(name:str, # as in `list_models`
     known = model_options(name)
     for o in options:
         if o not in known: raise unknown(f'option of {name}', o, known)
-    return get_model(name)(**options)
+    model = get_model(name)(**options)
+    getattr(model, 'complete', lambda: None)()                  # see `vidlab.contract`
+    return model

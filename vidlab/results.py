@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['SHOWN', 'NUMBERS', 'LOWER', 'SAME', 'BY', 'load_eval', 'shown', 'eval_table', 'speed', 'run_summary', 'within_groups',
-           'eval_ranks', 'worst_queries', 'time_pairs', 'pair_accuracy', 'comparison', 'within_pair', 'per_clip',
-           'breakdown', 'compare_summary', 'confusion', 'class_table', 'worst_clips', 'same_class_confusion', 'worst',
-           'show_eval', 'zoo_tables', 'zoo', 'zoo_addons', 'show_zoo', 'noise_task', 'printed_by']
+           'eval_ranks', 'worst_queries', 'time_pairs', 'pair_accuracy', 'untrained_name', 'comparison', 'within_pair',
+           'per_clip', 'breakdown', 'compare_summary', 'confusion', 'class_table', 'worst_clips',
+           'same_class_confusion', 'worst', 'show_eval', 'zoo_tables', 'zoo', 'zoo_addons', 'show_zoo', 'noise_task',
+           'printed_by']
 
 # %% ../nbs/54_results.ipynb #8613e07a
 from pathlib import Path
@@ -132,6 +133,11 @@ def pair_accuracy(a:dict # prob (n,C) and label (n) of the embedded classes
     other = torch.tensor([MOTIONS.index(partner(m)) for m in MOTIONS])[a['label']]
     own, rival = (a['prob'].gather(1, y[:, None])[:, 0] for y in (a['label'], other))
     return 100*float(((own > rival) + .5*(own == rival)).mean())
+
+def untrained_name(folder, # of the model as it starts, evaluated
+                   recipe:str, split:str='test') -> str:
+    "What a table calls a model before training: by its card, else by its recipe"
+    return load_eval(folder, split)['protocol']['model']['untrained'] or f'{recipe}, untrained'
 
 def comparison(runs:dict, # name -> run
                manifest:Manifest, # the rows that were evaluated
@@ -312,7 +318,7 @@ def noise_task(recipe:str, batch_size:int=2, # clips
     task = create_task(cfg.task, create_model(cfg.model, **{**cfg.options, **{k: v for k, v in given.items() if k in known}}),
                        **{**{k: getattr(cfg, k) for k in takes if k in FIELDS}, **{k: v for k, v in dict(teacher_weights='random', classes=[f'class {i}' for i in range(classes)]).items() if k in takes}})
     card = task.model.card
-    return task, noise_batch(card, batch_size, T*getattr(card, 'neighbours', 1), classes, pieces=cfg.pieces)
+    return task, noise_batch(card, batch_size, T*card.neighbours, classes, pieces=cfg.pieces)
 
 # %% ../nbs/54_results.ipynb #08db35a3
 def printed_by(page:str # path of an executed notebook, below nbs/

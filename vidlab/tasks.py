@@ -10,6 +10,7 @@ __all__ = ['AVERAGES', 'TASKS', 'Task', 'RetrievalTask', 'RecognitionTask', 'by_
 import inspect, math
 import torch, torch.nn.functional as F
 from torch import nn
+from .contract import pair_of
 from .core import rng, unknown
 from .data.text import tokenize
 from .data.transforms import mix_clips, normalise
@@ -29,6 +30,16 @@ class Task(nn.Module):
                 ):
         super().__init__()
         self.model = model
+
+    def asks(self, *pieces): # names of methods
+        "An error that names what the task needs and the model lacks"
+        if lost := [p for p in pieces if not hasattr(self.model, p)]:
+            raise ValueError(f'{type(self).__name__} needs {", ".join(lost)} of a model, and {type(self.model).__name__} has none')
+
+    def stop(self, *kinds): # of `VideoModel.parts`
+        "What the loss does not reach trains no more, before a distributed wrapper goes around the task"
+        parts = self.model.parts()
+        for n in set().union(*(parts[k] for k in kinds)): self.model.get_parameter(n).requires_grad_(False)
 
     @property
     def device(self): return next(self.model.parameters()).device
@@ -60,20 +71,22 @@ class RetrievalTask(Task):
                 ):
         super().__init__(model)
         if getattr(model.card, 'classes', 0): raise ValueError(f'{type(model).__name__} is a classifier of {model.card.classes} classes and compares no captions: use task recognition')
+        self.asks('encode_video', 'encode_text', 'similarity')
+        self.stop('pretext')
         self.gather,self.directions,self.dsl,self.max_logit_scale = gather,directions,dsl,max_logit_scale
 
     def forward(self, batch:dict) -> dict: # loss, acc (share of captions that find their video in the batch)
         "Loss of a batch"
         if 'text' not in batch: raise ValueError('retrieval trains on captions, and this batch has none: the manifest needs a `text` column')
         out = self.model(self.prep(batch))
-        out = gather_dict({k: v for k, v in out.items() if k != 'logit_scale'}, self.gather)
-        sim = self.model.similarity(**out)
+        sim = self.model.similarity(**gather_dict(pair_of(self.model, out), self.gather))
         right = sim.detach().argmax(1) == torch.arange(len(sim), device=sim.device)
         return dict(loss=contrastive(sim, directions=self.directions), acc=right.float().mean())
 
     def after_step(self):
-        "Keep a learned temperature within its limit, as CLIP was trained"
-        if self.model.logit_scale.requires_grad: self.model.logit_scale.data.clamp_(max=self.max_logit_scale)
+        "Keep a learned temperature within its limit, as CLIP was trained; a model without `logit_scale` looks after its own"
+        scale = getattr(self.model, 'logit_scale', None)
+        if scale is not None and scale.requires_grad: scale.data.clamp_(max=self.max_logit_scale)
 
     def eval_step(self, batch:dict) -> dict: # features of the sides the batch holds
         "Encode the video side or the text side"
@@ -122,13 +135,13 @@ class RecognitionTask(Task):
         self.classes, self.smoothing, self.n_templates, self.mix = list(classes), smoothing, len(templates), (mixup, cutmix)
         self.mix_mode = mix_mode
         self.seed, self.average = seed, average
-        self.classifier = getattr(model.card, 'classes', 0) > 0
+        self.classifier = model.card.classes > 0
+        if not self.classifier: self.asks('encode_video', 'encode_text', 'similarity')
         if self.classifier and model.card.classes != len(classes): raise ValueError(f'the model has {model.card.classes} classes, the data {len(classes)}: build it with classes={len(classes)}')
         if self.classifier and hasattr(model, 'class_texts') and (texts := model.class_texts(classes, templates)):
             model.set_classes(tokenize(texts, max_words)[0].unflatten(0, (-1, len(classes))))
         if not self.classifier: self.set_texts(*tokenize([t.replace('{}', c) for t in templates for c in classes], max_words, tokenizer=getattr(model.card, 'tokenizer', '') or 'clip'))
-        for n, p in model.named_parameters():                   # everything a text goes through
-            if not self.classifier and n.startswith(('clip.', 'text_model.', 'txt_proj.')) and not n.startswith('clip.visual.') and n != 'clip.logit_scale': p.requires_grad_(False)
+        if not self.classifier: self.stop('text', 'pretext')    # texts of classes are encoded without a graph
 
     def set_texts(self, ids, mask): # (templates * classes, L) both, template by template
         self.ids, self.mask, self._kept = ids, mask, None
@@ -329,6 +342,9 @@ class SortingTask(Task):
 class SameClassTask(Task):
     "Video-to-video retrieval of the same class; nothing to train. By the model's `video_features` (before a projection) where it has them, else `encode_video`"
     monitor = 'v2v/R1'
+    def __init__(self, model):
+        super().__init__(model)
+        self.asks('encode_video')
 
     def eval_step(self, batch:dict) -> dict: # sid, view, label, video (B,D)
         b = self.prep(batch)

@@ -30,7 +30,7 @@ from .data.shards import from_shards, shard_of, window_order
 from .evaluate import evaluate, save_eval
 from .learner import Learner, make_engine
 from .optim import BERT_SCHEDULES, SCHEDULES, held, make_optimizer, param_groups, schedule_factor
-from .registry import create_model, model_options
+from .registry import create_model, list_models, model_options
 from .tasks import TASKS, create_task, task_options
 
 # %% ../nbs/50_train.ipynb #4d0240ec
@@ -129,7 +129,7 @@ class RunConfig:
     groups:str = 'standard'     # weight decay and learning-rate groups: 'standard' | 'clip4clip' | 'stan' | 'ends' (VideoMamba), all three as published | 'all' decays
     lr:float = 1e-5             # peak learning rate of what is new
     lr_batch:int = 0            # batch size that lr is meant for: it is scaled in proportion to the real one; 0 as it is
-    coef_lr:float = 1.          # the CLIP towers learn at lr * coef_lr
+    coef_lr:float = 1.          # what is pretrained learns at lr * coef_lr
     weight_decay:float = 0.05   # pulls weights towards zero, not norms and biases
     weight_decay_end:float = -1. # where a half wave takes it by the end of the run; below 0 it stays
     betas:list = field(default_factory=lambda: [0.9, 0.999]) # of the optimiser
@@ -194,12 +194,16 @@ def make_config(**keys # fields of `RunConfig` and options of the model, all fla
     for k, v in keys.items():
         if k in FIELDS: out[k] = v
         elif k in known: opts[k] = v
-        else: raise unknown('parameter', k, [f for f in FIELDS if f != 'options'] + list(known))
+        else: raise _refused(k, model, 'parameter', [f for f in FIELDS if f != 'options'] + list(known))
     for k in opts:
-        if k not in known: raise unknown(f'option of {model}', k, known)
+        if k not in known: raise _refused(k, model, f'option of {model}', known)
     default = RunConfig()
     out = {k: coerce(k, v, getattr(default, k)) for k, v in out.items()}
     return RunConfig(**out, options={k: coerce(k, v, known[k] if isinstance(known[k], (str, int, float, bool)) else None) for k, v in opts.items()})
+
+def _refused(k, model, kind, known): # an option of other models, or a word nobody has
+    if any(k in model_options(m) for m in list_models()): return ValueError(f'{model} has no option {k}; it has {", ".join(model_options(model))}')
+    return unknown(kind, k, known)
 
 # %% ../nbs/50_train.ipynb #3cdfa16d
 @dataclass
@@ -549,7 +553,7 @@ PER_SET = ('data', 'data_path', 'video_root', 'kind', 'variant', 'fold', 'train_
 
 def of_card(card) -> tuple: # side of the frames, frames around each position, tokenizer
     "What a model's card says about the samples it wants"
-    return card.size, getattr(card, 'neighbours', 1), getattr(card, 'tokenizer', '') or 'clip'
+    return card.size, card.neighbours, card.tokenizer or 'clip'
 
 def eval_loaders(cfg:RunConfig, split:str, size:int, engine, manifest=None, # rows that are loaded already
                  neighbours:int=1, tokenizer:str='clip') -> dict: # one loader per side of the task
@@ -564,7 +568,8 @@ def _without_base(cfg, known) -> dict:
     if not cfg.start or 'weights' not in known: return {}
     if 'quick_gelu' not in known: return dict(weights='random', **({'text_weights': 'random'} if 'text_weights' in known else {}))
     card = weights_path(cfg.start).with_name('card.json')
-    gelu = read_json(card)['model']['clip']['quick_gelu'] if card.exists() else True        # an official file starts from OpenAI's CLIP
+    clip = read_json(card)['model'].get('clip') if card.exists() else None
+    gelu = clip['quick_gelu'] if clip else True             # an official file starts from OpenAI's CLIP
     return dict(weights='random', **({'quick_gelu': gelu} if cfg.options.get('quick_gelu') is None else {}))
 
 def build_task(cfg:RunConfig,
@@ -579,7 +584,7 @@ def build_task(cfg:RunConfig,
     opts = {**cfg.options, **{k: v for k, v in most.items() if k in known}, **(_without_base(cfg, known) if exact else {})}
     model = create_model(cfg.model, **opts)
     if cfg.start: print(model.load_weights(weights_path(cfg.start), exact=exact))
-    if cfg.half_weights: model.clip.to_official_half()
+    if cfg.half_weights: model.half_weights()
     if cfg.grad_checkpointing: model.set_grad_checkpointing()
     if cfg.compile: model.compile()
     return create_task(cfg.task, model, **{k: getattr(cfg, k) for k in takes if k in FIELDS and k not in more}, **more)
@@ -659,7 +664,9 @@ def evaluate_split(cfg:RunConfig, task, engine, folder:RunFolder, split:str, wei
     size, near, words = of_card(task.model.card)
     loaders = eval_loaders(cfg, split, size, engine, neighbours=near, tokenizer=words)
     res = evaluate(task, loaders, engine)
-    if engine.is_main_process: save_eval(folder, split, res, protocol(cfg, loaders, split, weights))
+    card = task.model.card
+    said = dict(name=card.name, untrained=card.untrained)       # what tables call it
+    if engine.is_main_process: save_eval(folder, split, res, dict(protocol(cfg, loaders, split, weights), model=said))
     return res['metrics']
 
 # %% ../nbs/50_train.ipynb #94d3ea15

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WATCHED', 'Picture', 'show_strip', 'show_batch', 'show_similarity', 'show_confusion', 'show_bars', 'show_predictions',
            'show_spread', 'overlay_frames', 'show_overlay', 'show_overlays', 'save_clip', 'show_frame_attention',
-           'show_words', 'show_transcripts', 'plot_metrics', 'show_retrieval']
+           'show_words', 'show_lines', 'show_transcripts', 'plot_metrics', 'show_retrieval']
 
 # %% ../nbs/51_viz.ipynb #4a9c169c
 import io, math, textwrap
@@ -256,6 +256,22 @@ def show_words(video, # (T,3,H,W) uint8
         bar = fig.add_subplot(grid[2, :T], sharex=ax); bar.bar(range(T), torch.as_tensor(beta).float().numpy(), color='tab:blue'); bar.set_yticks([]); bar.set_xticks([]); bar.set_ylabel('frames', fontsize=8, rotation=0, ha='right')
         for side in bar.spines.values(): side.set_visible(False)
     fig.colorbar(im, cax=fig.add_subplot(grid[1, T+1])).ax.tick_params(labelsize=7)
+    if title: fig.suptitle(_plain(title), fontsize=10)
+    return fig
+
+# %% ../nbs/51_viz.ipynb #032e89ca
+def show_lines(video, # (T,3,H,W) uint8
+               lines:dict, # name -> (T,) a number for each frame
+               times=None, # (T,) seconds
+               title:str=''): # Figure
+    "Numbers over time under the frames"
+    f, T = _frames(video), len(video)
+    fig = _figure(max(4, 1.1*T), 3.2)
+    grid = fig.add_gridspec(2, T, height_ratios=[1, 1.4], wspace=.02)
+    _strip([fig.add_subplot(grid[0, j]) for j in range(T)], f, times, np.arange(T))
+    ax = fig.add_subplot(grid[1, :])
+    for name, v in lines.items(): ax.plot(np.arange(T), torch.as_tensor(v).float().numpy(), marker='o', label=_plain(name, 40))
+    ax.set_xlim(-.5, T - .5); ax.set_xticks([]); ax.legend(fontsize=8)
     if title: fig.suptitle(_plain(title), fontsize=10)
     return fig
 

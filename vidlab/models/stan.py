@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['TIME', 'HEADS', 'OFFICIAL', 'PRESETS', 'TemporalLayer', 'SpatialLayer', 'frame_mean', 'TemporalConv', 'StanBranch',
-           'StanCard', 'STAN', 'scale', 'similarity', 'init_branch', 'freeze', 'layer_of', 'no_decay', 'token_layout',
-           'set_grad_checkpointing', 'is_official', 'describe', 'load_weights', 'mug_parameters', 'stan', 'mugstan']
+           'StanCard', 'STAN', 'init_branch', 'is_official', 'describe', 'stan', 'mugstan']
 
 # %% ../../nbs/31_models.stan.ipynb #43076ef5
 from dataclasses import dataclass
 import math, torch, torch.nn.functional as F
+from fastcore.basics import patch
 from fastcore.meta import delegates
 from torch import nn
 from torch.utils.checkpoint import checkpoint as recompute
 from ..core import unknown
 from ..ckpt import load_into, read_weights, rename, WeightsError
+from ..contract import Card, VideoModel
 from ..layers import LayerNorm, MultiHeadAttention, QuickGELU, ResidualAttentionBlock, key_padding, masked_mean
-from ..clip import CLIPBackbone, clip_rules, create_clip, freeze_model, hf_blocks, hf_text, inner_clip
+from ..clip import CLIPBackbone, create_clip, hf_blocks, hf_text, inner_clip
 from ..mug import MODES, MugHead
 from ..registry import register_model
 
@@ -132,23 +133,19 @@ class StanBranch(nn.Module):
 HEADS = ('mean', *MODES)
 
 @dataclass
-class StanCard:
-    name:str = 'stan'
+class StanCard(Card):
     head:str = 'mean'
     depth:int = 4           # layers of the branch
     blocks:tuple = ()       # CLIP blocks they listen to
     time:str = 'attention'  # cross-frame module
     tau:float = 0.01        # temperature; 0 learned
-    size:int = 224          # pixels, square
-    frames:int = 12         # most frames of a clip
-    words:int = 32          # most tokens of a text
-    mean:tuple = ()         # of pixels in 0..1
-    std:tuple = ()
-    source:str = ''         # where CLIP's weights are from
-    clip:object = None      # the backbone's card
 
-class STAN(nn.Module):
+    @property
+    def untrained(self): return 'CLIP, frames averaged' if self.head == 'mean' and not self.depth else ''
+
+class STAN(VideoModel):
     "CLIP towers, a branch beside the image tower, and a similarity head"
+    no_decay_names = ('branch.time_embed.weight',)
     def __init__(self, clip:CLIPBackbone,
                  depth:int=4, # layers of the branch; 0: none
                  head:str='mean', # 'mean', or a mode of `vidlab.mug`
@@ -166,10 +163,9 @@ class STAN(nn.Module):
         block = clip.visual.transformer.resblocks[0]
         if depth: self.branch = StanBranch(c.vision_width, c.vision_heads, depth, time, drop_path, positions, cls_residue, QuickGELU if c.quick_gelu else nn.GELU, block.mlp.c_fc.out_features/c.vision_width)
         if head != 'mean': self.mug = MugHead(head, mug_tau, dim=c.embed_dim, leak=leak)
-        self.card = StanCard('stan' if head == 'mean' else 'mugstan', head, depth, self.blocks, time, tau, c.image_size, max_frames, max_words, c.mean, c.std, f'{c.name}: {c.source}', c)
-        self.report = None
+        self.card = StanCard.of_clip(clip, name='stan' if head == 'mean' else 'mugstan', head=head, depth=depth, blocks=self.blocks, time=time, tau=tau, frames=max_frames, words=max_words)
         init_branch(self)
-        freeze_model(self, 'none', self.unused_parameters())
+        self.stop_unused()
 
     @property
     def logit_scale(self): return self.clip.logit_scale
@@ -218,10 +214,12 @@ def _check(c, head, depth, blocks, tau, positions, words, frames):
     if words > c.context: raise ValueError(f'max_words {words} exceeds the {c.context} positions of the text tower: lower max_words')
     if depth and frames > positions: raise ValueError(f'max_frames {frames} exceeds the {positions} time embeddings: give positions={frames}')
 
-def scale(self): # factor of the scores
+@patch
+def scale(self:STAN): # factor of the scores
     return self.clip.logit_scale.float().exp() if not self.tau else torch.tensor(1/self.tau, device=self.clip.logit_scale.device)
 
-def similarity(self, text, # (Bt,E), or (Bt,L,E) with a Mug head
+@patch
+def similarity(self:STAN, text, # (Bt,E), or (Bt,L,E) with a Mug head
                video, # (Bv,T,E) from encode_video
                video_mask=None, # (Bv,T)
                text_mask=None # (Bt,L); a Mug head needs it
@@ -238,33 +236,17 @@ def init_branch(model:STAN):
     for layer,i in zip(getattr(model, 'branch', None).spatial if model.blocks else (), model.blocks):
         layer.load_state_dict(model.clip.visual.transformer.resblocks[i].state_dict())
 
-STAN.scale,STAN.similarity = scale,similarity
-
 # %% ../../nbs/31_models.stan.ipynb #6f89b930
-def freeze(self, policy) -> list: # as in `vidlab.clip.freeze_model`; the branch trains unless a pattern names it
-    "Freeze parts of the towers"
-    return freeze_model(self, policy, self.unused_parameters())
-
-def layer_of(self, name:str) -> int:
-    "Depth of a parameter, for layer-wise learning rates; branch and head are at the top"
-    return self.clip.layer_of(name[5:]) if name.startswith('clip.') else max(self.clip.card.vision_layers, self.clip.card.text_layers) + 1
-
-def no_decay(self) -> set:
-    "Parameters without weight decay besides one-dimensional ones (standard rule)"
-    return {'clip.' + n for n in self.clip.no_decay()} | {'branch.time_embed.weight'}
-
-def token_layout(self, name:str) -> dict: # kind: image (rows B*T) | text (B) | branch (rows B*T) | time (rows B*P)
-    "What the tokens of an attention layer are, so that a map folds back to T x H x W"
-    if name.startswith('clip.'): return self.clip.token_layout(name[5:])
+@patch(as_prop=True)
+def token_kinds(self:STAN): # branch: rows B*T; time: rows B*P
     g = self.clip.card.grid
-    return dict(kind='time', prefix=0, grid=(g,g)) if name.startswith('branch.temporal') else dict(kind='branch', prefix=1, grid=(g,g))
+    return {'branch.temporal*': dict(kind='time', prefix=0, grid=(g,g)), 'branch*': dict(kind='branch', prefix=1, grid=(g,g))}
 
-def set_grad_checkpointing(self, enable:bool=True):
-    "Recompute every block of towers and branch in the backward pass: less memory, more time"
-    self.clip.set_grad_checkpointing(enable)
-    if hasattr(self, 'branch'): self.branch.grad_checkpointing = enable
-
-for _f in (freeze, layer_of, no_decay, token_layout, set_grad_checkpointing): setattr(STAN, _f.__name__, _f)
+@patch
+def pictures(self:STAN, task, batch) -> dict: # name -> what `vidlab.explain` draws
+    "Of a Mug head: words and frames"
+    if self.head == 'mean' or 'text' not in batch: return {}
+    return dict(words=self.mug.picture(self.encode_text(batch['text']), batch['text_mask'], self.encode_video(batch['video'], batch['video_mask']), batch['video_mask']))
 
 # %% ../../nbs/31_models.stan.ipynb #3c3b7b04
 def _flat(w): return w.squeeze(2) if w.ndim == 5 else w            # `patch_3d` of the published code: a kernel of one frame
@@ -290,31 +272,28 @@ def describe(state:dict # our names
     if time is None and depth: time = 'origin' if state['branch.temporal.0.layers.weight'].shape[-1] == 3 else '3D11'
     return dict(depth=depth, time=time or 'attention', positions=len(state['branch.time_embed.weight']) if depth else 64)
 
-def load_weights(self, source, # path, or a state dict
+@patch
+def load_weights(self:STAN, source, # path, or a state dict
                  exact:bool=False # refuse a file without this model's branch
                 ):
     "Fill the model from a checkpoint; the report is returned and kept as `.report`"
-    state,name = (source,'state dict') if isinstance(source, dict) else (read_weights(source),str(source))
+    state,name = self.weights_of(source)
     rows = None
     if is_official(state): state,rows = rename(state, OFFICIAL)
-    elif not any(k.startswith('branch.') for k in state): return _towers_only(self, state, name, exact)
+    elif not any(k.startswith('branch.') for k in state) and set(state) != set(self.state_dict()):
+        if exact and self.card.depth: raise WeightsError(f'{name}: holds no branch, the model has one of depth {self.card.depth}')
+        return self.load_clip(state, name)
     if 'branch.time_embed.weight' not in state and exact and self.card.depth: raise WeightsError(f'{name}: holds no branch, the model has one of depth {self.card.depth}')
     drop = [(k, None) for k in state if k.startswith('mug.') and not self.mug_parameters()]              # another mode's weights
     self.report = load_into(self, state, new=('clip.logit_scale', 'mug.*'), rules=drop + [('*', '*')], source=name)
     self.report.rows = self.report.rows if rows is None else rows + [r for r in self.report.rows if r[2] != 'loaded']
     return self.report
 
-def mug_parameters(self) -> list: return [n for n,_ in self.named_parameters() if n.startswith('mug.')]
+@patch
+def mug_parameters(self:STAN) -> list: return [n for n,_ in self.named_parameters() if n.startswith('mug.')]
 
-def _towers_only(model, state, name, exact): # a CLIP of any kind: branch started from it
-    if exact and model.card.depth: raise WeightsError(f'{name}: holds no branch, the model has one of depth {model.card.depth}')
-    r = load_into(model.clip, state, rules=clip_rules(state), source=name)
-    init_branch(model)
-    r.rows += [(None, n, 'new') for n,_ in model.named_parameters() if not n.startswith('clip.')]
-    model.report = r
-    return r
-
-for _f in (load_weights, mug_parameters): setattr(STAN, _f.__name__, _f)
+@patch
+def start_from_clip(self:STAN, report): init_branch(self)
 
 # %% ../../nbs/31_models.stan.ipynb #a06f35d4
 PRESETS = dict(base=dict(clip='ViT-B-32', depth=4), base16=dict(clip='ViT-B-16', depth=4), large=dict(clip='ViT-L-14', depth=4),

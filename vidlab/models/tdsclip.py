@@ -7,9 +7,7 @@ __all__ = ['PLUGINS', 'TEMPLATES', 'KINETICS_TEMPLATES', 'POSITIONS', 'HEADS', '
            'over', 'TemporalPatch', 'SideStem', 'TemporalPath', 'TDGate', 'TDAdapter', 'shift_time', 'SideBlock', 'Tap',
            'SideNetwork', 'init_side', 'on_cls', 'on_patches', 'TokenShift', 'TSM', 'TokenT1D', 'LocalUni', 'T1D',
            'DividedST', 'make_plugins', 'class_prompts', 'context_prompts', 'place_context', 'FrameHeader', 'trim',
-           'side_width', 'TDSClipCard', 'TDSCLIP', 'init_plugins', 'set_classes', 'class_texts', 'encode_embedded',
-           'encode_text', 'class_text', 'similarity', 'train', 'freeze', 'layer_of', 'no_decay', 'official_groups',
-           'token_layout', 'set_grad_checkpointing', 'is_official', 'to_official_state', 'describe', 'load_weights',
+           'side_width', 'TDSClipCard', 'TDSCLIP', 'init_plugins', 'encode_embedded', 'is_official', 'describe',
            'tdsclip', 'from_state']
 
 # %% ../../nbs/33_models.tdsclip.ipynb #b7632500
@@ -18,11 +16,13 @@ from fnmatch import fnmatch
 from pathlib import Path
 import math, torch, torch.nn.functional as F
 from torch import nn
+from fastcore.basics import patch
 from torch.utils.checkpoint import checkpoint
 from ..core import unknown
 from ..ckpt import LoadReport, WeightsError, load_into, read_weights, rename
+from ..contract import Card, VideoModel
 from ..layers import LayerNorm, MultiHeadAttention, TemporalTransformer, unit
-from ..clip import CLIPBackbone, clip_rules, create_clip, freeze_model
+from ..clip import CLIPBackbone, clip_rules, create_clip
 from ..registry import register_model
 
 # %% ../../nbs/33_models.tdsclip.ipynb #7eebc194
@@ -106,7 +106,7 @@ class SideBlock(nn.Module):
         super().__init__()
         self.td,self.ln,self.attn = TDAdapter(dim, reduction),LayerNorm(dim),MultiHeadAttention(dim, heads or max(1, dim//64))
         self.bn,self.mlp = nn.BatchNorm2d(dim),nn.Sequential(nn.Linear(dim, 4*dim), nn.GELU(), nn.Linear(4*dim, dim))
-        self.recompute = False
+        self.grad_checkpointing = False
 
     def attention(self, v, cls, pos): # (B,T,N,D), (B,T,D), (N,D) -> (B,T,N,D)
         D = cls.shape[-1]
@@ -115,7 +115,7 @@ class SideBlock(nn.Module):
         return self.attn.out_proj(self.attn.attend(q[:,:,1:], k, w).transpose(1,2).flatten(2)).view_as(v)
 
     def forward(self, v, cls, pos): # -> (B,T,N,D)
-        run = lambda f, *a: checkpoint(f, *a, use_reentrant=False) if self.recompute and torch.is_grad_enabled() else f(*a)
+        run = lambda f, *a: checkpoint(f, *a, use_reentrant=False) if self.grad_checkpointing and torch.is_grad_enabled() else f(*a)
         v = self.td(v)
         v = v + run(self.attention, v, cls, pos)
         return v + run(self.mlp, over(self.bn, v))
@@ -283,24 +283,18 @@ def side_width(width:int) -> int: # of CLIP -> of the side network
     return {768:320, 1024:512}.get(width, 64*max(1, round(width/128)))
 
 @dataclass
-class TDSClipCard:
-    name:str = 'tdsclip'
+class TDSClipCard(Card):
+    neighbours:int = 5      # consecutive frames per position, oldest first
+    classes:int = 174
+    words:int = 77          # most tokens of a class text
     head:str = 'linear'
     pool:str = 'mean'
     plugin:str = None
-    size:int = 224          # pixels, square
-    frames:int = 8          # sampled positions
-    neighbours:int = 5      # consecutive frames per position, oldest first
-    classes:int = 174
     side_dim:int = 320
-    words:int = 77          # most tokens of a class text
-    mean:tuple = ()         # of pixels in 0..1
-    std:tuple = ()
-    source:str = ''         # where CLIP's weights are from
-    clip:object = None      # the backbone's card
 
-class TDSCLIP(nn.Module):
+class TDSCLIP(VideoModel):
     "Frozen CLIP image tower, temporal-difference side network, classifier"
+    no_decay_names = ('side.positions', 'ctx', 'header.frame_position_embeddings.weight')
     def __init__(self, clip:CLIPBackbone, classes:int=174,
                  side_dim:int=None, # None: `side_width`, for text classes the joint width
                  neighbours:int=5, # odd; 1: no differences
@@ -328,10 +322,10 @@ class TDSCLIP(nn.Module):
         if head == 'linear': self.fc = nn.Linear(D, classes)
         if head == 'prompts': self.ctx = nn.Parameter(0.02*torch.randn(*((classes,) if class_specific else ()), n_ctx, c.text_width))
         if text: self.register_buffer('class_ids', None, persistent=False)
-        self.dropout,self.drop_path,self.recompute,self.report,self._texts = nn.Dropout(dropout),drop_path,False,None,None
-        self.card = TDSClipCard('tdsclip', head, pool, plugin, c.image_size, max_frames, neighbours, classes, D, c.context, c.mean, c.std, f'{c.name}: {c.source}', c)
+        self.dropout,self.drop_path,self.grad_checkpointing,self._texts = nn.Dropout(dropout),drop_path,False,None
+        self.card = TDSClipCard.of_clip(clip, name='tdsclip', head=head, pool=pool, plugin=plugin, frames=max_frames, neighbours=neighbours, classes=classes, side_dim=D, words=c.context)
         init_plugins(self)
-        freeze_model(self, 'all')
+        self.freeze('all')
 
     def groups_of(self, video, mask=None, sid=None): # (B,T*M,3,S,S) -> (B,T,M,3,S,S)
         M = self.card.neighbours
@@ -351,7 +345,7 @@ class TDSCLIP(nn.Module):
             y = x.float() if self.clip.visual.conv1.weight.dtype == torch.float16 else x                # a plug-in stays in float32 beside a half tower
             x = self.plugins[str(i)](y.unflatten(0, (-1,T))).flatten(0,1).to(x.dtype)
         blk = self.clip.visual.transformer.resblocks[i]
-        y = checkpoint(blk, x, use_reentrant=False) if self.recompute and torch.is_grad_enabled() else blk(x)
+        y = checkpoint(blk, x, use_reentrant=False) if self.grad_checkpointing and torch.is_grad_enabled() else blk(x)
         p = self.drop_path*i/max(1, self.card.clip.vision_layers-1)
         if not (self.training and p): return y
         keep = (torch.rand(len(x)//T, device=x.device) >= p).to(x.dtype).repeat_interleave(T)[:,None,None]/(1-p)
@@ -391,7 +385,8 @@ def init_plugins(model:TDSCLIP):
         p.attn.in_proj_weight.copy_(blk.attn.in_proj_weight); p.attn.in_proj_bias.copy_(blk.attn.in_proj_bias)
 
 # %% ../../nbs/33_models.tdsclip.ipynb #afaddf41
-def set_classes(self, ids, # (C,L) token ids, or (K,C,L) of K templates
+@patch
+def set_classes(self:TDSCLIP, ids, # (C,L) token ids, or (K,C,L) of K templates
                 copy_context:bool=False): # head 'prompts': start the learned words from the words that stand there
     "Texts of the classes: of `class_prompts`, or for learned words of `context_prompts`"
     if self.head == 'linear': raise ValueError("head linear has no texts; text classes need head='text' or 'prompts'")
@@ -405,7 +400,8 @@ def set_classes(self, ids, # (C,L) token ids, or (K,C,L) of K templates
     self.class_ids,self._texts = ids[..., :int(ends.max())+1],None
     self.card.classes = ids.shape[1]
 
-def class_texts(self, names, templates=TEMPLATES) -> list: # none for a linear classifier
+@patch
+def class_texts(self:TDSCLIP, names, templates=TEMPLATES) -> list: # none for a linear classifier
     "Texts whose token ids `set_classes` wants, template by template"
     return {'linear': lambda: [], 'text': lambda: class_prompts(names, templates), 'prompts': lambda: context_prompts(names, self.n_ctx)}[self.head]()
 
@@ -416,11 +412,13 @@ def encode_embedded(clip, x, ends): # (N,L,d_t) token embeddings, (N,) place of 
     x = clip.ln_final(clip.transformer(x, attn_mask=clip.attn_mask[:L,:L]))
     return x[torch.arange(len(x), device=x.device), ends] @ clip.text_projection.to(x.dtype)
 
-def encode_text(self, text, text_mask=None): # (N,L) ids -> (N,E); the causal mask makes text_mask unnecessary
+@patch
+def encode_text(self:TDSCLIP, text, text_mask=None): # (N,L) ids -> (N,E); the causal mask makes text_mask unnecessary
     if self.head == 'linear': raise ValueError("head linear has no text tower; texts need head='text' or 'prompts'")
     return self.clip.encode_text(text).float()
 
-def _class_text(self): # -> (C,E)
+@patch
+def _class_text(self:TDSCLIP): # -> (C,E)
     K,C,L = self.class_ids.shape
     ends = self.class_ids.argmax(-1)
     if self.head == 'prompts':
@@ -430,7 +428,8 @@ def _class_text(self): # -> (C,E)
     f = torch.cat([self.encode_text(i) for i in self.class_ids.flatten(0,1).split(1024)]).unflatten(0, (K,C))
     return f[0] if K == 1 else unit(f).mean(0)
 
-def class_text(self): # -> (C,E), kept while no weight changes
+@patch
+def class_text(self:TDSCLIP): # -> (C,E), kept while no weight changes
     "Features of the class texts"
     if self.class_ids is None: raise ValueError('the model does not know its classes yet: give the token ids of their texts to set_classes')
     own = [p for n,p in self.named_parameters() if n == 'ctx' or n.startswith('clip.') and not n.startswith('clip.visual.') and n != 'clip.logit_scale']
@@ -440,36 +439,32 @@ def class_text(self): # -> (C,E), kept while no weight changes
         with torch.no_grad(), torch.autocast(own[0].device.type, enabled=False): self._texts = now,self._class_text()
     return self._texts[1]
 
-def similarity(self, text, # (Bt,E)
+@patch
+def similarity(self:TDSCLIP, text, # (Bt,E)
                video, # (Bv,D), D = E
                video_mask=None, text_mask=None) -> torch.Tensor: # (Bt,Bv) logits, float32
     "exp(logit_scale) * cosine"
     with torch.autocast(text.device.type, enabled=False): return self.logit_scale.float().exp()*unit(text.float())@unit(video.float()).T
 
-def train(self, mode:bool=True):
+@patch
+def train(self:TDSCLIP, mode:bool=True):
     self._texts = None                        # weights may have been changed in a way that leaves no trace
     return nn.Module.train(self, mode)
 
-for _f in (set_classes, class_texts, encode_text, _class_text, class_text, similarity, train): setattr(TDSCLIP, _f.__name__, _f)
-
 # %% ../../nbs/33_models.tdsclip.ipynb #a9716631
-def freeze(self, policy) -> list: # as in `vidlab.clip.freeze_model`, names it freezes
-    "Freeze parts of CLIP; the side network trains unless a pattern names it"
-    return freeze_model(self, policy)
+@patch(as_prop=True)
+def depth_of(self:TDSCLIP): # side parts lie beside their CLIP block
+    c = self.clip.card
+    first = 1 + max(c.vision_layers, c.text_layers) - c.vision_layers
+    return {**{f'{part}.{{}}.*': first for part in ('side.taps', 'side.blocks', 'plugins')}, 'side.stem.*': 0, 'side.positions': 0}
 
-def layer_of(self, name:str) -> int:
-    "Depth of a parameter, for layer-wise learning rates: side parts beside their CLIP block, classifier on top"
-    c = self.clip.card; top = max(c.vision_layers, c.text_layers)
-    if name.startswith('clip.'): return self.clip.layer_of(name[5:])
-    if name.startswith(('side.taps.', 'side.blocks.', 'plugins.')): return int(name.split('.')[1 if name.startswith('plugins') else 2]) + 1 + top - c.vision_layers
-    return 0 if name.startswith(('side.stem.', 'side.positions')) else top + 1
+@patch(as_prop=True)
+def token_kinds(self:TDSCLIP): # side: rows B*T, patches ask, class token and patches answer; time: rows B*(1+N), T x T; frames: rows B
+    g = self.clip.card.grid
+    return {'side.*': dict(kind='side', prefix=1, grid=(g,g)), 'plugins.*': dict(kind='time', prefix=1, grid=(g,g)), 'header.*': dict(kind='frames', prefix=0, grid=None)}
 
-def no_decay(self) -> set:
-    "Parameters without weight decay besides one-dimensional ones (standard rule)"
-    own = dict(self.named_parameters())
-    return {n for n in ('side.positions', 'ctx', 'header.frame_position_embeddings.weight', *('clip.' + n for n in self.clip.no_decay())) if n in own}
-
-def official_groups(self, lr:float, weight_decay:float=0.15, clip_ratio:float=1., # factor of the visual part
+@patch
+def official_groups(self:TDSCLIP, lr:float, weight_decay:float=0.15, clip_ratio:float=1., # factor of the visual part
                     accumulation:int=1, sync_bn:bool=False # True: batch norms keep the full rate when gradients are accumulated
                    ) -> list: # optimiser groups with 'name' and 'names'
     "The official three groups: visual, other, batch norms of the side network"
@@ -478,23 +473,6 @@ def official_groups(self, lr:float, weight_decay:float=0.15, clip_ratio:float=1.
     rates = dict(visual=lr*clip_ratio, other=lr, bn=lr if sync_bn else lr/accumulation)
     named = [(n,p,kind(n)) for n,p in self.named_parameters() if p.requires_grad]
     return [dict(params=[p for _,p,k in named if k == g], names=[n for n,_,k in named if k == g], name=g, lr=r, weight_decay=weight_decay) for g,r in rates.items()]
-
-def token_layout(self, name:str) -> dict: # kind: image | text | side (B*T; patches ask, class token and patches answer) | frames (B) | time (B*(1+N), T x T)
-    "What the tokens of an attention layer are, so that a map folds back to T x H x W"
-    if name.startswith('clip.'): return self.clip.token_layout(name[5:])
-    g = self.clip.card.grid
-    if name.startswith('side.'): return dict(kind='side', prefix=1, grid=(g,g))
-    return dict(kind='time', prefix=1, grid=(g,g)) if name.startswith('plugins.') else dict(kind='frames', prefix=0, grid=None)
-
-def set_grad_checkpointing(self, enable:bool=True):
-    "Recompute attention and MLPs in the backward pass: less memory, more time"
-    self.recompute = enable
-    for m in self.modules():
-        if isinstance(m, SideBlock): m.recompute = enable
-        if isinstance(m, TemporalTransformer): m.grad_checkpointing = enable
-    if self.head != 'linear': self.clip.transformer.grad_checkpointing = enable
-
-for _f in (freeze, layer_of, no_decay, official_groups, token_layout, set_grad_checkpointing): setattr(TDSCLIP, _f.__name__, _f)
 
 # %% ../../nbs/33_models.tdsclip.ipynb #47e9444b
 def _ones(dims): # an official tensor with `dims` trailing ones <-> ours without
@@ -520,7 +498,8 @@ OFFICIAL_RULES = [(a, b, into) for a,b,into,_ in OFFICIAL]
 
 def is_official(state:dict) -> bool: return any(k.startswith('visual.transformer.side_') for k in state)
 
-def to_official_state(self, copy:bool=True # False: views of the parameters themselves
+@patch
+def to_official_state(self:TDSCLIP, copy:bool=True # False: views of the parameters themselves
                      ) -> dict: # name -> CPU tensor, in the order of `state_dict`
     "State dict with the official names and shapes"
     if self.head != 'linear': raise ValueError(f'the official model has a linear classifier; this one has head {self.head}')
@@ -543,11 +522,12 @@ def describe(state:dict) -> dict: # options of the model and dimensions of its t
 # %% ../../nbs/33_models.tdsclip.ipynb #123f3d3c
 _classifier = ('fc.*', 'header.*', 'ctx')
 
-def load_weights(self, source, # path, or a state dict
+@patch
+def load_weights(self:TDSCLIP, source, # path, or a state dict
                  exact:bool=False # refuse a file whose classifier differs
                 ) -> LoadReport:
     "Fill the model from a checkpoint; the report is returned and kept as `.report`"
-    state,name = (source,'state dict') if isinstance(source, dict) else (read_weights(source),str(source))
+    state,name = self.weights_of(source)
     if not is_official(state) and 'side.positions' not in state: return _from_clip(self, state, name)
     ours,rows = rename(state, OFFICIAL_RULES) if is_official(state) else (dict(state),[(k,k,'loaded') for k in state])
     own = self.state_dict()
@@ -566,8 +546,6 @@ def _from_clip(model, state, name): # a plain CLIP; what was trimmed is dropped 
     init_plugins(model)
     model.report = r
     return r
-
-for _f in (load_weights, to_official_state): setattr(TDSCLIP, _f.__name__, _f)
 
 # %% ../../nbs/33_models.tdsclip.ipynb #085b3925
 PRESETS = dict(base=dict(clip='ViT-B-16'), base32=dict(clip='ViT-B-32'), large=dict(clip='ViT-L-14'), large336=dict(clip='ViT-L-14-336'), tiny=dict(clip='tiny', weights='random'))

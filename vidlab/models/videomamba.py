@@ -6,23 +6,23 @@
 __all__ = ['ROUTES', 'ORDERS', 'NORMS', 'INFLATE', 'DT_INITS', 'PRESETS', 'TAPS', 'NORMALIZE', 'PREFIXES', 'layer_orders',
            'time_first', 'enter', 'leave', 'wide', 'Scan', 'init_dt', 'Mixer', 'RMSNorm', 'drop_rates', 'Block',
            'PatchEmbed', 'resize_space', 'resize_time', 'inflate', 'MambaCard', 'Trunk', 'init_weights', 'VideoMamba',
-           'preset_options', 'sine_table', 'Decoder', 'VideoMambaStudent', 'layer_of', 'no_decay', 'freeze',
-           'token_layout', 'set_grad_checkpointing', 'paths', 'rules_for', 'label_rows', 'fit_head', 'fit_shapes',
-           'load_weights', 'videomamba', 'videomamba_pretrain', 'capture_scans', 'scan_maps']
+           'preset_options', 'sine_table', 'Decoder', 'VideoMambaStudent', 'rules_for', 'label_rows', 'videomamba',
+           'videomamba_pretrain', 'capture_scans']
 
 # %% ../../nbs/32_models.videomamba.ipynb #53ef15b0
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 import math, numpy as np, torch, torch.nn.functional as F
 from einops import rearrange
+from fastcore.basics import patch
 from timm.layers import DropPath
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from ..core import IMAGENET_MEAN, IMAGENET_STD, read_json, unknown
 from ..ckpt import LoadReport, WeightsError, load_into, read_weights, rename
+from ..contract import Card, VideoModel
 from ..layers import LayerNorm
 from ..ssm import causal_conv1d, scan_matrix, scan_path, selective_scan
 from ..teacher import aligned_blocks
@@ -190,9 +190,8 @@ def inflate(weight, # (d,3,p,p)
 DT_INITS = ('released', 'log_uniform')
 
 @dataclass
-class MambaCard:
+class MambaCard(Card):
     name:str = 'videomamba'
-    size:int = 224          # pixels, square
     frames:int = 8          # of a clip; 0: an image model
     classes:int = 400       # 1: a number; 0: none, a student
     dim:int = 192
@@ -207,10 +206,16 @@ class MambaCard:
     normalize:str = ''      # of a student: its features, see NORMALIZE
     mean:tuple = IMAGENET_MEAN # of pixels in 0..1
     std:tuple = IMAGENET_STD
-    source:str = ''         # where the weights are from
 
-class Trunk(nn.Module):
+class Trunk(VideoModel):
     "Embedding and blocks"
+    pretrained_names = ('cls_token', 'pos_embed', 'temporal_pos_embedding', 'patch_embed.*', 'layers.*', 'norm_f.*', 'norm.*')   # all but head and decoders
+    no_decay_names = ('cls_token', 'pos_embed', 'temporal_pos_embedding')
+    depth_of = {'cls_token': 0, 'pos_embed': 0, 'patch_embed.*': 0, 'layers.{}.*': 1}
+
+    @property
+    def token_kinds(self): return {'*': dict(kind='scan', prefix=1, grid=self.card.grid)}     # one class token, then T' x h x w
+
     def __init__(self, dim:int=192, depth:int=24, image_size:int=224, patch:int=16, tubelet:int=1, max_frames:int=8, # 0: image model
                  order:str='spatial', norm:str='rms', bidirectional:bool=True, drop_path:float=0., mixer:dict=None, head:nn.Module=None): # further options of Mixer
         super().__init__()
@@ -223,7 +228,7 @@ class Trunk(nn.Module):
         self.patch_embed = PatchEmbed(dim, patch, tubelet if max_frames else None)
         if head is not None: self.head = head
         self.layers = nn.ModuleList([Block(Mixer(dim, bidirectional=bidirectional, order=o, **(mixer or {})), NORMS[norm](dim), r) for o,r in zip(orders, rates)])
-        self.drop_path,self.report,self.checkpoint_layers = DropPath(rates[-1]),None,None
+        self.drop_path,self.checkpoint_layers,self.loading = DropPath(rates[-1]),None,{}
         self.card = MambaCard(size=image_size, frames=max_frames, dim=dim, depth=depth, patch=patch, tubelet=tubelet, order=order, grid=(T,g,g))
 
     def embed(self, video): # (B,T,3,S,S) -> (B,L,d)
@@ -345,42 +350,22 @@ class VideoMambaStudent(Trunk):
         place = self.clip_pos_embed[0][at]
         return dict(features=torch.stack([d(s + place) for d,s in zip(self.clip_decoder, self.states(x, at))]))
 
+    def example(self, n:int=2) -> dict: # with `visible`, the first half of the tokens
+        b = super().example(n)
+        L = 1 + math.prod(self.card.grid)
+        return dict(b, visible=(torch.arange(L) <= L//2).expand(n, -1))
+
 # %% ../../nbs/32_models.videomamba.ipynb #d4741f8f
-def layer_of(self, name:str) -> int:
-    "Depth of a parameter, for layer-wise learning rates"
-    if name in ('cls_token', 'pos_embed') or name.startswith('patch_embed.'): return 0
-    return int(name.split('.')[1]) + 1 if name.startswith('layers.') else len(self.layers) + 1
-
-def no_decay(self) -> set:
-    "Parameters without weight decay besides one-dimensional ones"
-    return {n for n in ('cls_token', 'pos_embed', 'temporal_pos_embedding') if getattr(self, n) is not None}
-
-def freeze(self, policy='none') -> list: # 'none'; 'all': all but head or decoders; a number: embedding and so many layers; or patterns -> names it freezes
-    "Freeze parts of the model"
-    names = [n for n,_ in self.named_parameters()]
-    if isinstance(policy, int): stop = [n for n in names if self.layer_of(n) <= policy]
-    elif policy in ('none', 'all'): stop = [n for n in names if policy == 'all' and not n.startswith(('head.', 'clip_decoder.'))]
-    else:
-        pats = [policy] if isinstance(policy, str) else list(policy)
-        if bad := [p for p in pats if not any(fnmatch(n, p) for n in names)]: raise ValueError(f'freeze pattern {bad[0]!r} matches no parameter; words: none, all, a number of layers; names look like {names[9]!r}')
-        stop = [n for n in names if any(fnmatch(n, p) for p in pats)]
-    for n,p in self.named_parameters(): p.requires_grad_(n not in stop)
-    return sorted(stop)
-
-def token_layout(self, name:str) -> dict:
-    "How the tokens of a layer fold back: one class token, then T' x h x w"
-    return dict(kind='scan', prefix=1, grid=self.card.grid)
-
-def set_grad_checkpointing(self, enable:bool=True):
+@patch
+def set_grad_checkpointing(self:Trunk, enable:bool=True):
     "Recompute mixers in the backward pass: less memory, more time; `checkpoint_layers` of them, from the first, or all"
     n = len(self.layers) if self.checkpoint_layers is None else self.checkpoint_layers
     for i,l in enumerate(self.layers): l.recompute = enable and i < n
 
-def paths(self, device) -> dict:
+@patch
+def paths(self:Trunk, device) -> dict:
     "Which implementation runs"
     return dict(scan=scan_path(device))
-
-for _f in (layer_of, no_decay, freeze, token_layout, set_grad_checkpointing, paths): setattr(Trunk, _f.__name__, _f)
 
 # %% ../../nbs/32_models.videomamba.ipynb #0961b4bd
 PREFIXES = ('backbone.', 'encoder.', '')
@@ -402,7 +387,8 @@ def label_rows(labels, # list of numbers, or a JSON file with one
         raise WeightsError(f'label map: {classes} row numbers below {rows} are needed, this has {len(labels)} entries')
     return labels
 
-def fit_head(self, got, # state dict, changed
+@patch
+def fit_head(self:Trunk, got, # state dict, changed
              name, new_head=False, labels=None, looks=True) -> set: # names that were cut
     "The head of the file in the classes of the model"
     w = got.get('head.weight')
@@ -418,7 +404,8 @@ def fit_head(self, got, # state dict, changed
         if rows is not None: got[k] = v[rows]
     return set() if rows is None else {'head.weight', 'head.bias'}
 
-def fit_shapes(self, got, how) -> set: # names that were changed; changes `got`
+@patch
+def fit_shapes(self:Trunk, got, how) -> set: # names that were changed; changes `got`
     "Positions, times and the patch kernel in the model's shape"
     fits = dict(pos_embed=lambda v: resize_space(v, self.card.grid[1]))
     if self.card.frames: fits.update(temporal_pos_embedding=lambda v: resize_time(v, self.card.grid[0]))
@@ -429,21 +416,22 @@ def fit_shapes(self, got, how) -> set: # names that were changed; changes `got`
     for k in done: got[k] = fits[k](got[k])
     return done
 
-def load_weights(self, source, # path, or a state dict
+@patch
+def load_weights(self:Trunk, source, # path, or a state dict
                  exact:bool=False, # refuse a file without this very classifier
                  new_head:bool=None, labels=None, how:str=None, compat:bool=None # None: as the model was built, see the builder
                 ) -> LoadReport:
     "Fill the model from a checkpoint; the report is returned and kept as `.report`"
     o = {**dict(new_head=False, labels=None, how='centre', compat=False), **self.loading, **{k:v for k,v in dict(new_head=new_head, labels=labels, how=how, compat=compat).items() if v is not None}}
-    state,name = (source,'state dict') if isinstance(source, dict) else (read_weights(source),str(source))
+    state,name = self.weights_of(source)
     got,rows = rename(state, rules_for(self, exact, o['compat']))
     own,image = self.state_dict(),self.card.frames and getattr(got.get('patch_embed.proj.weight'), 'ndim', 5) == 4
     whose = [k for k in own if k.startswith(('head.', 'clip_decoder.', 'norm'))]
     if exact and (other := [k for k in whose if k not in got or got[k].shape != own[k].shape]):
         raise WeightsError(f'{name} has another classifier or none ({", ".join(other[:3])}): build that model, or load without exact=True to take the trunk')
-    changed,seen = fit_shapes(self, got, o['how']),set(got)
+    changed,seen = self.fit_shapes(got, o['how']),set(got)
     if not exact and hasattr(self, 'head'):
-        changed |= fit_head(self, got, name, bool(image) or o['new_head'], o['labels'], looks=bool(image) or not o['compat'] or 'head.weight' in state)
+        changed |= self.fit_head(got, name, bool(image) or o['new_head'], o['labels'], looks=bool(image) or not o['compat'] or 'head.weight' in state)
     if not exact and not hasattr(self, 'head'):
         for k in [k for k in got if k.startswith('clip_decoder.') and (k not in own or own[k].shape != got[k].shape)]: del got[k]
     new = () if exact else ('head.*', 'clip_decoder.*') + (('temporal_pos_embedding',) if image else ()) + (('norm_f.*',) if o['compat'] else ())
@@ -452,8 +440,6 @@ def load_weights(self, source, # path, or a state dict
     report.rows = [(a, b, what(b, w)) for a,b,w in rows] + [r for r in report.rows if r[2] == 'new']
     self.report = report; self.card.source = Path(name).name
     return report
-
-Trunk.load_weights,Trunk.loading = load_weights,{}
 
 # %% ../../nbs/32_models.videomamba.ipynb #183ef123
 @register_model
@@ -514,16 +500,15 @@ def capture_scans(model:Trunk, layers=None): # numbers; None: all -> {layer: dic
         for h in handles: h.remove()
 
 # %% ../../nbs/32_models.videomamba.ipynb #fbf40112
+@patch
 @torch.no_grad()
-def scan_maps(model:Trunk, video, # (1,T,3,S,S) normalised
+def scan_maps(self:Trunk, video, # (1,T,3,S,S) normalised
               layer:int, gate:bool=False, # True: rows times the gate of their token, SiLU(z)
               reduce='abs' # over channels, as in `vidlab.ssm.scan_matrix`: 'abs' or 'mean' (signed)
              ) -> torch.Tensor: # (K,L,L)
     "How much of token s (column) each scan of a layer brings into token t (row), tokens in the model's order"
-    with capture_scans(model, [layer]) as got: deque(model.streams(model.embed(video)), 0)
-    g,routes,swap = got[layer],model.layers[layer].mixer.routes,time_first(model.card.grid, device=video.device)
+    with capture_scans(self, [layer]) as got: deque(self.streams(self.embed(video)), 0)
+    g,routes,swap = got[layer],self.layers[layer].mixer.routes,time_first(self.card.grid, device=video.device)
     z = torch.stack([enter(g['z'], r, swap) for r in routes]) if gate else None
     maps = scan_matrix(g['delta'], g['A'], g['B'], g['C'], z=z, reduce=reduce)[:,0]
     return torch.stack([leave(leave(a, r, swap).mT, r, swap).mT for a,r in zip(maps, routes)])
-
-Trunk.scan_maps = scan_maps
