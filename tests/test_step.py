@@ -237,7 +237,9 @@ class Pair(nn.Module):
         super().__init__()
         self.logit_scale = nn.Parameter(torch.tensor(scale), requires_grad=learns)
         self.w = nn.Parameter(torch.eye(4))
-    def forward(self, b): return dict(text=b['text'].float() @ self.w, video=b['x'])
+    def encode_text(self, text, text_mask=None): return text.float() @ self.w
+    def encode_video(self, video, video_mask=None): return video
+    def forward(self, b): return dict(text=self.encode_text(b['text']), video=self.encode_video(b['x']))
     def similarity(self, text, video, text_mask=None, video_mask=None): return self.logit_scale.exp() * text @ video.T
 
 def test_temperature_stays_within_its_limit(tmp_path):
