@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest, torch
 from torch import nn
 
+from vidlab.contract import VideoModel
 from vidlab.callbacks import Log
 from vidlab.ckpt import find_checkpoint, load_checkpoint, save_checkpoint
 from vidlab.core import RunFolder
@@ -230,7 +231,7 @@ def test_best_so_far_survives_a_resume(tmp_path):
 
 # -- the temperature
 
-class Pair(nn.Module):
+class Pair(VideoModel):
     "Two sides and a temperature that every step raises"
     card = Line.card
     def __init__(self, scale, learns=True):
