@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from multiprocessing import forkserver, parent_process, reduction
 import numpy as np
 import pyarrow as pa
+from fastcore.basics import patch
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torch.utils.data._utils import signal_handling
@@ -386,6 +387,7 @@ def _no_shared_memory():
     return (f'the workers ran out of shared memory{room}, through which batches come: use workers=0, fewer workers or smaller batches, '
             'or give it more room (docker run --shm-size=8g)')
 
+# %% ../../nbs/15_data.clips.ipynb #129e6786
 class Loader:
     "Batches of a `Clips`, one epoch at a time, from any batch on"
     def __init__(self, ds, # `Clips` or another map-style dataset that takes keys (epoch, index)
@@ -438,45 +440,51 @@ class Loader:
             self.unread[u.path] = u.reason
         if self.ds.train: self._stop_above_limit()
 
-    def epoch(self, epoch:int=0, # number of the epoch: decides the permutation
-              start:int=0 # batches to leave out at the beginning
-             ):
-        "Iterate over the batches of one epoch"
-        self.order.epoch, self.order.start = epoch, start
-        try:
-            for batch in self.dl:
-                if bad := batch.pop('unread', None): self._note(bad)
-                if batch: yield batch
-                elif getattr(self.ds, 'train', False): raise TooManyUnread(f'no sample of a whole batch could be read: {list(self.unread.items())[:4]}')
-        except RuntimeError as e: raise self.blame(e) or e
-        finally: self.order.start = 0
-
-    def blame(self, e:BaseException # raised while iterating, or, by torch's signal handler, anywhere in between
-             ) -> Exception: # `VideoError` with the file, or a RuntimeError about memory; None when no worker is to blame
-        "What a worker was reading when it hung or died, or what it ran out of; ends all workers"
-        if not (self.workers and isinstance(e, RuntimeError)): return None
-        if 'DataLoader worker' in str(e) and 'shared memory' in str(e): self.close(); return RuntimeError(_no_shared_memory())
-        if not str(e).startswith('DataLoader'): return None
-        dead = {int(o) for pids in re.findall(r'pid\S* ([\d, ]+)', str(e)) for o in re.findall(r'\d+', pids)}
-        workers = getattr(self.dl._iterator, '_workers', ())
-        if dead and dead.isdisjoint(w.pid for w in workers): return None    # of another loader
-        paths = self.ds.slots.paths() if getattr(self.ds, 'slots', None) else []
-        ends = {w.exitcode for w in workers}
-        self.close(hung=True)
-        if -signal.SIGBUS in ends: return RuntimeError(_no_shared_memory())
-        if 'timed out' in str(e): said = 'hung'
-        else: said = 'died' + (' of SIGKILL, as when memory runs out' if -signal.SIGKILL in ends else ' at its start; it says why above' if 1 in ends else '')
-        return VideoError(paths[0] if paths else '(no file was being read)', 'decode', f'a worker {said}, the workers were reading {paths}: {e}')
-
     def __iter__(self): return self.epoch()
 
-    def close(self, hung:bool=False):
-        "End the worker processes; hung ones are killed"
-        it, self.dl._iterator = self.dl._iterator, None
-        if hung and it is not None:
-            signal_handling._remove_worker_pids(id(it)); it._worker_pids_set = False      # their end is meant: no alarm
-            for w in it._workers: w.kill()
-        if hasattr(it, '_shutdown_workers'): it._shutdown_workers()
+# %% ../../nbs/15_data.clips.ipynb #a8276915
+@patch
+def epoch(self:Loader, epoch:int=0, # number of the epoch: decides the permutation
+          start:int=0 # batches to leave out at the beginning
+         ):
+    "Iterate over the batches of one epoch"
+    self.order.epoch, self.order.start = epoch, start
+    try:
+        for batch in self.dl:
+            if bad := batch.pop('unread', None): self._note(bad)
+            if batch: yield batch
+            elif getattr(self.ds, 'train', False): raise TooManyUnread(f'no sample of a whole batch could be read: {list(self.unread.items())[:4]}')
+    except RuntimeError as e: raise self.blame(e) or e
+    finally: self.order.start = 0
+
+# %% ../../nbs/15_data.clips.ipynb #8b021f4d
+@patch
+def blame(self:Loader, e:BaseException # raised while iterating, or, by torch's signal handler, anywhere in between
+         ) -> Exception: # `VideoError` with the file, or a RuntimeError about memory; None when no worker is to blame
+    "What a worker was reading when it hung or died, or what it ran out of; ends all workers"
+    if not (self.workers and isinstance(e, RuntimeError)): return None
+    if 'DataLoader worker' in str(e) and 'shared memory' in str(e): self.close(); return RuntimeError(_no_shared_memory())
+    if not str(e).startswith('DataLoader'): return None
+    dead = {int(o) for pids in re.findall(r'pid\S* ([\d, ]+)', str(e)) for o in re.findall(r'\d+', pids)}
+    workers = getattr(self.dl._iterator, '_workers', ())
+    if dead and dead.isdisjoint(w.pid for w in workers): return None    # of another loader
+    paths = self.ds.slots.paths() if getattr(self.ds, 'slots', None) else []
+    ends = {w.exitcode for w in workers}
+    self.close(hung=True)
+    if -signal.SIGBUS in ends: return RuntimeError(_no_shared_memory())
+    if 'timed out' in str(e): said = 'hung'
+    else: said = 'died' + (' of SIGKILL, as when memory runs out' if -signal.SIGKILL in ends else ' at its start; it says why above' if 1 in ends else '')
+    return VideoError(paths[0] if paths else '(no file was being read)', 'decode', f'a worker {said}, the workers were reading {paths}: {e}')
+
+# %% ../../nbs/15_data.clips.ipynb #5fc04257
+@patch
+def close(self:Loader, hung:bool=False):
+    "End the worker processes; hung ones are killed"
+    it, self.dl._iterator = self.dl._iterator, None
+    if hung and it is not None:
+        signal_handling._remove_worker_pids(id(it)); it._worker_pids_set = False      # their end is meant: no alarm
+        for w in it._workers: w.kill()
+    if hasattr(it, '_shutdown_workers'): it._shutdown_workers()
 
 # %% ../../nbs/15_data.clips.ipynb #7ef97086
 MIXES = ('shuffled', 'alternate')
