@@ -20,6 +20,7 @@ failures() { grep -E '^(FAILED|ERROR) ' "$root/$log.log" | sed -E 's/^[A-Z]+ //;
 pip install --constraint constraints.txt -e '.[dev]' || exit 2
 python -m ipykernel install --sys-prefix --name python3 > /dev/null 2>&1
 python -m pip freeze --exclude-editable > "$root/tested.txt" 2> /dev/null
+python -c 'from vidlab.data.shapes import make_shapes; from vidlab.tinyclip import tiny_clip; make_shapes(); tiny_clip()'     # what many tests start from
 names=$(python -c "
 import configparser, re
 c = configparser.ConfigParser(delimiters=['=']); c.read('settings.ini'); c = c['DEFAULT']

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Every Python at hand, each with an environment and an empty cache of its own: export check, one page of each layer, the fast tests,
+# Every Python at hand, each with an environment and an empty cache of its own: the start of the embedded data, export check, one page
+# of each layer, the fast tests,
 # the smallest training. A table at the end.
 #   tests/pythons.sh [3.12 3.13 ...]       only these
 # Environments and logs lie in $VIDLAB_PYTHONS (default ~/.cache/vidlab/pythons); environments are kept, 7 GB each.
@@ -25,11 +26,12 @@ step() {               # name of a step, command: a cell of the table
 
 export_check() { python -m pytest -q -p no:cacheprovider tests/test_project.py; }
 some_pages() { local failed=0; for p in $pages; do nbdev_test --path "nbs/$p.ipynb" || failed=1; done; return $failed; }
+start_from() { python -c 'from vidlab.data.shapes import make_shapes; from vidlab.tinyclip import tiny_clip; make_shapes(); tiny_clip()'; }
 fast_tests() { python -m pytest -q -p no:cacheprovider -n 2 --dist worksteal --timeout 300 -m 'not slow' tests --ignore tests/test_project.py; }
 training() { papermill --no-progress-bar nbs/runs/train.ipynb "$log/train.ipynb" -p recipe shapes_meanP -p epochs 1; }
 versions() { python -c 'import importlib.metadata as m; print(*(f"{p} {m.version(p)}" for p in ("torch", "av", "numpy")), sep=", ")'; }
 
-table="Python | versions | install | export | pages | fast tests | training"
+table="Python | versions | install | start | export | pages | fast tests | training"
 failed=0
 while read -r version python; do
     if [ $# -gt 0 ] && [[ " $* " != *" $version "* ]]; then continue; fi
@@ -42,7 +44,7 @@ while read -r version python; do
         made=$(step install pip install --quiet --disable-pip-version-check --constraint constraints.txt -e '.[dev]')
         [[ $made == ok* ]] || { echo "$version | | $made"; exit; }
         python -m ipykernel install --sys-prefix --name python3 > /dev/null 2>&1
-        echo "$version | $(versions) | $made | $(step export export_check) | $(step pages some_pages) | $(step tests fast_tests) | $(step training training)"
+        echo "$version | $(versions) | $made | $(step start start_from) | $(step export export_check) | $(step pages some_pages) | $(step tests fast_tests) | $(step training training)"
     )
     [[ $row == *FAILED* ]] && failed=1
     echo "$row" >&2
