@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # Every Python at hand, each with an environment and an empty cache of its own: the start of the embedded data, export check, one page
-# of each layer, the fast tests,
-# the smallest training. A table at the end.
+# of each layer, the fast tests, the smallest training. A table at the end.
 #   tests/pythons.sh [3.12 3.13 ...]       only these
 # Environments and logs lie in $VIDLAB_PYTHONS (default ~/.cache/vidlab/pythons); environments are kept, 7 GB each.
 set -uo pipefail
