@@ -31,7 +31,7 @@ class Mutant:
     caught_by:list # guards: 'page', another page's file name, or a test file with pytest's options
 
     @property
-    def guards(self): return [page_of(self.module).name if g == 'page' else g for g in self.caught_by]
+    def guards(self): return [page_of(self.module).relative_to(ROOT/'nbs').as_posix() if g == 'page' else g for g in self.caught_by]
 
 
 def load(path=LIST) -> list: # of Mutant
@@ -41,7 +41,8 @@ def load(path=LIST) -> list: # of Mutant
 
 def page_of(module, root=ROOT) -> Path:
     "The page that exports a module"
-    found = [p for p in (root/'nbs').glob(f'[0-9][0-9]_{module}.ipynb')]
+    *folder, name = module.split('.')
+    found = [*(root/'nbs').glob(f'[0-9][0-9]_{module}.ipynb'), *(root/'nbs').joinpath(*folder).glob(f'[0-9][0-9]_{name}.ipynb')] if folder else [*(root/'nbs').glob(f'[0-9][0-9]_{name}.ipynb')]
     if len(found) != 1: raise ValueError(f'module {module!r}: {len(found)} pages export it')
     return found[0]
 

@@ -6,7 +6,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 root=${VIDLAB_PYTHONS:-$HOME/.cache/vidlab/pythons}
-pages="00_core 11_data.decode 23_losses 30_models.clip4clip 40_learner 54_results"
+pages="00_core data/11_decode 23_losses models/30_clip4clip 40_learner 54_results"
 export OMP_NUM_THREADS=1
 
 interpreters() {       # minor version and path of each, the newest patch of a minor version first

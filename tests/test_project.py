@@ -25,9 +25,11 @@ def test_one_page_per_module():
     assert {m: [p.name for p in ps] for m, ps in MODULES.items() if len(ps) > 1} == {}
 
 def test_page_names():
-    "NN_pkg.mod.ipynb exports pkg.mod, and no number is used twice"
-    for m, (p,) in MODULES.items(): assert re.fullmatch(r'\d\d_' + re.escape(m), p.stem), f'{p.name} exports {m}'
-    numbers = [p.stem[:2] for (p,) in MODULES.values()]
+    "pkg/NN_mod.ipynb, or NN_pkg.mod.ipynb, exports pkg.mod, and no number is used twice in a folder"
+    for m, (p,) in MODULES.items():
+        folder = '.'.join(p.relative_to(ROOT/'nbs').parent.parts)
+        assert '.'.join(filter(None, [folder, re.sub(r'^\d\d_', '', p.stem)])) == m and p.stem[:2].isdigit(), f'{p.name} exports {m}'
+    numbers = [(p.parent, p.stem[:2]) for (p,) in MODULES.values()]
     assert len(set(numbers)) == len(numbers), sorted(numbers)
 
 def test_export_in_sync(tmp_path):
@@ -43,8 +45,13 @@ def test_export_in_sync(tmp_path):
     assert sorted(map(str, new)) == sorted(map(str, old)), 'a module without a page, or a page without its module: run `make export`'
     assert [str(k) for k in new if new[k] != old[k]] == [], 'differs from its page: run `make export`'
 
-# Imports point down, or to a smaller number within the same decade (design: layers).
-NUMBER = {m: int(p.stem[:2]) for m, (p,) in MODULES.items()}
+# Imports point down, or to a smaller number in the same folder; a folder stands at a place among the pages above it (design: layers).
+FOLDERS = {'.': None, 'data': 10, 'data/sets': 18, 'models': 30, 'tasks': 38}
+def place(page):
+    number, folder = int(page.stem[:2]), FOLDERS[page.parent.relative_to(ROOT/'nbs').as_posix()]
+    return (number, 0) if folder is None else (folder, number)
+NUMBER = {m: place(p) for m, (p,) in MODULES.items()}
+def at(module): return '.'.join(f'{n:02}' for n in NUMBER[module] if n) or '00'
 
 def resolve(node, module):
     "Absolute names, without `vidlab.`, that an import statement in `module` may mean; '' is the package itself"
@@ -75,7 +82,7 @@ def breaches(package, module):
     for dep in imported((package/module.replace('.', '/')).with_suffix('.py'), module):
         if dep in NOT_MODULES | {''} or (module, dep) in BY_NAME: continue
         if dep not in NUMBER: yield f'{module} imports vidlab.{dep}, which no page exports'
-        elif NUMBER[dep] > NUMBER[module]: yield f'{module} ({NUMBER[module]}) imports {dep} ({NUMBER[dep]})'
+        elif NUMBER[dep] > NUMBER[module]: yield f'{module} ({at(module)}) imports {dep} ({at(dep)})'
         if module.startswith('models.') and (dep.startswith(('models.', 'data.')) or dep == 'tasks'): yield f'{module} imports {dep}'
         if module.startswith('data.') and dep.startswith('models.'): yield f'{module} imports {dep}'
 
@@ -96,18 +103,18 @@ PLANTED = [ # module, a line, what must be said
     ('models.stan', 'import vidlab.models.clip4clip', 'models.stan imports models.clip4clip'),
     ('models.stan', 'from vidlab.models import clip4clip as other', 'models.stan imports models.clip4clip'),
     ('models.stan', 'def f():\n    from vidlab.models.clip4clip import CLIP4Clip', 'models.stan imports models.clip4clip'),
-    ('models.clip4clip', 'from .stan import STAN', 'models.clip4clip (30) imports models.stan (31)'),
+    ('models.clip4clip', 'from .stan import STAN', 'models.clip4clip (30.30) imports models.stan (30.31)'),
     ('models.stan', 'from ..tasks import Task', 'models.stan imports tasks'),
     ('models.stan', 'from .. import tasks', 'models.stan imports tasks'),
     ('models.stan', 'from vidlab import tasks', 'models.stan imports tasks'),
-    ('models.stan', 'from ..train import run', 'models.stan (31) imports train (50)'),
+    ('models.stan', 'from ..train import run', 'models.stan (30.31) imports train (50)'),
     ('models.stan', 'from ..data.sample import clip_times', 'models.stan imports data.sample'),
     ('models.stan', 'from ..data import sample', 'models.stan imports data.sample'),
     ('models.stan', 'import importlib; importlib.import_module("vidlab.data.sample")', 'models.stan imports data.sample'),
     ('data.sample', 'from ..models.stan import STAN', 'data.sample imports models.stan'),
     ('data.sample', 'from .. import models', 'data.sample imports vidlab.models, which no page exports'),
-    ('data.sample', 'from .clips import Clips', 'data.sample (10) imports data.clips (15)'),
-    ('core', 'from . import clip', 'core (0) imports clip (20)'),
+    ('data.sample', 'from .clips import Clips', 'data.sample (10.10) imports data.clips (10.15)'),
+    ('core', 'from . import clip', 'core (00) imports clip (20)'),
     ('losses', 'class A:\n    def f(self):\n        import vidlab.metrics as m', 'losses (23) imports metrics (24)'),
     ('losses', 'import vidlab\ndef f(): return vidlab.train.run()', 'losses (23) imports train (50)'),
     ('losses', 'from .nowhere import x', 'losses imports vidlab.nowhere, which no page exports'),

@@ -5,7 +5,7 @@ import dataclasses, json, re
 from pathlib import Path
 import pytest
 import yaml
-from vidlab.registry import list_models, model_options
+from vidlab.registry import list_models, options
 from vidlab.results import SHOWN, zoo, zoo_addons
 from vidlab.train import FIELDS, WORDS, RunConfig, config_from, fits, list_addons, list_recipes, read_recipe, read_tables
 
@@ -36,7 +36,7 @@ def test_config_is_the_recipe_and_defaults(table):
 
 def test_words_of_tables_are_no_keys():
     "A row's words and its keys stand side by side, so no field or option may have the name of a word"
-    assert {w for words in WORDS.values() for w in words} & ({*FIELDS} | {o for m in list_models() for o in model_options(m)}) == set()
+    assert {w for words in WORDS.values() for w in words} & ({*FIELDS} | {o for m in list_models() for o in options('model', m)}) == set()
 
 @pytest.mark.parametrize('table', [t.name for t in read_tables().values()])
 def test_table(table):

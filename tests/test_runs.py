@@ -167,12 +167,12 @@ def pairs(**kw): return [x for k, v in kw.items() for x in ('-p', k, str(v))]
 def test_train_page_lists_every_setting():
     "`papermill --help-notebook` shows all fields of RunConfig and only known options of the models"
     import ast
-    from vidlab.registry import list_models, model_options
+    from vidlab.registry import list_models, options
     from vidlab.train import FIELDS
     cell = next(c for c in json.loads((ROOT/'nbs'/'runs'/'train.ipynb').read_text())['cells'] if 'parameters' in c['metadata'].get('tags', []))
     names = {n.target.id for n in ast.parse(''.join(cell['source'])).body}
     assert set(FIELDS) - {'options'} <= names
-    assert names - set(FIELDS) - {'resume', 'nproc'} <= {o for m in list_models() for o in model_options(m)}
+    assert names - set(FIELDS) - {'resume', 'nproc'} <= {o for m in list_models() for o in options('model', m)}
 
 @pytest.mark.slow
 def test_papermill_train_evaluate_attention(shapes, tmp_path):

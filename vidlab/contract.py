@@ -15,7 +15,7 @@ from .attend import attention_names
 from .ckpt import LoadReport, WeightsError, load_into, read_weights
 from .clip import CLIPBackbone, clip_rules
 from .core import unknown
-from .registry import create_model, model_options
+from .registry import create_model, options
 
 # %% ../nbs/28_contract.ipynb #f0dcb60e
 @dataclass
@@ -319,16 +319,16 @@ CHECKS = dict(forward=_forward, backward=_backward, freeze=_freeze, layer_of=_la
 
 # %% ../nbs/28_contract.ipynb #17c281b1
 def check_model(name:str, # as in `list_models`
-                **options # of its builder, over the tiny preset
+                **more # options of its builder, over the tiny preset
                ): # DataFrame: piece, what was found
     "Run the whole contract over a model; an error names the piece"
     import pandas as pd
-    known = model_options(name)
+    known = options('model', name)
     if 'preset' not in known: raise ValueError(f"{name}: preset: the builder has none; preset='tiny' must make a model for a CPU")
     try: create_model(name, **{next(iter(known)) + 'x': 1})
     except ValueError as e: rows = [('options', f'{len(known)}, others refused')]
     else: raise ValueError(f'{name}: options: an unknown one is taken in silence')
-    m = create_model(name, **{**{k: v for k,v in dict(preset='tiny', weights='random').items() if k in known}, **options})
+    m = create_model(name, **{**{k: v for k,v in dict(preset='tiny', weights='random').items() if k in known}, **more})
     if not isinstance(m, VideoModel): raise TypeError(f'{name}: {type(m).__name__} does not derive from VideoModel')
     m.freeze('none')
     rows.append(('card', ', '.join(f'{k} {getattr(m.card, k)}' for k in ('size','frames','words','classes'))))

@@ -19,7 +19,7 @@ from .data.annots import Manifest
 from .data.shapes import MOTIONS, partner
 from .metrics import ranks_of, same_class_ranks
 from .cost import noise_batch
-from .registry import create_model, model_options
+from .registry import create_model, options
 from .tasks import TASKS, Task, create_task, task_options
 from .train import FIELDS, added_to, class_names, config_from, load_manifest, read_tables
 from .viz import show_bars, show_confusion, show_predictions, show_similarity, show_spread
@@ -313,7 +313,7 @@ def noise_task(recipe:str, batch_size:int=2, # clips
     "A recipe's model and task on random pixels; no data, no weights"
     cfg = config_from(recipe)
     if TASKS[cfg.task].forward is Task.forward: raise ValueError(f'recipe {recipe}: task {cfg.task!r} measures and trains nothing: it has no step')
-    known, takes, T = model_options(cfg.model), task_options(cfg.task), frames or cfg.max_frames
+    known, takes, T = options('model', cfg.model), task_options(cfg.task), frames or cfg.max_frames
     given = dict(max_frames=T, max_words=cfg.max_words, classes=1 if cfg.task == 'regression' else classes, weights='random', text_weights='random')
     task = create_task(cfg.task, create_model(cfg.model, **{**cfg.options, **{k: v for k, v in given.items() if k in known}}),
                        **{**{k: getattr(cfg, k) for k in takes if k in FIELDS}, **{k: v for k, v in dict(teacher_weights='random', classes=[f'class {i}' for i in range(classes)]).items() if k in takes}})

@@ -30,7 +30,7 @@ from .data.shards import from_shards, shard_of, window_order
 from .evaluate import evaluate, save_eval
 from .learner import Learner, make_engine
 from .optim import BERT_SCHEDULES, SCHEDULES, held, make_optimizer, param_groups, schedule_factor
-from .registry import create_model, list_models, model_options
+from .registry import create_model, list_models, options
 from .tasks import TASKS, create_task, task_options
 
 # %% ../nbs/50_train.ipynb #4d0240ec
@@ -188,7 +188,7 @@ def make_config(**keys # fields of `RunConfig` and options of the model, all fla
                ) -> RunConfig:
     "A checked config; an unknown key is an error with the nearest name"
     model = coerce('model', keys.get('model', RunConfig.model), '')
-    known = model_options(model)
+    known = options('model', model)
     opts = dict(coerce('options', keys.pop('options', {}), {}))
     out = {}
     for k, v in keys.items():
@@ -199,10 +199,11 @@ def make_config(**keys # fields of `RunConfig` and options of the model, all fla
         if k not in known: raise _refused(k, model, f'option of {model}', known)
     default = RunConfig()
     out = {k: coerce(k, v, getattr(default, k)) for k, v in out.items()}
-    return RunConfig(**out, options={k: coerce(k, v, known[k] if isinstance(known[k], (str, int, float, bool)) else None) for k, v in opts.items()})
+    return RunConfig(**out, options={k: coerce(k, v, known[k].default if isinstance(known[k].default, (str, int, float, bool)) else None) for k, v in opts.items()})
 
 def _refused(k, model, kind, known): # an option of other models, or a word nobody has
-    if any(k in model_options(m) for m in list_models()): return ValueError(f'{model} has no option {k}; it has {", ".join(model_options(model))}')
+    mine = ', '.join(options('model', model))
+    if any(k in options('model', m) for m in list_models()): return ValueError(f'{model} has no option {k}; it has {mine}')
     return unknown(kind, k, known)
 
 # %% ../nbs/50_train.ipynb #3cdfa16d
@@ -355,7 +356,7 @@ def _checked(r):
     "The keys of a row or add-on, or an error that names the file, the row and the nearest word"
     try:
         models = r.to.get('model') or [r.keys.get('model', RunConfig.model)]
-        known = [*FIELDS, *dict.fromkeys(o for m in models for o in model_options(m))]
+        known = [*FIELDS, *dict.fromkeys(o for m in models for o in options('model', m))]
         for k in r.keys:
             if k not in known: raise unknown('key', k, [*known, *WORDS['addon' if r.to else 'row']])
     except ValueError as e: raise ValueError(f'{r.table}.yaml, {r.name}: {e}') from e
@@ -577,7 +578,7 @@ def build_task(cfg:RunConfig,
                manifest=None # rows that are loaded already; they may name the classes
               ):
     "Model with its start weights, inside its task"
-    known, takes = model_options(cfg.model), task_options(cfg.task)
+    known, takes = options('model', cfg.model), task_options(cfg.task)
     more = dict(classes=class_names(cfg, manifest)) if 'classes' in takes else {}
     most = dict(max_words=max(cfg.max_words, cfg.eval_words), max_frames=max(cfg.max_frames, cfg.eval_frames))
     if 'classes' in known and (more or cfg.task == 'regression'): most['classes'] = len(more['classes']) if more else 1
