@@ -46,12 +46,10 @@ def test_export_in_sync(tmp_path):
     assert [str(k) for k in new if new[k] != old[k]] == [], 'differs from its page: run `make export`'
 
 # Imports point down, or to a smaller number in the same folder; a folder stands at a place among the pages above it (design: layers).
-FOLDERS = {'.': None, 'data': 10, 'data/sets': 18, 'models': 30, 'tasks': 38}
-def place(page):
-    number, folder = int(page.stem[:2]), FOLDERS[page.parent.relative_to(ROOT/'nbs').as_posix()]
-    return (number, 0) if folder is None else (folder, number)
+FOLDERS = {'.': (), 'data': (10,), 'data/sets': (10, 18), 'models': (30,), 'tasks': (38,)}
+def place(page): return (*FOLDERS[page.parent.relative_to(ROOT/'nbs').as_posix()], int(page.stem[:2]))
 NUMBER = {m: place(p) for m, (p,) in MODULES.items()}
-def at(module): return '.'.join(f'{n:02}' for n in NUMBER[module] if n) or '00'
+def at(module): return '.'.join(f'{n:02}' for n in NUMBER[module])
 
 def resolve(node, module):
     "Absolute names, without `vidlab.`, that an import statement in `module` may mean; '' is the package itself"
