@@ -24,6 +24,7 @@ env: $(READY)          ## only set up .venv; NEWEST=1: with the newest of everyt
 
 export: $(READY)       ## notebooks -> vidlab/, README.md
 	$(BIN)/nbdev_export
+	$(BIN)/python -c 'from vidlab.config import write_parameters; write_parameters("nbs/runs/train.ipynb")'
 	$(BIN)/nbdev_clean
 	$(BIN)/jupyter nbconvert --to markdown --output-dir . --output README.md nbs/index.ipynb
 

@@ -38,11 +38,18 @@ broken=$(failures)
 if [ -z "$broken" ]; then tail -5 "$root/all.log"; broken=tests; fi
 echo "with the newest of everything $(wc -w <<< "$broken") tests fail ($root/all.log); one by one:"
 for n in $changed; do
-    pip install -r "$root/tested.txt"
+    case $n in                                                  # one does not load the other's previous version
+        torch) wanted="torch==${newest[torch]} torchvision==${newest[torchvision]}" ;;
+        torchvision) grep -qx torch <<< "$changed" && continue; wanted="torchvision==${newest[torchvision]}" ;;
+        *) wanted="$n==${newest[$n]}" ;;
+    esac
+    pip install -r "$root/tested.txt" 2> /dev/null
     log=$n
-    pip install --upgrade "$n==${newest[$n]}" 2> "$root/$n.pip"
-    if tests $broken; then echo "   $n ${newest[$n]}: nothing"
-    else echo "   $n ${newest[$n]} breaks $(failures | wc -l) tests: $(failures | head -3 | tr '\n' ' ')"; grep -m1 -E '^E  +[A-Za-z.]+(Error|Exception)' "$root/$n.log"; fi
+    pip install --upgrade $wanted 2> "$root/$n.pip"
+    along=$(for m in $names; do [ "$m" = "$n" ] || [ "$(version "$m")" = "${tested[$m]}" ] || printf ' %s %s' "$m" "$(version "$m")"; done)
+    said="$n ${newest[$n]}${along:+ (brings$along)}"
+    if tests $broken; then echo "   $said: nothing"
+    else echo "   $said breaks $(failures | wc -l) tests: $(failures | head -3 | tr '\n' ' ')"; grep -m1 -E '^E  +[A-Za-z.]+(Error|Exception)' "$root/$n.log"; fi
     grep -h 'requires' "$root/$n.pip" | sed 's/^/      /' | head -3
 done
 pip install -r "$root/tested.txt"

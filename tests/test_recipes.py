@@ -5,9 +5,9 @@ import dataclasses, json, re
 from pathlib import Path
 import pytest
 import yaml
-from vidlab.registry import list_models, options
+from vidlab.config import FIELDS, WORDS, RunConfig, config_from, fits, flat, list_addons, list_recipes, make_config, read_recipe, read_tables
+from vidlab.registry import KINDS, names, options
 from vidlab.results import SHOWN, zoo, zoo_addons
-from vidlab.train import FIELDS, WORDS, RunConfig, config_from, fits, list_addons, list_recipes, read_recipe, read_tables
 
 ROOT = Path(__file__).parents[1]
 STORED = Path(__file__).with_name('recipes.json')
@@ -28,15 +28,15 @@ def test_recipes_resolve_as_written_down():
 @pytest.mark.parametrize('table', [t.name for t in read_tables().values()])
 def test_config_is_the_recipe_and_defaults(table):
     "Nothing of a recipe is lost on the way to its config, and nothing comes in"
-    default = dataclasses.asdict(RunConfig())
     for r in (r for r in read_tables()[table].recipes if not r.to):
-        cfg = dataclasses.asdict(config_from(r.name)); options = cfg.pop('options')
-        assert {k: v for k, v in {**cfg, **options}.items() if k in r.keys} == r.keys and set(options) <= set(r.keys)
-        assert {k: v for k, v in cfg.items() if k not in r.keys and k != 'recipe'} == {k: v for k, v in default.items() if k not in r.keys and k not in ('recipe', 'options')}
+        cfg = flat(config_from(r.name))
+        default = flat(make_config(**{k: r.keys[k] for k in ('model', 'task', 'data', 'eval_data', 'more') if k in r.keys}))
+        assert {k: v for k, v in cfg.items() if k in r.keys} == r.keys
+        assert {k: v for k, v in cfg.items() if k not in r.keys and k != 'recipe'} == {k: v for k, v in default.items() if k not in r.keys and k != 'recipe'}
 
 def test_words_of_tables_are_no_keys():
     "A row's words and its keys stand side by side, so no field or option may have the name of a word"
-    assert {w for words in WORDS.values() for w in words} & ({*FIELDS} | {o for m in list_models() for o in options('model', m)}) == set()
+    assert {w for words in WORDS.values() for w in words} & ({*FIELDS} | {o for k in KINDS for n in names(k) for o in options(k, n)}) == set()
 
 @pytest.mark.parametrize('table', [t.name for t in read_tables().values()])
 def test_table(table):
@@ -81,9 +81,9 @@ def test_file_of_ones_own(tmp_path):
     with pytest.raises(ValueError, match=f"recipe {re.escape(str(mine))}: unknown parameter 'epocs'; did you mean 'epochs'"): config_from(str(mine))
 
 def test_files_need_no_tables(tmp_path, monkeypatch):
-    from vidlab import train
+    from vidlab import config
     def none(): raise FileNotFoundError('no tables here')
-    monkeypatch.setattr(train, 'recipes_dir', none)
+    monkeypatch.setattr(config, 'recipes_dir', none)
     for n in 'ab': (tmp_path/f'{n}.yaml').write_text(f'{dict(a="epochs", b="lr")[n]}: 3\n')
     cfg = config_from(f'{tmp_path}/a.yaml+{tmp_path}/b.yaml')
     assert (cfg.epochs, cfg.lr) == (3, 3.)

@@ -165,14 +165,16 @@ def papermill(page, out, *args):
 def pairs(**kw): return [x for k, v in kw.items() for x in ('-p', k, str(v))]
 
 def test_train_page_lists_every_setting():
-    "`papermill --help-notebook` shows all fields of RunConfig and only known options of the models"
+    "`papermill --help-notebook` shows every field of RunConfig and every option of models, tasks and data sets with its meaning, as the registries have them now"
     import ast
-    from vidlab.registry import list_models, options
-    from vidlab.train import FIELDS
-    cell = next(c for c in json.loads((ROOT/'nbs'/'runs'/'train.ipynb').read_text())['cells'] if 'parameters' in c['metadata'].get('tags', []))
-    names = {n.target.id for n in ast.parse(''.join(cell['source'])).body}
-    assert set(FIELDS) - {'options'} <= names
-    assert names - set(FIELDS) - {'resume', 'nproc'} <= {o for m in list_models() for o in options('model', m)}
+    from vidlab.config import FIELDS, parameters_cell
+    from vidlab.registry import KINDS, names, options
+    cell = ''.join(next(c for c in json.loads((ROOT/'nbs'/'runs'/'train.ipynb').read_text())['cells'] if 'parameters' in c['metadata'].get('tags', []))['source'])
+    assert cell.endswith(parameters_cell()), 'the cell is not what the registries say: run `make export`'
+    there = [n.target.id for n in ast.parse(cell).body]
+    words = {o.name for k in KINDS for n in names(k) for o in options(k, n).values() if not o.given}
+    assert set(there) == {*FIELDS} - {'options'} | {'resume', 'nproc'} | words and len(there) == len(set(there))
+    assert [l for l in cell.splitlines() if not l.startswith('#') and '#' not in l] == []
 
 @pytest.mark.slow
 def test_papermill_train_evaluate_attention(shapes, tmp_path):

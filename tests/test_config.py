@@ -1,0 +1,106 @@
+"One description of a run: whose each word is, what is refused and by whom, and that runs of before still read."
+import dataclasses, inspect, json
+import pytest
+from vidlab import registry
+from vidlab.config import FIELDS, changed, config_from, flat, load_config, make_config, options_of, parameters_cell, replaced, write_parameters
+from vidlab.registry import KINDS, names, options, owners, register_model
+from vidlab.train import evaluation_config, start_folder, unfinished_run
+
+@pytest.fixture
+def fresh(monkeypatch):
+    "Registries that may be written to"
+    for k in KINDS.values(): names(k.name)
+    monkeypatch.setattr(registry, '_reserved', dict(registry._reserved))
+    for k in KINDS.values(): monkeypatch.setattr(k, 'builders', dict(k.builders))
+
+def test_every_word_has_one_kind_of_owner():
+    "No option is a word of the run, and none has owners of two kinds"
+    of = {}
+    for k in KINDS:
+        for n in names(k):
+            for o in options(k, n).values():
+                if not o.given: of.setdefault(o.name, set()).add(k)
+    assert {w: k for w, k in of.items() if len(k) > 1 or w in FIELDS} == {}
+
+def test_every_option_says_what_it_is():
+    silent = [f'{k} {n}: {o.name}' for k in KINDS for n in names(k) for o in options(k, n, helps=True).values() if not o.given and not o.help]
+    assert silent == []
+
+def test_every_option_has_a_default():
+    "So that a recipe may leave it out"
+    assert [f'{k} {n}: {o.name}' for k in KINDS for n in names(k) for o in options(k, n).values() if not o.given and o.default is inspect.Parameter.empty] == []
+
+@pytest.mark.parametrize('keys,said', [
+    (dict(epcohs=1), "unknown parameter 'epcohs'; did you mean 'epochs'"),
+    (dict(task='retrieval', smoothing=.1), "task retrieval has no option smoothing: it belongs to task recognition"),
+    (dict(model='stan', patch='3d'), "model stan has no option patch: it belongs to model clip4clip"),
+    (dict(data='ucf101', variant='7k'), "data ucf101 has no option variant: it belongs to data msrvtt"),
+    (dict(data='ucf102'), "unknown data 'ucf102'; did you mean 'ucf101'"), (dict(task='retreival'), "did you mean 'retrieval'"),
+    (dict(fold='two', data='ucf101'), "fold: 'two' is not an int"), (dict(gather=3), 'gather: 3 is not a str'),
+    (dict(more=[dict(data='ucf101', kind='long')]), "more[0] {'data': 'ucf101', 'kind': 'long'}: unknown key 'kind'"),
+    (dict(more=['ucf101']), "more[0] 'ucf101': a further training set is a dict")], ids=str)
+def test_what_is_refused(keys, said):
+    with pytest.raises(ValueError) as e: make_config(**keys)
+    assert said in str(e.value)
+
+def test_options_of_the_evaluation_set():
+    "Training on one set and measuring on another: both bring their options"
+    cfg = make_config(data='list', eval_data='ucf101', fold=2, label_offset=-1)
+    assert (cfg.options['fold'], cfg.options['label_offset']) == (2, -1)
+    assert 'fold' in options_of(dataclasses.replace(cfg, data='ucf101'), 'data') and 'fold' not in options_of(cfg, 'data')
+
+def test_what_is_replaced_takes_its_options_along():
+    keys = dict(data='msrvtt', variant='7k', model='clip4clip', head='seqTransf', lr=1.)
+    assert replaced(keys, dict(data='manifest')) == dict(data='manifest', model='clip4clip', head='seqTransf', lr=1.)
+    assert replaced(keys, dict(model='videomamba')) == dict(data='msrvtt', variant='7k', model='videomamba', lr=1.)
+    assert replaced(keys, dict(model='stan'))['head'] == 'seqTransf', 'a word that both take stays, and the builder judges it'
+    with pytest.raises(ValueError, match="no option fold"): make_config(**replaced(keys, dict(data='manifest', fold=1)))
+
+def test_a_config_written_down_is_read_back(outputs):
+    for r in ('shapes_smoke', 'shapes_videomamba_pretrain', 'shapes_tvts', 'k400_videomamba_s_f8'):
+        cfg = config_from(r)
+        folder = start_folder(cfg)
+        assert load_config(folder.path) == cfg, r
+        assert set(changed(cfg)) - {'model', 'task', 'data', 'recipe'} <= set(flat(cfg))
+
+def test_runs_of_before_still_read(outputs):
+    "They hold the words of every task and data set, most of them nobody's in the run"
+    folder = start_folder(make_config(recipe='old', head='seqTransf', directions='sum'))
+    d = json.loads((folder/'config.json').read_text())
+    opts = d.pop('options')
+    old = {**d, 'options': dict(head='seqTransf'), **{w: opts[w] for w in options_of(load_config(folder.path), 'task')}, 'kind': 'clips', 'fold': 1, 'variant': '9k', 'fields': 'path label',
+           'teacher': 'ViT-B-16', 'mask_ratio': .8, 'smoothing': 0., 'templates': ['{}']}
+    (folder/'config.json').write_text(json.dumps(old))
+    cfg = load_config(folder.path)
+    assert (cfg.options['head'], cfg.options['directions'], cfg.options['kind'], 'teacher' in cfg.options) == ('seqTransf', 'sum', 'clips', False)
+    assert start_folder(cfg, str(folder.path)).path == folder.path
+    with pytest.raises(ValueError, match="other settings than the run has: directions 'sum' -> 'mean'"): start_folder(make_config(recipe='old', head='seqTransf', directions='mean'), str(folder.path))
+    assert evaluation_config(dict(dsl=True), run=str(folder.path)).options['dsl'] is True
+    (folder/'config.json').write_text(json.dumps({**old, 'epcohs': 3}))
+    with pytest.raises(ValueError, match="unknown parameter 'epcohs'"): load_config(folder.path)
+
+def test_half_weights_want_an_eps_that_fp16_has(outputs):
+    from vidlab.build import build_optimizer
+    from vidlab.registry import create_model
+    model = create_model("clip4clip", preset="tiny", weights="random")
+    with pytest.raises(ValueError, match="half_weights: eps 1e-08 is 0 in fp16"): build_optimizer(make_config(half_weights=True), model)
+    assert build_optimizer(make_config(half_weights=True, eps=1e-6), model).param_groups
+
+def test_two_owners_of_one_word_clash(fresh):
+    def greedy(preset='tiny', gather='all'): pass
+    with pytest.raises(ValueError, match="model 'greedy': option 'gather' is a word of task '(retrieval|sorting)': give it another name"): register_model(greedy)
+    def grabbing(preset='tiny', epochs=3): pass
+    with pytest.raises(ValueError, match="model 'grabbing': option 'epochs' is a word of the run"): register_model(grabbing)
+    assert owners('gather') and not {'greedy', 'grabbing'} & set(KINDS['model'].builders)
+
+def test_parameters_of_the_page(tmp_path):
+    "Written twice they are the same, and what is the page's own stays"
+    page = tmp_path/'page.ipynb'
+    cell = dict(cell_type='code', id='a', metadata=dict(tags=['parameters']), source=['recipe:str = "x" # name\n', '# data\n', 'old:int = 1 # gone'], outputs=[], execution_count=None)
+    page.write_text(json.dumps(dict(cells=[cell], metadata={}, nbformat=4, nbformat_minor=5)))
+    write_parameters(page)
+    once = page.read_text()
+    write_parameters(page)
+    assert page.read_text() == once
+    source = ''.join(json.loads(once)['cells'][0]['source'])
+    assert source.startswith('recipe:str = "x" # name\n# data\n') and source.endswith(parameters_cell()) and 'gone' not in source
