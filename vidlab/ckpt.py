@@ -60,8 +60,8 @@ def state_dict_of(obj, # what `read_file` gave
     while isinstance(obj, dict) and not any(isinstance(v, torch.Tensor) for v in obj.values()):
         inner = next((k for k in CONTAINERS if isinstance(obj.get(k), dict)), None)
         if inner is None:
-            raise WeightsError(f'{source}: no tensors in it, top-level keys are {list(obj)[:8]}; known containers: '
-                               f'{", ".join(CONTAINERS)}')
+            raise WeightsError(f'{source}: no tensors in it, top-level keys are {list(obj)[:8]}; '
+                               f'known containers: {", ".join(CONTAINERS)}')
         obj = obj[inner]
     if not isinstance(obj, dict): raise WeightsError(f'{source}: a {type(obj).__name__}, not a state dict')
     sd = {k: v for k, v in obj.items() if isinstance(v, torch.Tensor)}
@@ -140,8 +140,8 @@ def _fits(state, own, new, source) -> list: # parameters that stay as they are
         raise WeightsError(f'{source}: {len(shape)} tensors have another shape: {"; ".join(shape[:3])}')
     empty = [k for k in own if k not in state]
     if missing := [k for k in empty if not any(fnmatch(k, p) for p in new)]:
-        raise WeightsError(f'{source}: {len(missing)} parameters are not in the file, such as {missing[:4]}; may be '
-                           f'new: {list(new) or "none"}')
+        raise WeightsError(f'{source}: {len(missing)} parameters are not in the file, such as {missing[:4]}; '
+                           f'may be new: {list(new) or "none"}')
     return empty
 
 # %% ../nbs/03_ckpt.ipynb #24d9a5e2

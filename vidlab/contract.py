@@ -59,13 +59,13 @@ class VideoModel(nn.Module):
         for name,v in vars(cls).items():
             like = getattr(VideoModel, name, None)
             if isinstance(like, (tuple,dict)) and not isinstance(v, (type(like),property)):
-                raise TypeError(f'{cls.__name__}.{name} is a {type(v).__name__}: the contract wants a '
-                                f'{type(like).__name__} there')
+                raise TypeError(f'{cls.__name__}.{name} is a {type(v).__name__}: '
+                                f'the contract wants a {type(like).__name__} there')
 
     def __setattr__(self, name, value):
         if isinstance(value, (nn.Module,nn.Parameter)) and hasattr(VideoModel, name):
-            raise AttributeError(f'{type(self).__name__}.{name}: the contract has this word already; give the part '
-                                 'another name')
+            raise AttributeError(f'{type(self).__name__}.{name}: the contract has this word already; '
+                                 'give the part another name')
         super().__setattr__(name, value)
 
 # %% ../nbs/28_contract.ipynb #09a71326
@@ -155,8 +155,8 @@ def frozen_by(self:VideoModel, policy) -> set: # a word of FREEZE, an integer, o
 def _below(model, n, names):
     if clips := _seeing(model): return {p + k for p,c in clips.items() for k in c.frozen_by(n)}
     if not model.depth_of:
-        raise ValueError(f'freeze {n}: {type(model).__name__} has no layers to count; use {", ".join(FREEZE)} or '
-                         'patterns')
+        raise ValueError(f'freeze {n}: {type(model).__name__} has no layers to count; '
+                         f'use {", ".join(FREEZE)} or patterns')
     return {k for k in names if model.layer_of(k) <= n}
 
 # %% ../nbs/28_contract.ipynb #d0e8beee
@@ -317,8 +317,8 @@ def _backward(m, b): # whatever trains gets a gradient
     if hasattr(m, 'similarity') and 'text' in out: got.append(m.similarity(**pair_of(m, out)))
     sum((v.float()*torch.randn_like(v.float())).sum() for v in got).backward()
     dead = [n for n,p in m.named_parameters() if p.requires_grad and p.grad is None]
-    _need(not dead, f'{len(dead)} parameters train and get no gradient, such as {dead[:3]}: name them in '
-                    'unused_parameters')
+    _need(not dead, f'{len(dead)} parameters train and get no gradient, such as {dead[:3]}: '
+                    'name them in unused_parameters')
     m.eval()
     return f'{sum(p.requires_grad for p in m.parameters())} parameters, all with a gradient'
 

@@ -71,8 +71,8 @@ class OpenAttention(MultiHeadAttention):
     "The same, called as open_clip's `Attention`"
     def forward(self, x, k_x=None, v_x=None, attn_mask=None): # (B,Nq,D), (B,Nk,D), additive mask -> (B,Nq,D)
         if attn_mask is not None and attn_mask.dtype == torch.bool:
-            raise ValueError('True means one thing in a mask of open_clip 3 and the opposite in one of 4: give a '
-                             'float mask, which is added')
+            raise ValueError('True means one thing in a mask of open_clip 3 and the opposite in one of 4: '
+                             'give a float mask, which is added')
         return super().forward(x, x if k_x is None else k_x, x if v_x is None else v_x, attn_mask=attn_mask)[0]
 
 # %% ../nbs/19_layers.ipynb #ac15cb1c
@@ -90,8 +90,8 @@ def use_attend(model:nn.Module) -> nn.Module: # the same model
         torchs = isinstance(m, nn.MultiheadAttention)
         if not (torchs or _is_open(m) and _plain(m)): continue
         if torchs and (not m.batch_first or m.in_proj_weight is None or m.in_proj_bias is None or m.dropout):
-            raise ValueError(f'{name}: only batch-first attention with one biased in_proj and no dropout can be '
-                             'exchanged')
+            raise ValueError(f'{name}: only batch-first attention with one biased in_proj '
+                             'and no dropout can be exchanged')
         new = (MultiHeadAttention if torchs else OpenAttention)(m.out_proj.out_features, m.num_heads)
         new.in_proj_weight,new.in_proj_bias,new.out_proj = m.in_proj_weight,m.in_proj_bias,m.out_proj
         if name: model.set_submodule(name, new)

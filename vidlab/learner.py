@@ -27,8 +27,8 @@ def _on_cpu(precision, device):
         raise ValueError("device 'cuda': torch sees no CUDA device here; use 'cpu' or 'auto'")
     cpu = device == 'cpu' or not torch.cuda.is_available()
     if cpu and precision == 'fp16':
-        raise ValueError("precision 'fp16' needs a GPU: on a CPU it is slower than fp32 and unsafe; "
-                         "use 'bf16' or 'fp32'")
+        raise ValueError("precision 'fp16' needs a GPU: "
+                         "on a CPU it is slower than fp32 and unsafe; use 'bf16' or 'fp32'")
     return cpu
 
 # %% ../nbs/40_learner.ipynb #988f3598
@@ -291,11 +291,11 @@ def resume(self:Learner, path=None # checkpoint folder; default this run's `last
     ck = load_checkpoint(path)
     s = ck['state']
     if s is None:
-        raise ValueError(f'{path}: holds weights only (a `best` checkpoint?); resume from a `last`, or start a new '
-                         'run from these weights')
+        raise ValueError(f'{path}: holds weights only (a `best` checkpoint?); resume from a `last`, '
+                         'or start a new run from these weights')
     if s['world'] != self.engine.num_processes:
-        raise ValueError(f'{path}: written by {s["world"]} processes, this run has {self.engine.num_processes}; '
-                         'random states cannot be split')
+        raise ValueError(f'{path}: written by {s["world"]} processes, '
+                         f'this run has {self.engine.num_processes}; random states cannot be split')
     self._model().load_state_dict(ck['weights'])
     getattr(self.opt, 'optimizer', self.opt).load_state_dict(s['optimizer'])
     if self.ema: self.ema.module.load_state_dict(ck['ema'])

@@ -69,8 +69,8 @@ def paint_mask(video:torch.Tensor, # (T,3,S,S) uint8
     m = hidden
     for d, n in enumerate((video.shape[0], *video.shape[-2:])):
         if n % hidden.shape[d]:
-            raise ValueError(f'mask {tuple(hidden.shape)} does not divide a clip of {video.shape[0]} frames of '
-                             f'{tuple(video.shape[-2:])}')
+            raise ValueError(f'mask {tuple(hidden.shape)} does not divide a clip of '
+                             f'{video.shape[0]} frames of {tuple(video.shape[-2:])}')
         m = m.repeat_interleave(n//hidden.shape[d], d)
     return video.masked_fill(m[:, None], grey)
 

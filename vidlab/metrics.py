@@ -70,8 +70,8 @@ def _check(sim, gt):
     if s.ndim != 2: raise ValueError(f'similarity must be (captions, videos), got shape {s.shape}')
     if gt is None:
         if s.shape[0] != s.shape[1]:
-            raise ValueError(f'{s.shape[0]} captions for {s.shape[1]} videos: give text_to_video, the video of every '
-                             'caption')
+            raise ValueError(f'{s.shape[0]} captions for {s.shape[1]} videos: give text_to_video, '
+                             'the video of every caption')
         gt = np.arange(len(s))
     gt = gt.cpu().numpy() if isinstance(gt, torch.Tensor) else np.asarray(gt)
     if gt.shape != (len(s),): raise ValueError(f'text_to_video has shape {gt.shape} for {len(s)} captions')

@@ -238,8 +238,8 @@ def param_groups(model, # nn.Module
     clip_lr = lr if coef_lr is None else lr*coef_lr
     known = _known(model)
     if clip_lr != lr and not known.pretrained:
-        raise ValueError(f'coef_lr {coef_lr:g}: nothing in {type(model).__name__} is pretrained, all of it learns at '
-                         'lr; leave coef_lr at 1')
+        raise ValueError(f'coef_lr {coef_lr:g}: nothing in {type(model).__name__} is pretrained, '
+                         'all of it learns at lr; leave coef_lr at 1')
     if rule != 'clip4clip':
         return _layered(model, RULES[rule], known, lr, clip_lr, weight_decay, layer_decay, ends=rule == 'ends')
     if layer_decay is not None:

@@ -233,8 +233,8 @@ class Narration:
 
     def __post_init__(self):
         if self.pieces < 1 or self.tries < 1 or self.gap < 0 or not 1 <= self.piece[0] <= self.piece[1]:
-            raise ValueError(f'{self}: pieces and tries at least 1, gap not negative, piece: shortest and longest, in '
-                             'whole seconds')
+            raise ValueError(f'{self}: pieces and tries at least 1, gap not negative, piece: shortest and longest, '
+                             'in whole seconds')
 
     @staticmethod
     def tell(note:dict # of `check`
@@ -352,8 +352,8 @@ def read_yttemporal(file, # yttemporal_train.csv and the like
     asr = [_annotation(n) for n in names]
     for i,(n,a) in enumerate(zip(names, asr), 1):
         if a is None:
-            raise ValueError(f"{file}: row {i}: {n!r} is not a file in a folder called 'data' "
-                             "(subset_87/data/<id>.mp4)")
+            raise ValueError(f"{file}: row {i}: {n!r} is not a file in a "
+                             "folder called 'data' (subset_87/data/<id>.mp4)")
     cols = dict(id=names, path=names, asr=asr) | (dict(split=[split]*len(names)) if split else {})
     return _columns(cols, root, str(file), missing, missing_limit)
 

@@ -37,8 +37,8 @@ class Order:
                  permute=None # (seed, epoch) -> (n,) sample numbers, instead of a free permutation; a pure function
                 ):
         if batch_size % world:
-            raise ValueError(f'batch_size {batch_size} is that of all {world} processes together: choose a multiple '
-                             f'of {world}')
+            raise ValueError(f'batch_size {batch_size} is that of all {world} processes together: '
+                             f'choose a multiple of {world}')
         if drop_last and n < batch_size:
             raise ValueError(f'{n} samples do not fill one batch of {batch_size}: choose a smaller batch_size')
         self.n, self.batch_size, self.shuffle, self.drop_last = n, batch_size, shuffle, drop_last
@@ -121,8 +121,6 @@ class Clips(Dataset):
         "Token ids of texts, as the samples have them"
         return tokenize(texts, self.max_words, self.cut, self.tokenizer)
 
-
-
     def __len__(self): return len(self.rows)*self.n_views
     def __repr__(self):
         views = f' x {self.clips} clips x {self.crops} crops' if self.n_views > 1 else ''
@@ -148,8 +146,8 @@ def _check_views(self:Clips):
     if self.n_views > 1 and (self.train or self.unit == 'text'):
         raise ValueError(f'views {self.clips, self.crops} are for tests with video')
     if self.clips > 1 and not hasattr(self.sampler, 'neighbours'):
-        raise ValueError(f'{self.sampler} gives one clip of a video, not {self.clips}: use the segment or dense '
-                         'sampler')
+        raise ValueError(f'{self.sampler} gives one clip of a video, not {self.clips}: '
+                         'use the segment or dense sampler')
     if self.repeats > 1 and not (self.train and self.transform.steps):
         raise ValueError(f'repeats={self.repeats}: only in training, and with an augmentation to draw')
 
@@ -157,8 +155,8 @@ def _check_views(self:Clips):
 def _mirrored(self:Clips):
     "Class of a mirrored clip"
     if not (names := self.manifest.classes):
-        raise ValueError('swap_sides finds the classes that change places by their names, and this manifest has '
-                         'none')
+        raise ValueError('swap_sides finds the classes that change places by their names, '
+                         'and this manifest has none')
     if self.crops == 10:
         raise ValueError('10 crops hold mirrored clips, which swap_sides says belong to other classes: use 5')
     return mirrored_classes(names)
@@ -322,8 +320,8 @@ def _check_narration(self:Clips):
     said = '; '.join(map(self.narration.tell, self.notes[:10]))
     if bad and self.on_bad == 'fail':
         raise VideoError(self.manifest.row(min(bad))['path'], 'read transcripts',
-                         f'{len(bad)} of {len(self.manifest)} rows of the evaluation have none that can be used: '
-                         f'{said}')
+                         f'{len(bad)} of {len(self.manifest)} rows of the evaluation have '
+                         f'none that can be used: {said}')
     if self.notes:
         warnings.warn(f'{len(self.notes) - len(bad)} entries of transcripts are left out, {len(bad)} of '
                       f'{len(self.manifest)} rows cannot be used: {said}' + (' ...' if len(self.notes) > 10 else ''),
@@ -476,8 +474,8 @@ def _worker_init(worker:int):
 def _no_shared_memory():
     "What to do when batches find no room on their way out of the workers"
     room = f' (/dev/shm has {shutil.disk_usage("/dev/shm").total >> 20} MiB)' if os.path.isdir('/dev/shm') else ''
-    return (f'the workers ran out of shared memory{room}, through which batches come: use workers=0, fewer workers or '
-            'smaller batches, '
+    return (f'the workers ran out of shared memory{room}, through which batches come: use workers=0, '
+            'fewer workers or smaller batches, '
             'or give it more room (docker run --shm-size=8g)')
 
 # %% ../../nbs/data/15_clips.ipynb #129e6786
@@ -509,8 +507,6 @@ class Loader:
         start, self.order.start = self.order.start, 0
         try: return len(self.order)
         finally: self.order.start = start
-
-
 
     def __iter__(self): return self.epoch()
 
@@ -573,6 +569,14 @@ def epoch(self:Loader, epoch:int=0, # number of the epoch: decides the permutati
 
 # %% ../../nbs/data/15_clips.ipynb #8b021f4d
 @patch
+def _read_by(self:Loader, dead:set) -> list: # paths
+    "What the workers are reading: those that died first, then the longest-running"
+    slots = getattr(self.ds, 'slots', None)
+    busy = sorted(slots.busy(), key=lambda d: d['pid'] not in dead) if slots else []
+    return [d['path'] for d in busy]
+
+# %% ../../nbs/data/15_clips.ipynb #a4456cb2
+@patch
 def blame(self:Loader, e:BaseException # raised while iterating, or, by torch's signal handler, anywhere in between
          ) -> Exception: # `VideoError` with the file, or a RuntimeError about memory; None when no worker is to blame
     "What a worker was reading when it hung or died, or what it ran out of; ends all workers"
@@ -584,7 +588,7 @@ def blame(self:Loader, e:BaseException # raised while iterating, or, by torch's 
     dead = {int(o) for pids in re.findall(r'pid\S* ([\d, ]+)', str(e)) for o in re.findall(r'\d+', pids)}
     workers = getattr(self.dl._iterator, '_workers', ())
     if dead and dead.isdisjoint(w.pid for w in workers): return None    # of another loader
-    paths = self.ds.slots.paths() if getattr(self.ds, 'slots', None) else []
+    paths = self._read_by(dead)
     ends = {w.exitcode for w in workers}
     self.close(hung=True)
     if -signal.SIGBUS in ends: return RuntimeError(_no_shared_memory())
@@ -624,8 +628,6 @@ class Mixed:
     def __len__(self):
         n = [len(dl) for dl in self.loaders.values()]
         return sum(n) if self.order == 'shuffled' else max(n)*len(n)
-
-
 
     def __iter__(self): return self.epoch()
 

@@ -25,12 +25,12 @@ def frames_per_second(n:int, # frames in the video
     "Frames of CLIP4Clip's one-second grid (arXiv 2104.08860, section 4.1: one frame per second)"
     whole = int(fps) if np.isfinite(fps) else 0
     if whole < 1:
-        raise ValueError(f'fps is {fps}: a grid of frames per second needs at least 1; the file may be damaged, or '
-                         'pass the true rate')
+        raise ValueError(f'fps is {fps}: a grid of frames per second needs at least 1; the file may be damaged, '
+                         'or pass the true rate')
     if n < 0 or rate < 0: raise ValueError(f'frame count {n} and rate {rate} must not be negative')
     if rate > whole:
-        raise ValueError(f'rate {rate} is more frames per second than the video has ({whole}, from fps={fps}); use '
-                         f'rate <= {whole}')
+        raise ValueError(f'rate {rate} is more frames per second than the video has ({whole}, from fps={fps}); '
+                         f'use rate <= {whole}')
     if (start is None) != (end is None):
         raise ValueError(f'give both start and end or neither, not start={start}, end={end}')
     seconds = -(-n//whole)                                            # duration, rounded up
@@ -160,8 +160,8 @@ def _check_dense(n, t, window, train, gen, short, clips, rule):
     if short not in SHORT: raise unknown('end of a short video', short, SHORT)
     if rule not in WINDOWS: raise unknown('rule of a window', rule, WINDOWS)
     if n < 1 or not 1 <= t <= window or clips < 1:
-        raise ValueError(f'{clips} clips of {t} of {n} frames in a window of {window}: all must be at least 1, and a '
-                         'window holds its frames')
+        raise ValueError(f'{clips} clips of {t} of {n} frames in a window of {window}: all must be at least 1, '
+                         'and a window holds its frames')
     if train and gen is None:
         raise ValueError('a random window needs a generator, e.g. vidlab.core.rng(seed, epoch, index)')
     if train and clips > 1: raise ValueError(f'{clips} clips: several windows are for tests')
@@ -255,8 +255,8 @@ class GridSampler:
             end = max(n, start + 1) if end is None else end
         idx = frames_per_second(n, fps, self.rate, start, end)
         if not len(idx):
-            raise ValueError(f'no frame lies within {start}..{end} s of a video of {n} frames at {fps:g} frames per '
-                             'second')
+            raise ValueError(f'no frame lies within {start}..{end} s of a video of {n} frames at '
+                             f'{fps:g} frames per second')
         idx = idx[slice_frames(len(idx), self.max_frames, self.pos)]
         if self.timed and times is not None and not evenly_spaced(times):
             idx = at_times(times, idx/fps, min(1e-3, .25/fps))

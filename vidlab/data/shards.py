@@ -39,8 +39,8 @@ def _media(parts, media):
     found = [p for p in parts if p[0] == media] if media else of(VIDEO) or of(PICTURES)
     if not found: raise Lacking('no video or picture' if media is None else f'no {media!r}')
     if len(found) > 1:
-        raise Lacking(f"several videos or pictures ({', '.join(p[0] for p in found)}); media={found[0][0]!r} would "
-                      "choose")
+        raise Lacking(f"several videos or pictures ({', '.join(p[0] for p in found)}); "
+                      f"media={found[0][0]!r} would choose")
     if not found[0][3]: raise Lacking(f'its {found[0][0]!r} is empty')
     return found[0][1]
 

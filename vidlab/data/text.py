@@ -115,14 +115,14 @@ def _check_texts(texts, max_words, cut):
     if max_words < 2: raise ValueError(f'max_words must be at least 2 (start and end token), not {max_words}')
     for i,t in enumerate(texts):
         if not isinstance(t, str):
-            raise ValueError(f'row {i}: the caption is {t!r}, not text (a missing caption? fill or drop it in the '
-                             'manifest)')
+            raise ValueError(f'row {i}: the caption is {t!r}, '
+                             'not text (a missing caption? fill or drop it in the manifest)')
 
 def _whole(max_words, cut):
     "Length at which the end token is put in"
     if cut == 'official' and max_words > CONTEXT:
-        raise ValueError(f"max_words is {max_words}: cut='official' slices rows of {CONTEXT} ids, so it must be at "
-                         f"most {CONTEXT}")
+        raise ValueError(f"max_words is {max_words}: cut='official' slices rows of {CONTEXT} ids, "
+                         f"so it must be at most {CONTEXT}")
     return max_words if cut == 'end' else CONTEXT
 
 # %% ../../nbs/data/13_text.ipynb #523a0c03

@@ -104,8 +104,8 @@ def _frames(frames):
         raise ValueError(f'frames must be uint8 (T,H,W,3), not {frames.dtype} {frames.shape}')
     if 0 in frames.shape: raise ValueError(f'nothing to resize: frames {frames.shape}')
     if max(frames.shape[1:3]) > 64*min(frames.shape[1:3]): # the long side would not fit into memory before the crop
-        raise ValueError(f'frames of {frames.shape[2]}x{frames.shape[1]} pixels: one side is more than 64 times the '
-                         'other')
+        raise ValueError(f'frames of {frames.shape[2]}x{frames.shape[1]} pixels: '
+                         'one side is more than 64 times the other')
     return np.require(frames, requirements='CW')
 
 def _batch(frames): return torch.from_numpy(np.array(frames, order='C')).permute(0, 3, 1, 2)      # always a copy
@@ -148,8 +148,8 @@ def _sizes(size, short, stretch):
     if stretch is not None:
         stretch = tuple(int(o) for o in stretch)
         if len(stretch) != 2 or short:
-            raise ValueError(f'stretch {stretch}, short {short}: stretch is (height, width) and takes the place of '
-                             'short')
+            raise ValueError(f'stretch {stretch}, short {short}: stretch is (height, '
+                             'width) and takes the place of short')
     short = short or size
     if not 1 <= size <= min(stretch or (short,)):
         other = f'stretch {stretch}: needs size <= both' if stretch else f'short {short}: needs 1 <= size <= short'
