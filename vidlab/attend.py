@@ -43,7 +43,8 @@ class Attend(nn.Module):
 
     def forward(self, q, k, v, mask=None): # q (B,H,Nq,Dh)  k,v (B,H,Nk,Dh)  mask additive float or None -> (B,H,Nq,Dh)
         if self.explicit(q, k): return attention_map(q, k, mask, self.scale).to(v.dtype) @ v
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask.to(q.dtype), scale=self.scale)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask.to(q.dtype),
+                                              scale=self.scale)
 
     def extra_repr(self): return f'how={self.how!r}' + ('' if self.scale is None else f', scale={self.scale}')
 
@@ -53,6 +54,7 @@ def attention_names(model:nn.Module) -> dict: # name of the owning layer -> Atte
     own = lambda n: n[:-len('.attend')] if n.endswith('.attend') else ('' if n == 'attend' else n)
     return {own(n):m for n,m in model.named_modules() if isinstance(m, Attend)}
 
+# %% ../nbs/02_attend.ipynb #97056984
 def _is_attention(m): return re.search('attention|attn', type(m).__name__, re.IGNORECASE) is not None
 
 def unseen_attention(model:nn.Module) -> dict: # name -> layer
@@ -60,25 +62,30 @@ def unseen_attention(model:nn.Module) -> dict: # name -> layer
     inner = lambda m: any(isinstance(c, Attend) or _is_attention(c) for c in m.modules() if c is not m)
     return {n:m for n,m in model.named_modules() if _is_attention(m) and not inner(m)}
 
-def _chosen(model, where): # layers that match, name -> Attend; a layer that cannot be seen, or a pattern for nothing, is an error
+# %% ../nbs/02_attend.ipynb #7c83453c
+def _chosen(model, where) -> dict: # name -> Attend
+    "Layers that match; one that cannot be seen, or a pattern for nothing, is an error"
     names,unseen = attention_names(model),unseen_attention(model)
     pats = [where] if isinstance(where, str) else list(where)
     fits = lambda n: any(fnmatch(n,p) for p in pats)
     found,lost = {n:m for n,m in names.items() if fits(n)},{n:m for n,m in unseen.items() if fits(n)}
     if lost:
         some = ', '.join(f'{n} ({type(m).__module__}.{type(m).__name__})' for n,m in list(lost.items())[:3])
-        raise ValueError(f'{len(found)+len(lost)} attention layers match {where!r}, of which {len(found)} go through Attend; {len(lost)} do not: {some}'
-                         f'{", ..." if len(lost) > 3 else ""}. Exchange them (vidlab.layers.use_attend), or choose others; seen: {", ".join(names) or "none"}')
+        raise ValueError(f'{len(found)+len(lost)} attention layers match {where!r}, of which {len(found)} go through '
+                         f'Attend; {len(lost)} do not: {some}{", ..." if len(lost) > 3 else ""}. Exchange them '
+                         f'(vidlab.layers.use_attend), or choose others; seen: {", ".join(names) or "none"}')
     for p in pats:
-        if not any(fnmatch(n,p) for n in names): raise ValueError(f'no attention layer matches {p!r}; known: {", ".join(names) or "none (the model has no Attend)"}')
+        if not any(fnmatch(n,p) for n in names):
+            raise ValueError(f'no attention layer matches {p!r}; known: '
+                             f'{", ".join(names) or "none (the model has no Attend)"}')
     return found
 
 # %% ../nbs/02_attend.ipynb #3fb13daa
 @contextmanager
 def capture_attention(model:nn.Module,
-                      where='*',       # pattern (or list of patterns) on layer names, e.g. 'visual.*' or '*.resblocks.11.attn'
+                      where='*',       # pattern (or several) on layer names, e.g. 'visual.*' or '*.resblocks.11.attn'
                       grad:bool=False, # maps keep their graph and, after backward, their `.grad`
-                      keep=None        # function applied to each map before it is stored (e.g. mean over heads, to the CPU); not with grad
+                      keep=None        # applied to each map before it is stored (e.g. mean over heads); not with grad
                      ): # -> dict name -> list of (B,H,Nq,Nk), one entry per forward call
     "Record attention maps of every matching layer while the context is open"
     if grad and keep is not None: raise ValueError('keep= would cut the maps from the graph; use it without grad=True')
@@ -88,7 +95,9 @@ def capture_attention(model:nn.Module,
         def f(mod, args, kwargs, out):
             q,k,v,mask = _qkv(*args, **kwargs)
             with torch.set_grad_enabled(grad and torch.is_grad_enabled()): a = attention_map(q, k, mask, mod.scale)
-            if not grad: maps[name].append(a if keep is None else keep(a)); return None
+            if not grad:
+                maps[name].append(a if keep is None else keep(a))
+                return None
             if a.requires_grad: a.retain_grad()
             maps[name].append(a)
             return a.to(v.dtype) @ v   # the output now depends on the kept map, hence a.grad

@@ -7,6 +7,7 @@ __all__ = ['CALLBACKS', 'Log', 'Progress', 'TensorBoard']
 
 # %% ../nbs/41_callbacks.ipynb #0db94abd
 import time
+from fastcore.basics import patch
 import torch
 from .core import need, peak_memory, progress
 
@@ -15,33 +16,46 @@ class Log:
     "Rows of `metrics.jsonl`"
     def __init__(self, every:int=10): self.every = every
 
-    def before_fit(self, learn): self._clear(); self.epoch_clips, self.epoch_time = 0, 0.
+    def before_fit(self, learn):
+        self._clear()
+        self.epoch_clips, self.epoch_time = 0, 0.
 
     def _clear(self): self.outs, self.n, self.data, self.busy = [], 0, 0., 0.
 
     def after_step(self, learn):
         self.outs.append(learn.out)
-        for a, v in (('n', learn.seen * learn.engine.num_processes), ('data', learn.data_time), ('busy', learn.step_time)): setattr(self, a, getattr(self, a) + v)
+        self.n += learn.seen * learn.engine.num_processes
+        self.data += learn.data_time
+        self.busy += learn.step_time
         if learn.step % self.every == 0 or learn.step == learn.total_steps: self._write(learn)
 
-    def _write(self, learn):
-        if not self.outs: return
-        names = dict.fromkeys(k for o in self.outs for k in o)                  # batches of several sets need not have the same parts
-        mean = {k: float(torch.stack([o[k].float() for o in self.outs if k in o]).mean()) for k in names}
-        self.epoch_clips += self.n; self.epoch_time += self.busy
-        if learn.main:
-            learn.folder.log(kind='step', step=learn.step, epoch=learn.epoch, **{k: round(v, 6) for k, v in mean.items()},
-                             lr=sorted({g['lr'] for g in learn.opt.param_groups}), data_time=round(self.data/len(self.outs), 4),
-                             step_time=round(self.busy/len(self.outs), 4), clips_per_s=round(self.n/max(self.busy, 1e-9), 2),
-                             peak_MiB=round(peak_memory()), skipped=learn.skipped)
-        self._clear()
+# %% ../nbs/41_callbacks.ipynb #b7753e7a
+@patch
+def _write(self:Log, learn):
+    if not self.outs: return
+    # batches of several sets need not have the same parts
+    names = dict.fromkeys(k for o in self.outs for k in o)
+    mean = {k: float(torch.stack([o[k].float() for o in self.outs if k in o]).mean()) for k in names}
+    self.epoch_clips += self.n
+    self.epoch_time += self.busy
+    if learn.main:
+        learn.folder.log(kind='step', step=learn.step, epoch=learn.epoch,
+                         **{k: round(v, 6) for k, v in mean.items()},
+                         lr=sorted({g['lr'] for g in learn.opt.param_groups}),
+                         data_time=round(self.data/len(self.outs), 4),
+                         step_time=round(self.busy/len(self.outs), 4),
+                         clips_per_s=round(self.n/max(self.busy, 1e-9), 2),
+                         peak_MiB=round(peak_memory()), skipped=learn.skipped)
+    self._clear()
 
-    def after_epoch(self, learn):
-        self._write(learn)
-        if learn.main:
-            learn.folder.log(kind='epoch', step=learn.step, epoch=learn.epoch, clips_per_s=round(self.epoch_clips/max(self.epoch_time, 1e-9), 2),
-                             unread_train=len(getattr(learn.train, 'unread', {})), **learn.metrics)
-        self.epoch_clips, self.epoch_time = 0, 0.
+@patch
+def after_epoch(self:Log, learn):
+    self._write(learn)
+    if learn.main:
+        learn.folder.log(kind='epoch', step=learn.step, epoch=learn.epoch,
+                         clips_per_s=round(self.epoch_clips/max(self.epoch_time, 1e-9), 2),
+                         unread_train=len(getattr(learn.train, 'unread', {})), **learn.metrics)
+    self.epoch_clips, self.epoch_time = 0, 0.
 
 # %% ../nbs/41_callbacks.ipynb #529fec73
 class Progress:
@@ -49,7 +63,10 @@ class Progress:
     def before_fit(self, learn):
         self.bar = progress(desc='training', total=learn.total_steps) if learn.main else None
         self.first = learn.step
-        if self.bar: self.bar.n = learn.step; self.bar.show(); progress.around = self.bar
+        if self.bar:
+            self.bar.n = learn.step
+            self.bar.show()
+            progress.around = self.bar
 
     def say(self, learn, epoch):
         best = f' · best {learn.raw_task.monitor} {learn.best:.4g}' if learn.best is not None else ''
@@ -79,7 +96,8 @@ class TensorBoard:
         if self.writer is None: return
         for row in (rows := learn.folder.metrics())[self.done:]:
             for k, v in row.items():
-                if isinstance(v, (int, float)) and k not in ('time', 'step', 'epoch'): self.writer.add_scalar(f'{row["kind"]}/{k}', v, row['step'])
+                if isinstance(v, (int, float)) and k not in ('time', 'step', 'epoch'):
+                    self.writer.add_scalar(f'{row["kind"]}/{k}', v, row['step'])
         self.done = len(rows)
 
     def after_fit(self, learn):

@@ -32,9 +32,12 @@ def _torch_load(path, allow):
         try: classes = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         except Exception: classes = []
         classes = [c for c in classes if c != 'argparse.Namespace']
-        why = f'it holds objects of {", ".join(classes)}, which loading would run as code' if classes else str(e).splitlines()[0]
-        raise WeightsError(f'{path}: not read: {why}. Save a plain state dict (torch.save(model.state_dict(), ...)) or safetensors and give that file.') from e
+        why = (f'it holds objects of {", ".join(classes)}, which loading would run as code' if classes
+               else str(e).splitlines()[0])
+        raise WeightsError(f'{path}: not read: {why}. Save a plain state dict (torch.save(model.state_dict(), ...)) '
+                           'or safetensors and give that file.') from e
 
+# %% ../nbs/03_ckpt.ipynb #95856943
 def read_file(path, # .safetensors, a torch.save file, or OpenAI's TorchScript archive
               allow:tuple=() # further harmless classes, or (stand-in class, 'module.Name') pairs
              ): # what the file holds
@@ -56,13 +59,16 @@ def state_dict_of(obj, # what `read_file` gave
     "The state dict inside a container, without `module.` prefixes"
     while isinstance(obj, dict) and not any(isinstance(v, torch.Tensor) for v in obj.values()):
         inner = next((k for k in CONTAINERS if isinstance(obj.get(k), dict)), None)
-        if inner is None: raise WeightsError(f'{source}: no tensors in it, top-level keys are {list(obj)[:8]}; known containers: {", ".join(CONTAINERS)}')
+        if inner is None:
+            raise WeightsError(f'{source}: no tensors in it, top-level keys are {list(obj)[:8]}; '
+                               f'known containers: {", ".join(CONTAINERS)}')
         obj = obj[inner]
     if not isinstance(obj, dict): raise WeightsError(f'{source}: a {type(obj).__name__}, not a state dict')
     sd = {k: v for k, v in obj.items() if isinstance(v, torch.Tensor)}
     if all(k.startswith('module.') for k in sd): sd = {k[7:]: v for k, v in sd.items()}
     return sd
 
+# %% ../nbs/03_ckpt.ipynb #06071bdd
 def read_weights(path, allow:tuple=()) -> dict: # name -> tensor on the CPU
     "State dict of a weights file"
     return state_dict_of(read_file(path, allow), path)
@@ -84,6 +90,7 @@ def _rule_for(compiled, key): # -> our name or None, part, parts, fn; None when 
             return None if name is None else _fill(name, m.groups()), part, parts, fn
     return None
 
+# %% ../nbs/03_ckpt.ipynb #f4aca8d4
 def rename(state:dict, # official name -> tensor
            rules:list # (pattern, target[, fn]); target: our name, (our name, part, parts), or None
           ) -> tuple: # our state dict, report rows
@@ -91,15 +98,19 @@ def rename(state:dict, # official name -> tensor
     compiled = [(_regex(r[0]), r[1], r[2] if len(r) > 2 else None) for r in rules]
     got, rows, lost = {}, [], []
     for k, v in state.items():
-        if (hit := _rule_for(compiled, k)) is None: lost.append(k); continue
+        if (hit := _rule_for(compiled, k)) is None:
+            lost.append(k)
+            continue
         name, part, parts, fn = hit
         rows.append((k, name, 'dropped' if name is None else 'loaded'))
         if name is None: continue
         slots = got.setdefault(name, [None]*parts)
         if slots[part] is not None: raise WeightsError(f'two keys become {name!r}; the second is {k!r}')
         slots[part] = v if fn is None else fn(v)
-    if lost: raise WeightsError(f'{len(lost)} keys that no rule knows, such as {lost[:4]}; is this file of another system?')
-    if torn := [n for n, s in got.items() if any(x is None for x in s)]: raise WeightsError(f'{len(torn)} parameters are there in parts only, such as {torn[0]!r}')
+    if lost:
+        raise WeightsError(f'{len(lost)} keys that no rule knows, such as {lost[:4]}; is this file of another system?')
+    if torn := [n for n, s in got.items() if any(x is None for x in s)]:
+        raise WeightsError(f'{len(torn)} parameters are there in parts only, such as {torn[0]!r}')
     return {n: s[0] if len(s) == 1 else torch.cat(s) for n, s in got.items()}, rows
 
 # %% ../nbs/03_ckpt.ipynb #bcd63a33
@@ -118,6 +129,22 @@ class LoadReport:
         body = '\n'.join(f'| `{a or ""}` | `{b or ""}` | {w} |' for a, b, w in self.rows if w != 'loaded')
         return f'{self}\n' + (f'\n| key in the file | parameter | what |\n|---|---|---|\n{body}' if body else '')
 
+# %% ../nbs/03_ckpt.ipynb #635e35d1
+def _fits(state, own, new, source) -> list: # parameters that stay as they are
+    "Every key known, every shape the same, nothing empty that is not declared `new`"
+    if extra := [k for k in state if k not in own]:
+        raise WeightsError(f'{source}: {len(extra)} keys the model does not have, such as {extra[:3]}: '
+                           f'{unknown("parameter", extra[0], own)}')
+    if shape := [f'{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}'
+                 for k in state if state[k].shape != own[k].shape]:
+        raise WeightsError(f'{source}: {len(shape)} tensors have another shape: {"; ".join(shape[:3])}')
+    empty = [k for k in own if k not in state]
+    if missing := [k for k in empty if not any(fnmatch(k, p) for p in new)]:
+        raise WeightsError(f'{source}: {len(missing)} parameters are not in the file, such as {missing[:4]}; '
+                           f'may be new: {list(new) or "none"}')
+    return empty
+
+# %% ../nbs/03_ckpt.ipynb #24d9a5e2
 def load_into(model, # nn.Module
               state:dict, # name -> tensor
               new:tuple=(), # patterns of parameters that the file need not fill
@@ -127,13 +154,7 @@ def load_into(model, # nn.Module
     "Fill `model`, strictly: unknown key, empty parameter or other shape is an error"
     state, rows = rename(state, rules) if rules else (dict(state), [(k, k, 'loaded') for k in state])
     own = model.state_dict()
-    if extra := [k for k in state if k not in own]:
-        raise WeightsError(f'{source}: {len(extra)} keys the model does not have, such as {extra[:3]}: {unknown("parameter", extra[0], own)}')
-    if shape := [f'{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}' for k in state if state[k].shape != own[k].shape]:
-        raise WeightsError(f'{source}: {len(shape)} tensors have another shape: {"; ".join(shape[:3])}')
-    empty = [k for k in own if k not in state]
-    if missing := [k for k in empty if not any(fnmatch(k, p) for p in new)]:
-        raise WeightsError(f'{source}: {len(missing)} parameters are not in the file, such as {missing[:4]}; may be new: {list(new) or "none"}')
+    empty = _fits(state, own, new, source)
     model.load_state_dict({**own, **{k: v.to(own[k].dtype) for k, v in state.items()}})
     return LoadReport(str(source), rows + [(None, k, 'new') for k in empty])
 
@@ -148,17 +169,23 @@ def save_checkpoint(path, # folder to make or replace
                    ) -> Path:
     "Write a checkpoint folder; the old one stays until the new one is whole"
     save = need('safetensors.torch', 'safetensors').save_file
-    path = Path(path); new, old = path.with_name(f'.{path.name}.new'), path.with_name(f'.{path.name}.old')
-    shutil.rmtree(new, ignore_errors=True); new.mkdir(parents=True)
-    for name, sd in dict(weights=weights, **more).items(): save(_tensors(sd), new/f'{name}.safetensors', metadata={'format': 'pt'})
+    path = Path(path)
+    new, old = path.with_name(f'.{path.name}.new'), path.with_name(f'.{path.name}.old')
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    for name, sd in dict(weights=weights, **more).items():
+        save(_tensors(sd), new/f'{name}.safetensors', metadata={'format': 'pt'})
     if state is not None:
         with atomic_write(new/'state.pt', 'wb') as f: torch.save(state, f)
     write_json(new/'card.json', {**card, 'sha256': file_hash(new/'weights.safetensors')})
-    if path.exists(): shutil.rmtree(old, ignore_errors=True); path.rename(old)
+    if path.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        path.rename(old)
     new.rename(path)
     shutil.rmtree(old, ignore_errors=True)
     return path
 
+# %% ../nbs/03_ckpt.ipynb #a84720e2
 def find_checkpoint(path # folder, or one that a kill left under its interim name
                    ) -> Path: # None when there is none
     "The whole checkpoint at `path`"
@@ -170,4 +197,5 @@ def load_checkpoint(path) -> dict: # weights, card, state (None without), and fu
     p = find_checkpoint(path)
     if p is None: raise WeightsError(f'{path}: no checkpoint here (a folder with weights.safetensors and card.json)')
     out = {f.stem: read_file(f) for f in p.glob('*.safetensors')}
-    return dict(out, card=read_json(p/'card.json'), state=_torch_load(p/'state.pt', ()) if (p/'state.pt').exists() else None)
+    return dict(out, card=read_json(p/'card.json'),
+                state=_torch_load(p/'state.pt', ()) if (p/'state.pt').exists() else None)

@@ -35,7 +35,8 @@ class Card:
     @classmethod
     def of_clip(cls, clip:CLIPBackbone, **more): # the card of a model around this CLIP
         c = clip.card
-        return cls(**{**dict(size=c.image_size, mean=c.mean, std=c.std, source=f'{c.name}: {c.source}', clip=c), **more})
+        return cls(**{**dict(size=c.image_size, mean=c.mean, std=c.std, source=f'{c.name}: {c.source}', clip=c),
+                      **more})
 
     @property
     def untrained(self) -> str: # what a comparison calls the model as it starts; '': untrained
@@ -58,39 +59,49 @@ class VideoModel(nn.Module):
         for name,v in vars(cls).items():
             like = getattr(VideoModel, name, None)
             if isinstance(like, (tuple,dict)) and not isinstance(v, (type(like),property)):
-                raise TypeError(f'{cls.__name__}.{name} is a {type(v).__name__}: the contract wants a {type(like).__name__} there')
+                raise TypeError(f'{cls.__name__}.{name} is a {type(v).__name__}: '
+                                f'the contract wants a {type(like).__name__} there')
 
     def __setattr__(self, name, value):
         if isinstance(value, (nn.Module,nn.Parameter)) and hasattr(VideoModel, name):
-            raise AttributeError(f'{type(self).__name__}.{name}: the contract has this word already; give the part another name')
+            raise AttributeError(f'{type(self).__name__}.{name}: the contract has this word already; '
+                                 'give the part another name')
         super().__setattr__(name, value)
 
-    @classmethod
-    def missing(cls) -> list: # names
-        "Pieces that the class must have and has not"
-        pair = ('encode_video','encode_text','similarity')
-        texts = any(hasattr(cls, p) for p in pair[1:])
-        return ['forward']*(cls.forward is nn.Module.forward) + [p for p in pair if texts and not hasattr(cls, p)]
+# %% ../nbs/28_contract.ipynb #09a71326
+@patch(cls_method=True)
+def missing(cls:VideoModel) -> list: # names
+    "Pieces that the class must have and has not"
+    pair = ('encode_video','encode_text','similarity')
+    texts = any(hasattr(cls, p) for p in pair[1:])
+    return ['forward']*(cls.forward is nn.Module.forward) + [p for p in pair if texts and not hasattr(cls, p)]
 
-    def unused_parameters(self) -> set: # names
-        "Parameters that are there and that no output depends on: they never train"
-        return set()
+# %% ../nbs/28_contract.ipynb #1a65d726
+@patch
+def unused_parameters(self:VideoModel) -> set: # names
+    "Parameters that are there and that no output depends on: they never train"
+    return set()
 
-    def pictures(self, task, batch:dict) -> dict: # name -> dict(draw, ...), see `vidlab.explain.DRAW`, or a Figure
-        "What only this model can show of a batch of one"
-        return {}
+@patch
+def pictures(self:VideoModel, task, batch:dict
+            ) -> dict: # name -> dict(draw, ...), see `vidlab.explain.DRAW`, or a Figure
+    "What only this model can show of a batch of one"
+    return {}
 
 # %% ../nbs/28_contract.ipynb #2d865fbb
 @patch
 def complete(self:VideoModel):
     "Called by `create_model`: an error for what is missing; unused parameters stop training"
-    cls,card = type(self).__name__,getattr(self, 'card', None)
+    cls, card = type(self).__name__, getattr(self, 'card', None)
     if lost := self.missing(): raise TypeError(f'{cls} has no {", ".join(lost)}')
-    if not isinstance(card, Card): raise TypeError(f'{cls}.card is {type(card).__name__}: make it a `vidlab.contract.Card`')
-    lost = [f for f in ('name','size') if not getattr(card, f)] + [f for f in ('mean','std') if len(getattr(card, f)) != 3]
+    if not isinstance(card, Card):
+        raise TypeError(f'{cls}.card is {type(card).__name__}: make it a `vidlab.contract.Card`')
+    lost = [f for f in ('name','size') if not getattr(card, f)]
+    lost += [f for f in ('mean','std') if len(getattr(card, f)) != 3]
     if lost: raise ValueError(f'{cls}.card says nothing of {", ".join(lost)}')
     self.stop_unused()
 
+# %% ../nbs/28_contract.ipynb #cec9574b
 @patch
 def stop_unused(self:VideoModel):
     "What is never in the graph does not train: a distributed wrapper must not wait for it"
@@ -99,12 +110,15 @@ def stop_unused(self:VideoModel):
         if n not in own: raise unknown(f'parameter in {type(self).__name__}.unused_parameters', n, own)
         own[n].requires_grad_(False)
 
+# %% ../nbs/28_contract.ipynb #8ece358e
 @patch
 def clips(self:VideoModel) -> dict: # beginning of its names, e.g. 'clip.' -> CLIPBackbone
     "The CLIP backbones inside"
     return {n + '.': m for n,m in self.named_modules() if isinstance(m, CLIPBackbone)}
 
-def _seeing(model): return {p: c for p,c in model.clips().items() if hasattr(c, 'visual')}   # a text tower alone is no CLIP to load or to store in half
+def _seeing(model):
+    # a text tower alone is no CLIP to load or to store in half
+    return {p: c for p,c in model.clips().items() if hasattr(c, 'visual')}
 
 # %% ../nbs/28_contract.ipynb #bdcd8192
 def _match(names, patterns): return {n for n in names if any(fnmatch(n, p) for p in patterns)}
@@ -115,7 +129,8 @@ def parts(self:VideoModel) -> dict: # 'pretrained', 'text', 'pretext' -> set of 
     names,clips = [n for n,_ in self.named_parameters()],self.clips()
     inner = {n: n[len(p):] for p in clips for n in names if n.startswith(p)}
     text = {n for n,k in inner.items() if not k.startswith('visual.') and k != 'logit_scale'}
-    return dict(pretrained=set(inner) | _match(names, self.pretrained_names), text=text | _match(names, self.text_names), pretext=_match(names, self.pretext_names))
+    return dict(pretrained=set(inner) | _match(names, self.pretrained_names),
+                text=text | _match(names, self.text_names), pretext=_match(names, self.pretext_names))
 
 # %% ../nbs/28_contract.ipynb #a810f608
 FREEZE = ('none', 'all', 'visual', 'text')
@@ -131,14 +146,20 @@ def frozen_by(self:VideoModel, policy) -> set: # a word of FREEZE, an integer, o
     if policy == 'visual': return p['pretrained'] - p['text'] - {c + 'logit_scale' for c in self.clips()}
     patterns = [policy] if isinstance(policy, str) else list(policy)
     for a in patterns:
-        if not _match(names, [a]): raise ValueError(f'freeze pattern {a!r} matches no parameter; words: {", ".join(FREEZE)}, a number of layers; names look like {names[min(9, len(names)-1)]!r}')
+        if not _match(names, [a]):
+            raise ValueError(f'freeze pattern {a!r} matches no parameter; words: {", ".join(FREEZE)}, a number of '
+                             f'layers; names look like {names[min(9, len(names)-1)]!r}')
     return _match(names, patterns)
 
+# %% ../nbs/28_contract.ipynb #592b2585
 def _below(model, n, names):
     if clips := _seeing(model): return {p + k for p,c in clips.items() for k in c.frozen_by(n)}
-    if not model.depth_of: raise ValueError(f'freeze {n}: {type(model).__name__} has no layers to count; use {", ".join(FREEZE)} or patterns')
+    if not model.depth_of:
+        raise ValueError(f'freeze {n}: {type(model).__name__} has no layers to count; '
+                         f'use {", ".join(FREEZE)} or patterns')
     return {k for k in names if model.layer_of(k) <= n}
 
+# %% ../nbs/28_contract.ipynb #d0e8beee
 @patch
 def freeze(self:VideoModel, policy='none') -> list: # names it freezes
     "Freeze what a policy names; all else trains, but for unused parameters"
@@ -156,10 +177,12 @@ def _depth(table, name): # -> (found, depth or None)
         if (i := _number(pattern, name)) is not None: return True,None if d is None else i + d
     return False,None
 
+# %% ../nbs/28_contract.ipynb #296b0247
 @patch(as_prop=True)
 def top(self:VideoModel) -> int: # depth of the heads
     deep = [_depth(self.depth_of, n)[1] for n,_ in self.named_parameters()]
-    return 1 + max([max(c.card.vision_layers, c.card.text_layers) for c in self.clips().values()] + [d for d in deep if d is not None], default=0)
+    return 1 + max([max(c.card.vision_layers, c.card.text_layers) for c in self.clips().values()]
+                   + [d for d in deep if d is not None], default=0)
 
 @patch
 def layer_of(self:VideoModel, name:str) -> int: # 0 .. top
@@ -172,11 +195,13 @@ def layer_of(self:VideoModel, name:str) -> int: # 0 .. top
             if name.startswith(p): return c.layer_of(name[len(p):])
     return self.top if d is None else d
 
+# %% ../nbs/28_contract.ipynb #9d0b8008
 @patch
 def no_decay(self:VideoModel) -> set: # names
     "Parameters without weight decay besides one-dimensional ones (standard rule)"
     names = [n for n,_ in self.named_parameters()]
-    return ({p + n for p,c in self.clips().items() for n in c.no_decay()} & set(names)) | _match(names, self.no_decay_names)
+    inside = {p + n for p,c in self.clips().items() for n in c.no_decay()} & set(names)
+    return inside | _match(names, self.no_decay_names)
 
 # %% ../nbs/28_contract.ipynb #7adf169f
 @patch
@@ -191,13 +216,16 @@ def token_layout(self:VideoModel, name:str) -> dict: # kind, prefix, grid; None:
 def set_grad_checkpointing(self:VideoModel, enable:bool=True):
     "Recompute blocks in the backward pass: less memory, more time"
     parts = [m for m in self.modules() if hasattr(m, 'grad_checkpointing')]
-    if not parts: raise ValueError(f'grad_checkpointing: {type(self).__name__} has no part that can be recomputed (no module with a switch `grad_checkpointing`)')
+    if not parts:
+        raise ValueError(f'grad_checkpointing: {type(self).__name__} has no part that can be recomputed (no module '
+                         'with a switch `grad_checkpointing`)')
     for m in parts: m.grad_checkpointing = enable
 
 @patch
 def half_weights(self:VideoModel):
     "Store CLIP's matrices in fp16 without a master copy, as published"
-    if not (clips := _seeing(self)): raise ValueError(f'half_weights: {type(self).__name__} has no CLIP whose matrices could be stored in fp16')
+    if not (clips := _seeing(self)):
+        raise ValueError(f'half_weights: {type(self).__name__} has no CLIP whose matrices could be stored in fp16')
     for c in clips.values(): c.to_official_half()
 
 # %% ../nbs/28_contract.ipynb #a1b565a7
@@ -206,6 +234,7 @@ def weights_of(self:VideoModel, source) -> tuple: # path or state dict -> state 
     "What a source of weights holds"
     return (source,'state dict') if isinstance(source, dict) else (read_weights(source),str(source))
 
+# %% ../nbs/28_contract.ipynb #cf5b91a6
 @patch
 def load_weights(self:VideoModel, source, # path, or a state dict
                  exact:bool=False # refuse a file that is not of this very model
@@ -216,14 +245,17 @@ def load_weights(self:VideoModel, source, # path, or a state dict
     if _seeing(self) and not any(k in own for k in state): return self.load_clip(state, name, exact)
     shape = lambda d, k: d[k].shape if k in d else None
     other = {k for k in _match({*state, *own}, self.head_names) if shape(state, k) != shape(own, k)}
-    if exact and other: raise WeightsError(f'{name} has another classifier or none ({", ".join(sorted(other)[:3])}): build that model, or load without exact=True to take the rest')
+    if exact and other:
+        raise WeightsError(f'{name} has another classifier or none ({", ".join(sorted(other)[:3])}): build that '
+                           'model, or load without exact=True to take the rest')
     self.report = load_into(self, {k: v for k,v in state.items() if k not in other}, new=tuple(other), source=name)
     self.report.rows += [(k, None, 'dropped') for k in sorted(other) if k in state]
     return self.report
 
 # %% ../nbs/28_contract.ipynb #249692bb
 @patch
-def load_clip(self:VideoModel, state:dict, name:str, exact:bool=False, new:tuple=()) -> LoadReport: # new: as in `load_into`
+def load_clip(self:VideoModel, state:dict, name:str, exact:bool=False,
+              new:tuple=()) -> LoadReport: # new: as in `load_into`
     "Fill the towers from a CLIP of any kind; the rest starts anew"
     clips = _seeing(self)
     if len(clips) > 1: raise WeightsError(f'{name}: a CLIP, and {type(self).__name__} has {len(clips)}: which one?')
@@ -237,15 +269,18 @@ def load_clip(self:VideoModel, state:dict, name:str, exact:bool=False, new:tuple
     return r
 
 @patch
-def start_from_clip(self:VideoModel, report:LoadReport): "Called when the towers were filled: start what copies from them"
+def start_from_clip(self:VideoModel, report:LoadReport):
+    "Called when the towers were filled: start what copies from them"
 
 # %% ../nbs/28_contract.ipynb #e5dbb34e
 @patch
-def example(self:VideoModel, n:int=2) -> dict: # video (n,T,3,S,S) normalised, video_mask, sid; text, label where the card has them
+def example(self:VideoModel, n:int=2
+           ) -> dict: # video (n,T,3,S,S) normalised, video_mask, sid; text, label where the card has them
     "A small batch as a task gives it, of noise"
     c,g = self.card,torch.Generator().manual_seed(0)
     T = max(1, c.frames)*c.neighbours
-    b = dict(video=torch.randn(n, T, 3, c.size, c.size, generator=g), video_mask=torch.ones(n, T, dtype=torch.bool), sid=torch.arange(n))
+    b = dict(video=torch.randn(n, T, 3, c.size, c.size, generator=g), video_mask=torch.ones(n, T, dtype=torch.bool),
+             sid=torch.arange(n))
     if c.classes: b['label'] = torch.arange(n) % c.classes
     if c.words:
         ids = torch.randint(1, 99, (n, c.words), generator=g)
@@ -253,6 +288,7 @@ def example(self:VideoModel, n:int=2) -> dict: # video (n,T,3,S,S) normalised, v
         b.update(text=ids, text_mask=torch.ones_like(ids, dtype=torch.bool))
     return b
 
+# %% ../nbs/28_contract.ipynb #4ef2ae1e
 def pair_of(model:VideoModel, out:dict) -> dict:
     "Those outputs of `forward` that `similarity` compares"
     return {k: out[k] for k in inspect.signature(model.similarity).parameters if k in out}
@@ -261,28 +297,37 @@ def pair_of(model:VideoModel, out:dict) -> dict:
 def _need(ok, why):
     if not ok: raise ValueError(why)
 
+# %% ../nbs/28_contract.ipynb #e4e8f119
 def _forward(m, b): # every output is a tensor, and what is compared fits
     out = m(b)
     _need(isinstance(out, dict) and out, 'forward gives no dict of outputs')
-    if hasattr(m, 'similarity') and 'text' in out: _need(m.similarity(**pair_of(m, out)).ndim == 2, 'similarity gives no matrix')
-    if m.card.classes: _need(out['logits'].shape == (len(b['sid']), m.card.classes), f'logits {tuple(out["logits"].shape)} of {m.card.classes} classes')
+    if hasattr(m, 'similarity') and 'text' in out:
+        _need(m.similarity(**pair_of(m, out)).ndim == 2, 'similarity gives no matrix')
+    if m.card.classes:
+        _need(out['logits'].shape == (len(b['sid']), m.card.classes),
+              f'logits {tuple(out["logits"].shape)} of {m.card.classes} classes')
     return ', '.join(f'{k} {tuple(v.shape)}' for k,v in out.items())
 
+# %% ../nbs/28_contract.ipynb #4c52438a
 def _backward(m, b): # whatever trains gets a gradient
-    m.zero_grad(); m.train()
+    m.zero_grad()
+    m.train()
     out = m(b)
     got = [v for k,v in out.items() if k != 'logit_scale' and v.requires_grad]
     if hasattr(m, 'similarity') and 'text' in out: got.append(m.similarity(**pair_of(m, out)))
     sum((v.float()*torch.randn_like(v.float())).sum() for v in got).backward()
     dead = [n for n,p in m.named_parameters() if p.requires_grad and p.grad is None]
-    _need(not dead, f'{len(dead)} parameters train and get no gradient, such as {dead[:3]}: name them in unused_parameters')
+    _need(not dead, f'{len(dead)} parameters train and get no gradient, such as {dead[:3]}: '
+                    'name them in unused_parameters')
     m.eval()
     return f'{sum(p.requires_grad for p in m.parameters())} parameters, all with a gradient'
 
+# %% ../nbs/28_contract.ipynb #eb729c52
 def _freeze(m, b):
     names = {n for n,_ in m.named_parameters()}
     sizes = {w: len(m.freeze(w)) for w in FREEZE}
-    _need(not m.freeze('none') and set(m.freeze('all')) <= names, "freeze('none') freezes, or 'all' names what is not there")
+    _need(not m.freeze('none') and set(m.freeze('all')) <= names,
+          "freeze('none') freezes, or 'all' names what is not there")
     _need(not any(p.requires_grad for n,p in m.named_parameters() if n in m.frozen_by('all')), 'what is frozen trains')
     m.freeze('none')
     return ', '.join(f'{w} {n}' for w,n in sizes.items())
@@ -295,9 +340,11 @@ def _layers(m, b):
 
 def _decay(m, b):
     names = {n for n,_ in m.named_parameters()}
-    _need(m.no_decay() <= names and m.unused_parameters() <= names, 'no_decay or unused_parameters names what is not there')
+    _need(m.no_decay() <= names and m.unused_parameters() <= names,
+          'no_decay or unused_parameters names what is not there')
     return f'{len(m.no_decay())} without decay, {len(m.unused_parameters())} unused'
 
+# %% ../nbs/28_contract.ipynb #04b9550c
 def _parts(m, b):
     names,p = [n for n,_ in m.named_parameters()],m.parts()
     _need(set().union(*p.values()) <= set(names), 'parts names what is not there')
@@ -305,9 +352,12 @@ def _parts(m, b):
         for a in getattr(m, t): _need(_match(names, [a]), f'{t}: {a!r} matches no parameter')
     return ', '.join(f'{k} {len(v)}' for k,v in p.items())
 
+# %% ../nbs/28_contract.ipynb #f2f8188e
 def _tokens(m, b):
     lays = [m.token_layout(n) for n in attention_names(m)]
-    for l in lays: _need(l is None or {'kind','prefix','grid'} <= set(l), f'token_layout gives {l}: kind, prefix and grid are needed')
+    for l in lays:
+        _need(l is None or {'kind','prefix','grid'} <= set(l),
+              f'token_layout gives {l}: kind, prefix and grid are needed')
     return ', '.join(sorted({l['kind'] for l in lays if l})) or 'none'
 
 def _weights(m, b):
@@ -315,7 +365,9 @@ def _weights(m, b):
     _need(r is m.report and r.count('loaded') == len(m.state_dict()), f'its own weights: {r}')
     return str(r)
 
-CHECKS = dict(forward=_forward, backward=_backward, freeze=_freeze, layer_of=_layers, no_decay=_decay, parts=_parts, token_layout=_tokens, load_weights=_weights)
+# %% ../nbs/28_contract.ipynb #166e2cbe
+CHECKS = dict(forward=_forward, backward=_backward, freeze=_freeze, layer_of=_layers, no_decay=_decay, parts=_parts,
+              token_layout=_tokens, load_weights=_weights)
 
 # %% ../nbs/28_contract.ipynb #17c281b1
 def check_model(name:str, # as in `list_models`
@@ -324,7 +376,8 @@ def check_model(name:str, # as in `list_models`
     "Run the whole contract over a model; an error names the piece"
     import pandas as pd
     known = options('model', name)
-    if 'preset' not in known: raise ValueError(f"{name}: preset: the builder has none; preset='tiny' must make a model for a CPU")
+    if 'preset' not in known:
+        raise ValueError(f"{name}: preset: the builder has none; preset='tiny' must make a model for a CPU")
     try: create_model(name, **{next(iter(known)) + 'x': 1})
     except ValueError as e: rows = [('options', f'{len(known)}, others refused')]
     else: raise ValueError(f'{name}: options: an unknown one is taken in silence')

@@ -9,7 +9,8 @@ __all__ = ['CLIP_MEAN', 'CLIP_STD', 'IMAGENET_MEAN', 'IMAGENET_STD', 'PACKAGES',
            'peak_memory', 'saved_bytes', 'RunFolder']
 
 # %% ../nbs/00_core.ipynb #3be0f88b
-import contextlib, dataclasses, difflib, hashlib, importlib, importlib.metadata, json, math, os, platform, random, subprocess, sys, time, uuid
+import contextlib, dataclasses, difflib, hashlib, importlib, importlib.metadata, json, math, os
+import platform, random, subprocess, sys, time, uuid
 from pathlib import Path
 import numpy as np
 import torch
@@ -41,17 +42,21 @@ def from_hub(loader, # of transformers: AutoTokenizer, AutoConfig or AutoModel
             ):
     "What the hub, its cache or a folder holds; what is on this machine is not asked for again"
     path = Path(name).expanduser()
-    if not path.is_dir() and (name.startswith(('.', '/', '~')) or '\\' in name): raise FileNotFoundError(f'{what} {name!r}: no such folder')
+    if not path.is_dir() and (name.startswith(('.', '/', '~')) or '\\' in name):
+        raise FileNotFoundError(f'{what} {name!r}: no such folder')
     try: return loader.from_pretrained(str(path) if path.is_dir() else name, local_files_only=True)
     except (OSError, ValueError, KeyError) as e:
         if path.is_dir(): raise ValueError(f'{what} {name!r}: not usable: {str(e).strip().splitlines()[0]}') from e
     try:
         from huggingface_hub import HfApi
-        HfApi().model_info(name, timeout=10)                           # asked once: without a network the loader would ask again and again for most of a minute
+        # asked once: without a network the loader would ask again and again for most of a minute
+        HfApi().model_info(name, timeout=10)
         return loader.from_pretrained(name)
     except Exception as e:                                             # of requests or httpx, by version
-        raise ValueError(f'{what} {name!r}: neither a folder, nor in the cache of the hub, nor to be had from it ({(str(e).strip() or type(e).__name__).splitlines()[0]}). '
-                         f'Give {instead}, or fetch it once where there is a network: {loader.__name__}.from_pretrained({name!r})') from e
+        raise ValueError(f'{what} {name!r}: neither a folder, nor in the cache of the hub, nor to be had from it '
+                         f'({(str(e).strip() or type(e).__name__).splitlines()[0]}). '
+                         f'Give {instead}, or fetch it once where there is a network: '
+                         f'{loader.__name__}.from_pretrained({name!r})') from e
 
 # %% ../nbs/00_core.ipynb #8dcdbdb6
 def rng(*keys:int # e.g. seed, epoch, index
@@ -59,10 +64,13 @@ def rng(*keys:int # e.g. seed, epoch, index
     "A generator that is a pure function of `keys`"
     return np.random.default_rng(np.random.SeedSequence([int(k) & 0xffffffffffffffff for k in keys]))
 
+# %% ../nbs/00_core.ipynb #cea1437c
 def seed_everything(seed:int # any integer
                    ):
     "Seed python, numpy and torch (all devices); called at the start of a run, never at import"
-    random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 # %% ../nbs/00_core.ipynb #4ebd834e
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -81,6 +89,7 @@ def cache_dir(*parts:str # sub-folders, made when missing
     p.mkdir(parents=True, exist_ok=True)
     return p
 
+# %% ../nbs/00_core.ipynb #b5d1605f
 def outputs_dir() -> Path:
     "Folder of the runs: `$VIDLAB_OUTPUTS`, else `outputs/` in the project"
     return Path(os.environ.get('VIDLAB_OUTPUTS') or project_root()/'outputs').expanduser()
@@ -105,10 +114,12 @@ def atomic_write(path, # final name
     try:
         with open(tmp, mode, encoding=None if 'b' in mode else 'utf-8') as f:
             yield f
-            f.flush(); os.fsync(f.fileno())
+            f.flush()
+            os.fsync(f.fileno())
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
+# %% ../nbs/00_core.ipynb #05c237e7
 def _plain(o):
     "json's fallback: arrays, tensors, paths and dataclasses as plain values"
     if dataclasses.is_dataclass(o): return dataclasses.asdict(o)
@@ -125,7 +136,8 @@ def _finite(o):
     return o
 
 # %% ../nbs/00_core.ipynb #5276af32
-def _dumps(obj, **kw): return json.dumps(_finite(json.loads(json.dumps(obj, default=_plain))), allow_nan=False, ensure_ascii=False, **kw)
+def _dumps(obj, **kw):
+    return json.dumps(_finite(json.loads(json.dumps(obj, default=_plain))), allow_nan=False, ensure_ascii=False, **kw)
 
 def write_json(path, obj):
     "Write `obj` atomically as readable json (NaN and infinity become null)"
@@ -136,6 +148,7 @@ def read_json(path):
     try: return json.loads(Path(path).read_text(encoding='utf-8'))
     except json.JSONDecodeError as e: raise ValueError(f'{path}: not json ({e})') from e
 
+# %% ../nbs/00_core.ipynb #3050f28f
 def _end_of_line(f): # a file that is open for reading and adding
     "Finish the last line: what a killed writer left of one is cut off"
     text = f.seek(0) or f.read()
@@ -154,6 +167,7 @@ def append_jsonl(path, obj):
         if size and (f.seek(size-1), f.read(1))[1] != b'\n': _end_of_line(f)
         f.write(line)
 
+# %% ../nbs/00_core.ipynb #7012bd2c
 def read_jsonl(path) -> list:
     "All whole lines of a jsonl file; a torn last line (a killed writer) is left out"
     lines = Path(path).read_bytes().splitlines()            # of text also at signs that a caption may hold
@@ -167,8 +181,9 @@ def read_jsonl(path) -> list:
 # %% ../nbs/00_core.ipynb #40f4c884
 def file_hash(path) -> str:
     "sha256 of a file's bytes"
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') \
-        else hashlib.sha256(f.read()).hexdigest()
+    with open(path, 'rb') as f:
+        if hasattr(hashlib, 'file_digest'): return hashlib.file_digest(f, 'sha256').hexdigest()    # since Python 3.11
+        return hashlib.sha256(f.read()).hexdigest()
 
 def text_hash(*texts:str # order matters
              ) -> str: # 10 hex digits
@@ -184,15 +199,14 @@ def _in_notebook():
 
 def _clock(s): return f'{int(s)//60}:{int(s)%60:02d}'
 
-class progress:
-    "Iterate with one line of progress; set `.note` to show a value beside it"
-    around = None # a line that is open for longer: those that begin meanwhile are shown as a part of it
+class _Line:
+    "What a line of progress says"
     def __init__(self, it=None, # what to iterate; None: call `step()` yourself
                  desc:str='', # what is being done
                  total:int=None, # default: len(it)
                  every:float=None # seconds between updates
                 ):
-        self.it,self.desc,self.note,self.part,self.n,self.outer = it,desc,'','',0,progress.around
+        self.it, self.desc, self.note, self.part, self.n, self.outer = it, desc, '', '', 0, progress.around
         self.total = total if total is not None else (len(it) if hasattr(it, '__len__') else None)
         self.nb = _in_notebook()
         self.tty = not self.nb and sys.stderr.isatty()
@@ -205,18 +219,34 @@ class progress:
         t = time.time() - self.t0
         left = f' < {_clock(t/self.n*(self.total-self.n))}' if self.total and 0 < self.n < self.total else ''
         of = f'/{self.total}' if self.total is not None else ''
-        return f'{self.desc} {self.n}{of} · {_clock(t)}{left}{" · " if self.note else ""}{self.note}{" · " if self.part else ""}{self.part}'.strip()
+        more = ''.join(f' · {o}' for o in (self.note, self.part) if o)
+        return f'{self.desc} {self.n}{of} · {_clock(t)}{left}{more}'.strip()
 
+# %% ../nbs/00_core.ipynb #60729891
+class _Shown(_Line):
+    "A line of progress where it can be seen"
     def show(self):
         "Draw the line now"
         self.last = time.time()
-        if self.outer is not None: self.outer.part = self.line(); self.outer.show(); self.outer.part = ''
+        if self.outer is not None:
+            self.outer.part = self.line()
+            self.outer.show()
+            self.outer.part = ''
         elif self.nb:
             from IPython.display import display, update_display
             data = {'text/plain': self.line()}
-            if self.handle is None: self.handle = uuid.uuid4().hex; display(data, raw=True, display_id=self.handle)
+            if self.handle is None:
+                self.handle = uuid.uuid4().hex
+                display(data, raw=True, display_id=self.handle)
             else: update_display(data, raw=True, display_id=self.handle)
-        else: print(('\r\x1b[2K' if self.tty else '') + self.line(), end='' if self.tty else '\n', file=sys.stderr, flush=True)
+        else:
+            print(('\r\x1b[2K' if self.tty else '') + self.line(), end='' if self.tty else '\n', file=sys.stderr,
+                  flush=True)
+
+# %% ../nbs/00_core.ipynb #08ffea4f
+class progress(_Shown):
+    "Iterate with one line of progress; set `.note` to show a value beside it"
+    around = None # a line that is open for longer: those that begin meanwhile are shown as a part of it
 
     def step(self, n:int=1):
         "`n` more are done"
@@ -231,11 +261,14 @@ class progress:
 
     def __iter__(self):
         try:
-            for o in self.it: yield o; self.step()
+            for o in self.it:
+                yield o
+                self.step()
         finally: self.close()
 
 # %% ../nbs/00_core.ipynb #ea95ca65
-PACKAGES = 'vidlab torch torchvision open_clip_torch timm accelerate decord av torchcodec numpy pandas safetensors papermill'.split()
+PACKAGES = ('vidlab torch torchvision open_clip_torch timm accelerate decord av torchcodec '
+            'numpy pandas safetensors papermill').split()
 
 def _version(p):
     try: return importlib.metadata.version(p)
@@ -243,18 +276,22 @@ def _version(p):
 
 def git_commit() -> str:
     "Commit of the project's checkout, `+` when it has uncommitted changes; None outside one"
-    def git(*a): return subprocess.run(['git', '-C', str(project_root()), *a], capture_output=True, text=True, timeout=10)
+    def git(*a):
+        return subprocess.run(['git', '-C', str(project_root()), *a], capture_output=True, text=True, timeout=10)
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         r = git('rev-parse', '--short=12', 'HEAD')
         if r.returncode == 0: return r.stdout.strip() + ('+' if git('status', '--porcelain').stdout.strip() else '')
     return None
 
+# %% ../nbs/00_core.ipynb #03c15c5e
 def env_record() -> dict:
     "Versions, machine and commit: what to know to repeat a run"
     cuda = torch.cuda.is_available()
-    return dict(python=platform.python_version(), system=platform.system(), machine=platform.machine(), cores=os.cpu_count(),
-                threads=torch.get_num_threads(), packages={p: v for p in PACKAGES if (v := _version(p))}, commit=git_commit(),
-                device=torch.cuda.get_device_name() if cuda else 'cpu', devices=torch.cuda.device_count() if cuda else 0)
+    return dict(python=platform.python_version(), system=platform.system(), machine=platform.machine(),
+                cores=os.cpu_count(), threads=torch.get_num_threads(), commit=git_commit(),
+                packages={p: v for p in PACKAGES if (v := _version(p))},
+                device=torch.cuda.get_device_name() if cuda else 'cpu',
+                devices=torch.cuda.device_count() if cuda else 0)
 
 # %% ../nbs/00_core.ipynb #f388837c
 def peak_memory() -> float: # MiB
@@ -264,6 +301,7 @@ def peak_memory() -> float: # MiB
     except ImportError: return need('psutil').Process().memory_info().peak_wset / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == 'darwin' else 2**10)
 
+# %% ../nbs/00_core.ipynb #722c8adb
 def saved_bytes(f, # () -> tensor: the forward pass
                 model # its parameters and buffers are not counted
                ) -> int:
@@ -273,34 +311,15 @@ def saved_bytes(f, # () -> tensor: the forward pass
         s = t.untyped_storage()
         if s._cdata not in own: kept[s._cdata] = s.nbytes()
         return t
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): out = f()    # `out` keeps them alive, so that no address is used twice
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        out = f()    # `out` keeps them alive, so that no address is used twice
     del out
     return sum(kept.values())
 
 # %% ../nbs/00_core.ipynb #063fea81
-class RunFolder:
-    "Paths and small records of one run"
-    def __init__(self, path # the folder; made when missing
-                ):
-        self.path = Path(path).absolute()
-        for d in ('ckpt', 'eval', 'figs'): (self.path/d).mkdir(parents=True, exist_ok=True)
-        self.beat_every, self._beat = 5., 0.
-
-    @classmethod
-    def new(cls, name:str, # recipe or purpose; becomes a folder
-            key:str='', # text whose hash tells two runs of one second apart
-            root=None # default `outputs_dir()`
-           ):
-        "A fresh folder `root/name/<time>_<hash>`; never an existing one"
-        root, stamp = Path(root or outputs_dir())/name, time.strftime('%Y%m%d-%H%M%S')
-        for i in range(1000):
-            p = root/f'{stamp}_{text_hash(key, str(i), str(os.getpid()))[:6]}'
-            try: p.mkdir(parents=True); return cls(p)
-            except FileExistsError: continue
-        raise FileExistsError(f'{root}: no free name for a run')
-
+class _Records:
+    "What a run says about itself, as files of `self.path`"
     def __truediv__(self, name): return self.path/name
-    def __repr__(self): return f'RunFolder({tilde(self.path)!r})'
 
     def log(self, **row):
         "Append a row to `metrics.jsonl`"
@@ -324,3 +343,29 @@ class RunFolder:
     def beat(self, **kw):
         "Heartbeat of a running run, written at most every few seconds"
         if time.time() - self._beat > self.beat_every: self.status('running', **kw)
+
+# %% ../nbs/00_core.ipynb #45a29f9d
+class RunFolder(_Records):
+    "Paths and small records of one run"
+    def __init__(self, path # the folder; made when missing
+                ):
+        self.path = Path(path).absolute()
+        for d in ('ckpt', 'eval', 'figs'): (self.path/d).mkdir(parents=True, exist_ok=True)
+        self.beat_every, self._beat = 5., 0.
+
+    @classmethod
+    def new(cls, name:str, # recipe or purpose; becomes a folder
+            key:str='', # text whose hash tells two runs of one second apart
+            root=None # default `outputs_dir()`
+           ):
+        "A fresh folder `root/name/<time>_<hash>`; never an existing one"
+        root, stamp = Path(root or outputs_dir())/name, time.strftime('%Y%m%d-%H%M%S')
+        for i in range(1000):
+            p = root/f'{stamp}_{text_hash(key, str(i), str(os.getpid()))[:6]}'
+            try:
+                p.mkdir(parents=True)
+                return cls(p)
+            except FileExistsError: continue
+        raise FileExistsError(f'{root}: no free name for a run')
+
+    def __repr__(self): return f'RunFolder({tilde(self.path)!r})'

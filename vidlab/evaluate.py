@@ -20,6 +20,7 @@ def unique_samples(part:dict # per-sample tensors with `sid` and `view`
     first = torch.full((int(inv.max())+1,), len(inv)).scatter_reduce(0, inv, torch.arange(len(inv)), 'amin')
     return {k: v[first] for k, v in part.items()}
 
+# %% ../nbs/42_evaluate.ipynb #3115286d
 @torch.no_grad()
 def collect(task, # with `eval_step`
             loader, # the batches of this process, in any order
@@ -36,6 +37,7 @@ def collect(task, # with `eval_step`
     if not parts: raise ValueError(f'nothing to evaluate: the {desc} loader gave no batch')
     return unique_samples({k: torch.cat([p[k] for p in parts]) for k in parts[0]})
 
+# %% ../nbs/42_evaluate.ipynb #4cdd2724
 def evaluate(task, # vidlab.tasks.Task, the bare one
              loaders:dict, # what to run: name -> loader, as the task's `score` wants it
              engine=None # accelerator; None: a new one
@@ -48,7 +50,8 @@ def evaluate(task, # vidlab.tasks.Task, the bare one
     try: res = task.score({name: collect(task, dl, engine, name) for name, dl in loaders.items()}, expected)
     finally:
         task.train(mode)
-        for dl in loaders.values(): getattr(dl, 'close', lambda: None)()   # decoding workers of an evaluation do not wait for the next one
+        for dl in loaders.values():
+            getattr(dl, 'close', lambda: None)()   # decoding workers of an evaluation do not wait for the next one
     res['seconds'] = round(time.perf_counter() - t, 2)
     return res
 

@@ -18,29 +18,35 @@ from .attend import Attend
 class LayerNorm(nn.LayerNorm):
     "LayerNorm in float32, result in the dtype of the input"
     def forward(self, x):
-        return F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps).to(x.dtype)
+        y = F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
+        return y.to(x.dtype)
 
 class QuickGELU(nn.Module):
     "x * sigmoid(1.702 x): OpenAI's approximation of GELU; a model trained with one gives wrong results with the other"
     def forward(self, x): return x * torch.sigmoid(1.702*x)
 
 # %% ../nbs/19_layers.ipynb #6fa8804f
-def additive_mask(mask, dtype=torch.float32): # bool (True: may NOT look, as in nn.MultiheadAttention) or float, 2, 3 or 4 dims -> float
+def additive_mask(mask, # bool (True: may NOT look, as in nn.MultiheadAttention) or float, 2, 3 or 4 dims
+                  dtype=torch.float32
+                 ): # float
     "A mask to add to the scores; None stays None"
     if mask is None or mask.dtype != torch.bool: return mask
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(mask, float('-inf'))
 
+# %% ../nbs/19_layers.ipynb #0487d9bd
 class MultiHeadAttention(nn.Module):
     "Multi-head attention with nn.MultiheadAttention's parameter names; batch first"
     def __init__(self, dim:int, # width, a multiple of heads
-                 heads:int): 
+                 heads:int):
         super().__init__()
         if dim % heads: raise ValueError(f'width {dim} is not a multiple of {heads} heads')
         self.embed_dim,self.num_heads = dim,heads
-        self.in_proj_weight = nn.Parameter(torch.empty(3*dim, dim)); self.in_proj_bias = nn.Parameter(torch.zeros(3*dim))
+        self.in_proj_weight = nn.Parameter(torch.empty(3*dim, dim))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3*dim))
         self.out_proj = nn.Linear(dim, dim)
         self.attend = Attend()
-        nn.init.xavier_uniform_(self.in_proj_weight); nn.init.zeros_(self.out_proj.bias)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
 
     def project(self, q, k, v): # (B,N,D) each -> q,k,v (B,H,N,Dh)
         w,b,H = self.in_proj_weight,self.in_proj_bias,self.num_heads
@@ -48,11 +54,15 @@ class MultiHeadAttention(nn.Module):
         else: q,k,v = [F.linear(x, *wb) for x,wb in zip((q,k,v), zip(w.chunk(3), b.chunk(3)))]
         return [x.unflatten(-1, (H,-1)).transpose(1,2) for x in (q,k,v)]
 
-    def forward(self, q, k=None, v=None, need_weights=False, attn_mask=None): # (B,Nq,D), (B,Nk,D) -> (out (B,Nq,D), None)
-        if need_weights: raise ValueError('attention maps are read with vidlab.attend.capture_attention, not with need_weights=True')
-        k = q if k is None else k; v = k if v is None else v
+    def forward(self, q, k=None, v=None, need_weights=False,
+                attn_mask=None): # (B,Nq,D), (B,Nk,D) -> (out (B,Nq,D), None)
+        if need_weights:
+            raise ValueError('attention maps are read with vidlab.attend.capture_attention, not with need_weights=True')
+        k = q if k is None else k
+        v = k if v is None else v
         m = additive_mask(attn_mask, q.dtype)
-        if m is not None and m.ndim == 3: m = m.unflatten(0, (-1, self.num_heads))   # nn.MultiheadAttention's (B*H,Nq,Nk)
+        if m is not None and m.ndim == 3:
+            m = m.unflatten(0, (-1, self.num_heads))   # nn.MultiheadAttention's (B*H,Nq,Nk)
         x = self.attend(*self.project(q,k,v), m)
         return self.out_proj(x.transpose(1,2).flatten(2)), None
 
@@ -61,9 +71,11 @@ class OpenAttention(MultiHeadAttention):
     "The same, called as open_clip's `Attention`"
     def forward(self, x, k_x=None, v_x=None, attn_mask=None): # (B,Nq,D), (B,Nk,D), additive mask -> (B,Nq,D)
         if attn_mask is not None and attn_mask.dtype == torch.bool:
-            raise ValueError('True means one thing in a mask of open_clip 3 and the opposite in one of 4: give a float mask, which is added')
+            raise ValueError('True means one thing in a mask of open_clip 3 and the opposite in one of 4: '
+                             'give a float mask, which is added')
         return super().forward(x, x if k_x is None else k_x, x if v_x is None else v_x, attn_mask=attn_mask)[0]
 
+# %% ../nbs/19_layers.ipynb #ac15cb1c
 def _is_open(m): return f'{type(m).__module__}.{type(m).__name__}' == 'open_clip.transformer.Attention'
 
 def _plain(m): # nothing but projections and a softmax
@@ -71,16 +83,18 @@ def _plain(m): # nothing but projections and a softmax
     return m.in_proj_weight is not None and m.in_proj_bias is not None and not (m.attn_drop.p or m.out_drop.p) \
            and all(type(n) is nn.Identity for n in norms) and all(s is None for s in scales)
 
+# %% ../nbs/19_layers.ipynb #c015fb3c
 def use_attend(model:nn.Module) -> nn.Module: # the same model
-    "Replace every nn.MultiheadAttention (self-attention kind, batch first) and open_clip's plain `Attention` by ours, sharing the parameters"
+    "Replace nn.MultiheadAttention (batch first) and open_clip's plain `Attention` by ours, with the same parameters"
     for name,m in list(model.named_modules()):
         torchs = isinstance(m, nn.MultiheadAttention)
         if not (torchs or _is_open(m) and _plain(m)): continue
         if torchs and (not m.batch_first or m.in_proj_weight is None or m.in_proj_bias is None or m.dropout):
-            raise ValueError(f'{name}: only batch-first attention with one biased in_proj and no dropout can be exchanged')
+            raise ValueError(f'{name}: only batch-first attention with one biased in_proj '
+                             'and no dropout can be exchanged')
         new = (MultiHeadAttention if torchs else OpenAttention)(m.out_proj.out_features, m.num_heads)
         new.in_proj_weight,new.in_proj_bias,new.out_proj = m.in_proj_weight,m.in_proj_bias,m.out_proj
-        model.set_submodule(name, new) if name else None
+        if name: model.set_submodule(name, new)
     return model
 
 # %% ../nbs/19_layers.ipynb #52395e88
@@ -99,6 +113,7 @@ class ResidualAttentionBlock(nn.Module):
         x = x + self.attn(self.ln_1(x), attn_mask=mask)[0]
         return x + self.mlp(self.ln_2(x))
 
+# %% ../nbs/19_layers.ipynb #1d4cd7aa
 class Transformer(nn.Module):
     "A stack of blocks; `grad_checkpointing` trades time for memory"
     def __init__(self, dim:int, layers:int, heads:int, eps:float=1e-5, act=QuickGELU):
@@ -107,8 +122,8 @@ class Transformer(nn.Module):
         self.resblocks = nn.ModuleList([ResidualAttentionBlock(dim, heads, eps, act) for _ in range(layers)])
 
     def forward(self, x, mask=None): # (B,N,D) -> (B,N,D)
-        for blk in self.resblocks:
-            x = checkpoint(blk, x, mask, use_reentrant=False) if self.grad_checkpointing and torch.is_grad_enabled() else blk(x, mask)
+        again = self.grad_checkpointing and torch.is_grad_enabled()
+        for blk in self.resblocks: x = checkpoint(blk, x, mask, use_reentrant=False) if again else blk(x, mask)
         return x
 
 # %% ../nbs/19_layers.ipynb #bdec23d7
@@ -122,6 +137,7 @@ def causal_mask(n:int, device=None, dtype=torch.float32) -> torch.Tensor: # (n,n
     "Token i sees tokens 0..i"
     return torch.full((n,n), float('-inf'), device=device, dtype=dtype).triu_(1)
 
+# %% ../nbs/19_layers.ipynb #dbfe3a44
 def unit(x): # (...,D)
     "x / |x| without an epsilon, as CLIP does; a zero vector becomes nan"
     return x / x.norm(dim=-1, keepdim=True)
@@ -138,10 +154,12 @@ class TemporalTransformer(Transformer):
     def forward(self, x, mask=None): # (B,T,D), (B,T) 1 on real frames -> (B,T,D)
         return super().forward(x, None if mask is None else key_padding(mask))
 
+# %% ../nbs/19_layers.ipynb #41260ad8
 def layers_from(state:dict, # name -> tensor, e.g. of a CLIP
                 prefix:str='transformer.', # where its blocks are
                 layers:int=4 # the first so many
                ) -> dict: # 'resblocks.0...' -> tensor (a copy)
     "The first blocks of another transformer, to initialise a temporal one"
     start = prefix + 'resblocks.'
-    return {k[len(prefix):]: v.detach().clone() for k,v in state.items() if k.startswith(start) and int(k[len(start):].split('.')[0]) < layers}
+    return {k[len(prefix):]: v.detach().clone()
+            for k,v in state.items() if k.startswith(start) and int(k[len(start):].split('.')[0]) < layers}

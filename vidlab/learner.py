@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'make_engine', 'to_device', 'rng_state', 'set_rng_state', 'Stopped', 'stop_signals', 'NotFinite',
-           'Learner', 'one_step', 'one_epoch', 'fit', 'save', 'resume']
+           'Learner']
 
 # %% ../nbs/40_learner.ipynb #25a7d4c5
 import itertools, math, random, signal, threading, time
 from contextlib import contextmanager, nullcontext
 import numpy as np
+from fastcore.basics import patch
 import torch
 import torch.distributed as dist
 from .ckpt import find_checkpoint, load_checkpoint, save_checkpoint
@@ -18,6 +19,19 @@ from .core import RunFolder, unknown
 # %% ../nbs/40_learner.ipynb #d431bc03
 PRECISIONS = dict(fp32='no', bf16='bf16', fp16='fp16')
 
+def _on_cpu(precision, device):
+    "Does the run compute on the CPU? A choice that cannot be had is an error"
+    if precision not in PRECISIONS: raise unknown('precision', precision, PRECISIONS)
+    if device not in ('auto', 'cpu', 'cuda'): raise unknown('device', device, ('auto', 'cpu', 'cuda'))
+    if device == 'cuda' and not torch.cuda.is_available():
+        raise ValueError("device 'cuda': torch sees no CUDA device here; use 'cpu' or 'auto'")
+    cpu = device == 'cpu' or not torch.cuda.is_available()
+    if cpu and precision == 'fp16':
+        raise ValueError("precision 'fp16' needs a GPU: "
+                         "on a CPU it is slower than fp32 and unsafe; use 'bf16' or 'fp32'")
+    return cpu
+
+# %% ../nbs/40_learner.ipynb #988f3598
 def make_engine(precision:str='fp32', # 'fp32' | 'bf16' | 'fp16' (autocast; weights stay fp32)
                 device:str='auto', # 'auto' | 'cpu' | 'cuda'
                 unused:bool=False # tell the distributed wrapper to look for parameters without gradient
@@ -26,14 +40,12 @@ def make_engine(precision:str='fp32', # 'fp32' | 'bf16' | 'fp16' (autocast; weig
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedDataParallelKwargs
-    if precision not in PRECISIONS: raise unknown('precision', precision, PRECISIONS)
-    if device not in ('auto', 'cpu', 'cuda'): raise unknown('device', device, ('auto', 'cpu', 'cuda'))
-    if device == 'cuda' and not torch.cuda.is_available(): raise ValueError("device 'cuda': torch sees no CUDA device here; use 'cpu' or 'auto'")
-    cpu = device == 'cpu' or not torch.cuda.is_available()
-    if cpu and precision == 'fp16': raise ValueError("precision 'fp16' needs a GPU: on a CPU it is slower than fp32 and unsafe; use 'bf16' or 'fp32'")
+    cpu = _on_cpu(precision, device)
     if not (dist.is_available() and dist.is_initialized()): AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(mixed_precision=PRECISIONS[precision], cpu=cpu, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)])
+    return Accelerator(mixed_precision=PRECISIONS[precision], cpu=cpu,
+                       kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)])
 
+# %% ../nbs/40_learner.ipynb #babf11b5
 def to_device(batch:dict, device) -> dict:
     "Move the tensors of a batch; copies from pinned memory do not wait"
     return {k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
@@ -42,14 +54,17 @@ def to_device(batch:dict, device) -> dict:
 def rng_state() -> dict: # tensors and plain values
     "State of the global generators of this process"
     s = np.random.get_state(legacy=False)['state']
-    out = dict(torch=torch.get_rng_state(), python=random.getstate(), numpy=torch.from_numpy(s['key'].astype(np.int64)), pos=int(s['pos']))
+    out = dict(torch=torch.get_rng_state(), python=random.getstate(), numpy=torch.from_numpy(s['key'].astype(np.int64)),
+               pos=int(s['pos']))
     if torch.cuda.is_available(): out['cuda'] = torch.cuda.get_rng_state()
     return out
 
+# %% ../nbs/40_learner.ipynb #b6c41dc3
 def set_rng_state(s:dict # from `rng_state`
                  ):
     "Put the global generators back"
-    torch.set_rng_state(s['torch']); random.setstate(tuple(tuple(x) if isinstance(x, list) else x for x in s['python']))
+    torch.set_rng_state(s['torch'])
+    random.setstate(tuple(tuple(x) if isinstance(x, list) else x for x in s['python']))
     np.random.set_state(('MT19937', s['numpy'].numpy().astype(np.uint32), s['pos'], 0, 0.))
     if 'cuda' in s and torch.cuda.is_available(): torch.cuda.set_rng_state(s['cuda'])
 
@@ -59,9 +74,11 @@ class Stopped(Exception):
 
 @contextmanager
 def stop_signals():
-    "Within the block SIGTERM and SIGINT only set a flag (a second SIGINT interrupts as usual); gives a function that tells the signal's name"
+    "SIGTERM and SIGINT only set a flag (a second SIGINT interrupts); gives a function that tells the signal's name"
     got = []
-    if threading.current_thread() is not threading.main_thread(): yield lambda: None; return
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
     def note(sig, frame):
         if got and sig == signal.SIGINT: raise KeyboardInterrupt
         got.append(signal.Signals(sig).name)
@@ -73,6 +90,12 @@ def stop_signals():
 # %% ../nbs/40_learner.ipynb #1ead1d78
 class NotFinite(RuntimeError):
     "Loss or gradient is NaN or infinite; the message names the step and the samples"
+
+# %% ../nbs/40_learner.ipynb #ff43d678
+def _averaged(model, decay):
+    "timm's exponential average of the weights"
+    from timm.utils import ModelEmaV3
+    return ModelEmaV3(model, decay=decay)
 
 class Learner:
     "Train a task; what happened lies in the run folder"
@@ -89,36 +112,39 @@ class Learner:
                  ema:float=0., # decay of the averaged weights; 0: none
                  evaluate=None, # function (learner) -> {metric: number}, after every epoch
                  save_every:int=0, # also save every so many steps
-                 cbs=(), # callbacks: objects with any of before_fit, after_step, after_epoch, after_fit, each taking the learner
+                 cbs=(), # callbacks: any of before_fit, after_step, after_epoch, after_fit, each taking the learner
                  card:dict=None # goes into every checkpoint's card
                 ):
         self.engine = engine or make_engine()
         self.folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
-        self.raw_task, self.train, self.epochs, self.schedule, self.accum, self.clip_grad = task, train, epochs, schedule, accum, clip_grad
-        for g in opt.param_groups: g.setdefault('base_lr', g['lr'])
-        self.decay = decay
-        self.task, self.opt = self.engine.prepare(task.to(self.engine.device), opt)
+        self.raw_task, self.train, self.epochs = task, train, epochs
+        self.schedule, self.decay, self.accum, self.clip_grad = schedule, decay, accum, clip_grad
         self.evaluate, self.save_every, self.cbs, self.card = evaluate, save_every, list(cbs), dict(card or {})
-        self.epoch = self.batch = self.step = 0                 # where the run stands: epoch, batch within it, optimiser steps
+        for g in opt.param_groups: g.setdefault('base_lr', g['lr'])
+        self.task, self.opt = self.engine.prepare(task.to(self.engine.device), opt)
+        self.epoch = self.batch = self.step = 0    # where the run stands: epoch, batch within it, optimiser steps
         self.best, self.metrics, self.skipped = None, {}, 0
-        self.ema = None
-        if ema:
-            from timm.utils import ModelEmaV3
-            self.ema = ModelEmaV3(task.model, decay=ema)
+        self.ema = _averaged(task.model, ema) if ema else None
 
-    @property
-    def steps_per_epoch(self): return math.ceil(len(self.train) / self.accum)
-    @property
-    def total_steps(self): return self.epochs * self.steps_per_epoch
-    @property
-    def main(self): return self.engine.is_main_process
+# %% ../nbs/40_learner.ipynb #81ee4c87
+@patch(as_prop=True)
+def steps_per_epoch(self:Learner): return math.ceil(len(self.train) / self.accum)
 
-    def call(self, event:str # name of the callback method
-            ):
-        for cb in self.cbs:
-            if f := getattr(cb, event, None): f(self)
+@patch(as_prop=True)
+def total_steps(self:Learner): return self.epochs * self.steps_per_epoch
+
+@patch(as_prop=True)
+def main(self:Learner): return self.engine.is_main_process
+
+@patch
+def call(self:Learner, event:str # name of the callback method
+        ):
+    "Tell the callbacks what has happened"
+    for cb in self.cbs:
+        if f := getattr(cb, event, None): f(self)
 
 # %% ../nbs/40_learner.ipynb #14b19f8b
+@patch
 def one_step(self:Learner, batches:list # `accum` batches, fewer at the end of an epoch
             ):
     "One optimiser step"
@@ -135,24 +161,25 @@ def one_step(self:Learner, batches:list # `accum` batches, fewer at the end of a
         outs.append({k: v.detach() for k, v in out.items() if isinstance(v, torch.Tensor) and v.ndim == 0})
     params = [p for g in self.opt.param_groups for p in g['params'] if p.grad is not None]
     norm = self.engine.clip_grad_norm_(params, self.clip_grad or math.inf)
-    self.out = {k: torch.stack([o[k] for o in outs if k in o]).mean() for k in dict.fromkeys(k for o in outs for k in o)} | dict(grad_norm=norm)
+    self.out = {k: torch.stack([o[k] for o in outs if k in o]).mean()
+                for k in dict.fromkeys(k for o in outs for k in o)} | dict(grad_norm=norm)
     self._guard(batches)
     self.opt.step()
     self.skipped += bool(self.engine.optimizer_step_was_skipped)
     self.raw_task.after_step()
     if self.ema: self.ema.update(self.raw_task.model, step=self.step)
 
-def _guard(self, batches):
+# %% ../nbs/40_learner.ipynb #5fc814ab
+@patch
+def _guard(self:Learner, batches):
     "Refuse to go on with a loss or gradient that is not finite (fp16 overflows are the scaler's business)"
     if self.engine.mixed_precision == 'fp16': bad = ~torch.isfinite(self.out['loss'])
     else: bad = ~(torch.isfinite(self.out['loss']) & torch.isfinite(self.out['grad_norm']))
     if not bool(bad): return
     torch.save(batches, self.folder/f'not_finite_{self.engine.process_index}.pt')
-    raise NotFinite(f'step {self.step}: loss {float(self.out["loss"])}, gradient norm {float(self.out["grad_norm"])}; sids '
-                    f'{[b["sid"].tolist() for b in batches if "sid" in b]}; the batch is kept in {self.folder/"not_finite_*.pt"}. '
-                    'Try a smaller lr, clip_grad=1, or precision bf16/fp32')
-
-Learner.one_step, Learner._guard = one_step, _guard
+    raise NotFinite(f'step {self.step}: loss {float(self.out["loss"])}, gradient norm {float(self.out["grad_norm"])}; '
+                    f'sids {[b["sid"].tolist() for b in batches if "sid" in b]}; the batch is kept in '
+                    f'{self.folder/"not_finite_*.pt"}. Try a smaller lr, clip_grad=1, or precision bf16/fp32')
 
 # %% ../nbs/40_learner.ipynb #776590c6
 def _groups(it, n):
@@ -160,12 +187,15 @@ def _groups(it, n):
     it = iter(it)
     while group := list(itertools.islice(it, n)): yield group
 
-def _agreed(self, name):
+@patch
+def _agreed(self:Learner, name):
     "The first signal name any process got"
     if self.engine.num_processes == 1: return name
     from accelerate.utils import gather_object
     return next((n for n in gather_object([name]) if n), None)
 
+# %% ../nbs/40_learner.ipynb #5e90a052
+@patch
 def one_epoch(self:Learner, asked):
     "The rest of the current epoch, then evaluation and a checkpoint"
     self.raw_task.train()
@@ -174,29 +204,39 @@ def one_epoch(self:Learner, asked):
         self.data_time = time.perf_counter() - t
         self.seen = sum(len(b['sid']) for b in batches)
         self.one_step(batches)
-        self.step += 1; self.batch += len(batches)
+        self.step += 1
+        self.batch += len(batches)
         self.step_time = time.perf_counter() - t
         self.call('after_step')
         if self.main: self.folder.beat(step=self.step, epoch=self.epoch)
-        if sig := self._agreed(asked()): self.save(); raise Stopped(sig)
+        if sig := self._agreed(asked()):
+            self.save()
+            raise Stopped(sig)
         if self.save_every and self.step % self.save_every == 0 and self.batch < len(self.train): self.save()
         t = time.perf_counter()
-    self.epoch += 1; self.batch = 0
+    self.epoch += 1
+    self.batch = 0
     self.metrics = self.evaluate(self) if self.evaluate else {}
     self.call('after_epoch')
     self.save(best=self._improved())
 
-def _improved(self):
+# %% ../nbs/40_learner.ipynb #443b7eca
+@patch
+def _improved(self:Learner):
     "Is this epoch the best so far, by the task's own measure? One that is not a number never is"
     new = self.metrics.get(self.raw_task.monitor)
-    if new is None or math.isnan(new) or self.best is not None and not (new < self.best if self.raw_task.lower else new > self.best): return False
-    self.best = new
-    return True
+    if new is None or math.isnan(new): return False
+    better = self.best is None or (new < self.best if self.raw_task.lower else new > self.best)
+    if better: self.best = new
+    return better
 
+# %% ../nbs/40_learner.ipynb #209adbc2
+@patch
 def fit(self:Learner):
     "Train from where the run stands to the last epoch"
     end = dict(state='failed', reason='ended in an unknown way')
-    status = lambda state, **kw: self.main and self.folder.status(state, step=self.step, epoch=self.epoch, total_steps=self.total_steps, **kw)
+    status = lambda state, **kw: self.main and self.folder.status(state, step=self.step, epoch=self.epoch,
+                                                                  total_steps=self.total_steps, **kw)
     status('running', reason=None)
     self.call('before_fit')
     try:
@@ -205,7 +245,8 @@ def fit(self:Learner):
         end = dict(state='done', reason='all epochs done')
     except Stopped as e: end = dict(state='stopped', reason=f'{e}; resume from {self.folder.path.name}/ckpt/last')
     except BaseException as e:
-        worse = self.train.blame(e) if hasattr(self.train, 'blame') else None        # a dead decoding worker is reported wherever the loop is
+        # a dead decoding worker is reported wherever the loop is
+        worse = self.train.blame(e) if hasattr(self.train, 'blame') else None
         end['reason'] = f'{type(worse or e).__name__}: {worse or e}'
         if worse: raise worse from e
         raise
@@ -214,11 +255,11 @@ def fit(self:Learner):
         self.call('after_fit')
     return self
 
-Learner._agreed, Learner.one_epoch, Learner._improved, Learner.fit = _agreed, one_epoch, _improved, fit
-
 # %% ../nbs/40_learner.ipynb #8f3c8d77
-def _model(self): return self.raw_task.model
+@patch
+def _model(self:Learner): return self.raw_task.model
 
+@patch
 def save(self:Learner, best:bool=False # also as `best`
         ):
     "Write `ckpt/last` (and `best`); a collective of all processes"
@@ -227,23 +268,34 @@ def save(self:Learner, best:bool=False # also as `best`
     if self.main: self._write(rngs, best)
     self.engine.wait_for_everyone()
 
-def _write(self, rngs, best):
+# %% ../nbs/40_learner.ipynb #1253b3a5
+@patch
+def _write(self:Learner, rngs, best):
     opt = getattr(self.opt, 'optimizer', self.opt)
-    state = dict(epoch=self.epoch, batch=self.batch, step=self.step, best=self.best, optimizer=opt.state_dict(), rng=rngs, total_steps=self.total_steps,
-                 world=self.engine.num_processes, scaler=self.engine.scaler.state_dict() if self.engine.scaler is not None else None)
+    state = dict(epoch=self.epoch, batch=self.batch, step=self.step, best=self.best, optimizer=opt.state_dict(),
+                 rng=rngs, total_steps=self.total_steps, world=self.engine.num_processes,
+                 scaler=self.engine.scaler.state_dict() if self.engine.scaler is not None else None)
     more = dict(ema=self.ema.module.state_dict()) if self.ema else {}
     card = dict(self.card, step=self.step, epoch=self.epoch, metrics=self.metrics)
     save_checkpoint(self.folder/'ckpt'/'last', self._model().state_dict(), card, state, **more)
-    if best: save_checkpoint(self.folder/'ckpt'/'best', (self.ema.module if self.ema else self._model()).state_dict(), card)
+    if best:
+        save_checkpoint(self.folder/'ckpt'/'best', (self.ema.module if self.ema else self._model()).state_dict(), card)
 
+# %% ../nbs/40_learner.ipynb #8b0fef12
+@patch
 def resume(self:Learner, path=None # checkpoint folder; default this run's `last`
           ) -> bool: # was there one?
     "Bring back weights, optimiser, counters and random state"
     path = path or self.folder/'ckpt'/'last'
     if find_checkpoint(path) is None: return False
-    ck = load_checkpoint(path); s = ck['state']
-    if s is None: raise ValueError(f'{path}: holds weights only (a `best` checkpoint?); resume from a `last`, or start a new run from these weights')
-    if s['world'] != self.engine.num_processes: raise ValueError(f'{path}: written by {s["world"]} processes, this run has {self.engine.num_processes}; random states cannot be split')
+    ck = load_checkpoint(path)
+    s = ck['state']
+    if s is None:
+        raise ValueError(f'{path}: holds weights only (a `best` checkpoint?); resume from a `last`, '
+                         'or start a new run from these weights')
+    if s['world'] != self.engine.num_processes:
+        raise ValueError(f'{path}: written by {s["world"]} processes, '
+                         f'this run has {self.engine.num_processes}; random states cannot be split')
     self._model().load_state_dict(ck['weights'])
     getattr(self.opt, 'optimizer', self.opt).load_state_dict(s['optimizer'])
     if self.ema: self.ema.module.load_state_dict(ck['ema'])
@@ -251,5 +303,3 @@ def resume(self:Learner, path=None # checkpoint folder; default this run's `last
     self.epoch, self.batch, self.step, self.best = (s[k] for k in ('epoch', 'batch', 'step', 'best'))
     set_rng_state(s['rng'][self.engine.process_index])
     return True
-
-Learner._model, Learner.save, Learner._write, Learner.resume = _model, save, _write, resume

@@ -11,14 +11,16 @@ from .core import unknown
 
 # %% ../nbs/23_losses.ipynb #96d1341f
 def contrastive(sim:torch.Tensor, # (B,B) scaled similarities, texts x videos, pairs on the diagonal
-                same:torch.Tensor=None, # (B,B) bool, True where text i also fits video j: not a negative. None: every other pair is one
-                directions:str='mean' # of the two directions: 'mean' (CLIP) | 'sum' (STAN: twice as large, which gradient clipping notices)
+                same:torch.Tensor=None, # (B,B) bool, True where text i also fits video j: no negative; None: nowhere
+                directions:str='mean' # of the two directions: 'mean' (CLIP) | 'sum' (STAN: clipping notices)
                ) -> torch.Tensor: # scalar
     "½ CE(rows) + ½ CE(columns), mean over the batch"
-    if sim.ndim != 2 or sim.shape[0] != sim.shape[1]: raise ValueError(f'contrastive needs one text per video: got {tuple(sim.shape)}')
+    if sim.ndim != 2 or sim.shape[0] != sim.shape[1]:
+        raise ValueError(f'contrastive needs one text per video: got {tuple(sim.shape)}')
     if directions not in ('mean', 'sum'): raise unknown('directions', directions, ('mean', 'sum'))
     sim = sim.float()
-    if same is not None: sim = sim.masked_fill(same & ~torch.eye(len(sim), dtype=torch.bool, device=sim.device), float('-inf'))
+    if same is not None:
+        sim = sim.masked_fill(same & ~torch.eye(len(sim), dtype=torch.bool, device=sim.device), float('-inf'))
     y = torch.arange(len(sim), device=sim.device)
     both = F.cross_entropy(sim, y) + F.cross_entropy(sim.T, y)
     return both if directions == 'sum' else both/2
@@ -53,25 +55,33 @@ def gather_sizes(n:int, # rows of this rank
                  device=None) -> list: # rows of every rank
     "Exchange batch sizes; do it once for several gathers of one batch"
     if world() == 1: return [n]
-    mine = torch.tensor([n], device=device); all_ = [torch.empty_like(mine) for _ in range(world())]
+    mine = torch.tensor([n], device=device)
+    all_ = [torch.empty_like(mine) for _ in range(world())]
     dist.all_gather(all_, mine)
     return [int(x) for x in all_]
 
+# %% ../nbs/23_losses.ipynb #a1cf2134
 def _all_rows(x, sizes): # rank-ordered concatenation, no gradient
     top = max(sizes)
-    y = x.new_zeros((top, *x.shape[1:])); y[:len(x)] = x.detach()
+    y = x.new_zeros((top, *x.shape[1:]))
+    y[:len(x)] = x.detach()
     out = [torch.empty_like(y) for _ in sizes]
     dist.all_gather(out, y.contiguous())
     return torch.cat([o[:n] for o,n in zip(out, sizes)])
 
+# %% ../nbs/23_losses.ipynb #ab4a9dc8
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, sizes, full):
-        r = dist.get_rank(); ctx.lo,ctx.hi,ctx.full = sum(sizes[:r]),sum(sizes[:r+1]),full
+        r = dist.get_rank()
+        ctx.lo, ctx.hi, ctx.full = sum(sizes[:r]), sum(sizes[:r+1]), full
         return _all_rows(x, sizes)
+
     @staticmethod
     def backward(ctx, g):
-        if ctx.full: g = g.contiguous(); dist.all_reduce(g)
+        if ctx.full:
+            g = g.contiguous()
+            dist.all_reduce(g)
         return g[ctx.lo:ctx.hi], None, None
 
 # %% ../nbs/23_losses.ipynb #092e8c85
@@ -86,11 +96,14 @@ def gather(x:torch.Tensor, # (B,...) rows of this rank
     if x.dtype == torch.bool: return _all_rows(x.to(torch.uint8), sizes).bool()
     return _Gather.apply(x, sizes, how == 'full') if x.requires_grad else _all_rows(x, sizes)
 
+# %% ../nbs/23_losses.ipynb #42b585bf
 def gather_dict(d:dict, # name -> tensor with the batch in front (scalars and other things pass)
                 how:str='full', names=None # which to gather; None: every tensor with dimensions
                ) -> dict:
     "`gather` for several tensors of one batch, exchanging sizes once"
     names = [k for k,v in d.items() if isinstance(v, torch.Tensor) and v.ndim] if names is None else list(names)
-    if how == 'local' or world() == 1 or not names: gather(torch.zeros(1), how); return d
+    if how == 'local' or world() == 1 or not names:
+        gather(torch.zeros(1), how)
+        return d
     sizes = gather_sizes(len(d[names[0]]), d[names[0]].device)
     return {k: gather(v, how, sizes) if k in names else v for k,v in d.items()}

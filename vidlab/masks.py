@@ -27,7 +27,8 @@ def hidden_mask(kind:str, # one of MASKS
     "Draw the mask of one clip"
     if kind not in MASKS: raise unknown('mask', kind, MASKS)
     if not 0 <= ratio < 1: raise ValueError(f'mask ratio {ratio}: 0 <= ratio < 1, so that every clip keeps something')
-    if (kind == 'attention') != (attention is not None): raise ValueError(f"mask {kind!r} {'needs' if attention is None else 'takes no'} attention=")
+    if (kind == 'attention') != (attention is not None):
+        raise ValueError(f"mask {kind!r} {'needs' if attention is None else 'takes no'} attention=")
     T, h, w = window
     rows = int(ratio*h)
     if   kind == 'tube':      m = _shuffled(h*w, int(ratio*(h*w)), gen).reshape(1, h, w)
@@ -48,8 +49,10 @@ def drawn_order(attention:torch.Tensor, # (F,N) >= 0, rows need not sum to 1
                ) -> torch.Tensor: # (F,N) int64, a permutation per row
     "All patches of every frame in the order in which they are drawn"
     a = attention.detach().float().cpu()
-    return torch.multinomial(a.clamp(min=torch.finfo(a.dtype).tiny), a.shape[1], generator=gen)       # a row of zeros has even odds
+    odds = a.clamp(min=torch.finfo(a.dtype).tiny)             # even ones in a row of zeros
+    return torch.multinomial(odds, a.shape[1], generator=gen)
 
+# %% ../nbs/21_masks.ipynb #665c6d21
 def hide_last(order:torch.Tensor, # (F,N) from `drawn_order`
               ratio:float # share hidden
              ) -> torch.Tensor: # (F,N) bool, True: hidden
@@ -65,7 +68,9 @@ def paint_mask(video:torch.Tensor, # (T,3,S,S) uint8
     "The clip with its hidden patches darkened"
     m = hidden
     for d, n in enumerate((video.shape[0], *video.shape[-2:])):
-        if n % hidden.shape[d]: raise ValueError(f'mask {tuple(hidden.shape)} does not divide a clip of {video.shape[0]} frames of {tuple(video.shape[-2:])}')
+        if n % hidden.shape[d]:
+            raise ValueError(f'mask {tuple(hidden.shape)} does not divide a clip of '
+                             f'{video.shape[0]} frames of {tuple(video.shape[-2:])}')
         m = m.repeat_interleave(n//hidden.shape[d], d)
     return video.masked_fill(m[:, None], grey)
 
@@ -76,8 +81,10 @@ def visible_tokens(kind:str, window:tuple, ratio:float, # as in `hidden_mask`
                   ) -> torch.Tensor: # (B,1+T'N) bool, class token first and always visible
     "Masks of a batch, from the side of what is seen"
     if attention is not None and attention.shape != (len(gens), window[0], window[1]*window[2]):
-        raise ValueError(f'attention of {tuple(attention.shape)} for {len(gens)} samples of a {tuple(window)} grid: the teacher has another grid than the student, or another number of frames')
-    hidden = torch.stack([hidden_mask(kind, window, ratio, g, None if attention is None else attention[i]) for i, g in enumerate(gens)])
+        raise ValueError(f'attention of {tuple(attention.shape)} for {len(gens)} samples of a {tuple(window)} grid: '
+                         'the teacher has another grid than the student, or another number of frames')
+    hidden = torch.stack([hidden_mask(kind, window, ratio, g, None if attention is None else attention[i])
+                          for i, g in enumerate(gens)])
     return torch.cat([torch.ones(len(gens), 1, dtype=torch.bool), ~hidden.flatten(1)], 1)
 
 def take_visible(x:torch.Tensor, # (...,B,M,D) tokens of all
@@ -101,7 +108,8 @@ def keep_indices(slots:int, # time slots
     if not 0 <= ratio < 1: raise ValueError(f'drop ratio {ratio}: 0 <= ratio < 1')
     n = int(patches*(1-ratio))
     if not n: raise ValueError(f'drop ratio {ratio} keeps none of {patches} patches')
-    return torch.from_numpy(np.stack([[g.permutation(patches)[:n] for _ in range(slots)] for g in gens]).astype(np.int64))
+    return torch.from_numpy(np.stack([[g.permutation(patches)[:n] for _ in range(slots)]
+                                      for g in gens]).astype(np.int64))
 
 # %% ../nbs/21_masks.ipynb #a9658f79
 def fold_tokens(x, # (B,...,n) values of the patch tokens: class token and texts cut off
@@ -111,7 +119,8 @@ def fold_tokens(x, # (B,...,n) values of the patch tokens: class token and texts
     "Patch tokens to slots, rows and columns"
     P = grid[1]*grid[2]
     m = P if keep is None else keep.shape[2]
-    if x.shape[-1] % m: raise ValueError(f'{x.shape[-1]} tokens are not slots of {m}: cut off the class token and the texts first')
+    if x.shape[-1] % m:
+        raise ValueError(f'{x.shape[-1]} tokens are not slots of {m}: cut off the class token and the texts first')
     x = x.unflatten(-1, (-1,m))
     if keep is not None:
         at = keep[:,:x.shape[-2]].reshape(len(x), *[1]*(x.ndim-3), x.shape[-2], m).expand(x.shape)

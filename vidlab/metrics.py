@@ -20,22 +20,28 @@ def ranks_of(scores, # (Q,C) one row per query
              ties:str='mean') -> tuple: # ranks (Q,) 1-based float, tied (Q,) bool, missing (Q,) bool
     "Rank of the right candidate in every row"
     if ties not in TIES: raise unknown('rule for ties', ties, TIES)
-    s = np.asarray(scores, dtype=np.float64); gt = np.asarray(gt)
+    s = np.asarray(scores, dtype=np.float64)
+    gt = np.asarray(gt)
     own = s[np.arange(len(s)), gt][:,None]
     miss = np.isnan(own[:,0])
     above,equal = (s > own).sum(1), (s == own).sum(1) - 1      # nan compares false: such a candidate beats nobody
     r = 1. + above + {'mean':equal/2, 'worst':equal, 'best':0}[ties]
     return np.where(miss, s.shape[1], r).astype(np.float64), (equal > 0) & ~miss, miss
 
+# %% ../nbs/24_metrics.ipynb #32daf6e8
 def group_max(sim, # (Nt,Nv)
               gt, # (Nt,) video of each caption
               n:int=None # videos; None: columns
              ) -> np.ndarray: # (Nv,n): row = query video, column = caption group
     "Score of every video against every video's group of captions: the best caption"
-    s = np.asarray(sim, dtype=np.float64); gt = np.asarray(gt); n = s.shape[1] if n is None else n
-    out = np.full((n, s.shape[1]), -np.inf); seen = np.bincount(gt, minlength=n) > 0
+    s = np.asarray(sim, dtype=np.float64)
+    gt = np.asarray(gt)
+    n = s.shape[1] if n is None else n
+    out = np.full((n, s.shape[1]), -np.inf)
+    seen = np.bincount(gt, minlength=n) > 0
     np.maximum.at(out, gt, np.where(np.isnan(s), -np.inf, s))
-    nan = np.ones((n, s.shape[1]), bool); np.logical_and.at(nan, gt, np.isnan(s))   # a group is missing when all its captions are
+    nan = np.ones((n, s.shape[1]), bool)
+    np.logical_and.at(nan, gt, np.isnan(s))   # a group is missing when all its captions are
     out[nan & seen[:,None]] = np.nan
     return out.T
 
@@ -50,6 +56,7 @@ def summarise(ranks, # (Q,) 1-based
     med = np.sort(r)[(len(r)-1)//2] if lower_median else np.median(r)
     return {**{f'R{k}': float((r <= k).mean()*100) for k in ks}, 'MdR': float(med), 'MnR': float(r.mean())}
 
+# %% ../nbs/24_metrics.ipynb #96ef84ca
 @dataclass
 class Direction:
     metrics:dict        # R1, R5, R10, MdR, MnR
@@ -57,19 +64,27 @@ class Direction:
     ties:int            # queries whose right answer ties with another candidate
     nan_queries:int     # queries whose right answer has no score: counted as misses
 
+# %% ../nbs/24_metrics.ipynb #7cc90d02
 def _check(sim, gt):
     s = sim.detach().float().cpu().numpy() if isinstance(sim, torch.Tensor) else np.asarray(sim, dtype=np.float64)
     if s.ndim != 2: raise ValueError(f'similarity must be (captions, videos), got shape {s.shape}')
     if gt is None:
-        if s.shape[0] != s.shape[1]: raise ValueError(f'{s.shape[0]} captions for {s.shape[1]} videos: give text_to_video, the video of every caption')
+        if s.shape[0] != s.shape[1]:
+            raise ValueError(f'{s.shape[0]} captions for {s.shape[1]} videos: give text_to_video, '
+                             'the video of every caption')
         gt = np.arange(len(s))
     gt = gt.cpu().numpy() if isinstance(gt, torch.Tensor) else np.asarray(gt)
     if gt.shape != (len(s),): raise ValueError(f'text_to_video has shape {gt.shape} for {len(s)} captions')
-    if len(gt) and (gt.min() < 0 or gt.max() >= s.shape[1]): raise ValueError(f'text_to_video holds {gt.min()}..{gt.max()} for {s.shape[1]} videos')
+    if len(gt) and (gt.min() < 0 or gt.max() >= s.shape[1]):
+        raise ValueError(f'text_to_video holds {gt.min()}..{gt.max()} for {s.shape[1]} videos')
     return s, gt
 
 # %% ../nbs/24_metrics.ipynb #f402fe7c
 CAPTIONS = ('group', 'single')
+
+def _best_caption(s, gt, video):
+    own = np.flatnonzero(gt == video)
+    return own[np.nan_to_num(s[own,video], nan=-np.inf).argmax()]
 
 def retrieval_ranks(sim, # (Nt,Nv) texts x videos; array or tensor
                     text_to_video=None, # (Nt,) video of each caption; None: square, pairs on the diagonal
@@ -81,18 +96,22 @@ def retrieval_ranks(sim, # (Nt,Nv) texts x videos; array or tensor
     s,gt = _check(sim, text_to_video)
     groups = np.unique(gt)                                     # videos without a caption are distractors, not queries
     g, right = group_max(s, gt)[groups][:,groups], np.arange(len(groups))
-    if captions == 'single': g, right = s.T[groups], np.array([own[np.nan_to_num(s[own,v], nan=-np.inf).argmax()] for v in groups for own in [np.flatnonzero(gt == v)]])
+    if captions == 'single':
+        g, right = s.T[groups], np.array([_best_caption(s, gt, v) for v in groups])
     out = {}
     for name,(scores,right) in dict(t2v=(s,gt), v2t=(g,right)).items():
         r,tied,miss = ranks_of(scores, right, ties)
         out[name] = Direction(summarise(r, ks, lower_median and name == 't2v'), r, int(tied.sum()), int(miss.sum()))
     return out
 
-def retrieval_metrics(sim, text_to_video=None, ties:str='mean', ks=KS, lower_median:bool=False, captions:str='group') -> dict: # flat: 't2v/R1', ...
+# %% ../nbs/24_metrics.ipynb #2f8ffc43
+def retrieval_metrics(sim, text_to_video=None, ties:str='mean', ks=KS, lower_median:bool=False,
+                      captions:str='group') -> dict: # flat: 't2v/R1', ...
     "Both directions as one flat dict of numbers (see `retrieval_ranks`)"
     out = {}
     for name,d in retrieval_ranks(sim, text_to_video, ties, ks, lower_median, captions).items():
-        out.update({f'{name}/{k}':v for k,v in d.metrics.items()}, **{f'{name}/queries':len(d.ranks), f'{name}/ties':d.ties, f'{name}/nan_queries':d.nan_queries})
+        out.update({f'{name}/{k}':v for k,v in d.metrics.items()},
+                   **{f'{name}/queries':len(d.ranks), f'{name}/ties':d.ties, f'{name}/nan_queries':d.nan_queries})
     return out
 
 def geometric_mean(metrics:dict, # with R1, R5, ...
@@ -118,11 +137,15 @@ def qb_norm(sim, # (Nq,Ng) test queries x gallery
            ): # (Nq,Ng), same kind; compare within a row only
     "Querybank normalisation with the dynamic inverted softmax (Bogolin et al. 2022, section 3.4), in logarithms"
     s,P = torch.as_tensor(sim),torch.as_tensor(bank_sim)
-    if s.ndim != 2 or P.ndim != 2 or s.shape[1] != P.shape[1] or not len(P): raise ValueError(f'bank_sim must be (bank, {s.shape[-1]}) like the gallery of sim, got {tuple(P.shape)}')
-    if not 1 <= k <= s.shape[1]: raise ValueError(f'k={k}: the gallery has {s.shape[1]} candidates; use 1..{s.shape[1]}')
+    if s.ndim != 2 or P.ndim != 2 or s.shape[1] != P.shape[1] or not len(P):
+        raise ValueError(f'bank_sim must be (bank, {s.shape[-1]}) like the gallery of sim, got {tuple(P.shape)}')
+    if not 1 <= k <= s.shape[1]:
+        raise ValueError(f'k={k}: the gallery has {s.shape[1]} candidates; use 1..{s.shape[1]}')
     P = P.to(s)
-    best = lambda x, n: x.nan_to_num(nan=-torch.inf).topk(n, dim=1).indices                # without a score: never the best
-    hub = torch.zeros(s.shape[1], dtype=torch.bool, device=s.device); hub[best(P, k).flatten()] = True
+    # without a score: never the best
+    best = lambda x, n: x.nan_to_num(nan=-torch.inf).topk(n, dim=1).indices
+    hub = torch.zeros(s.shape[1], dtype=torch.bool, device=s.device)
+    hub[best(P, k).flatten()] = True
     out = torch.where(hub[best(s, 1)], temperature*s - (temperature*P).logsumexp(0), s)
     return out if isinstance(sim, torch.Tensor) else out.numpy()
 
@@ -135,7 +158,8 @@ def same_class_ranks(features, # (N,D) array or tensor
     "Video-to-video retrieval (TVTS, table 4): where the first video of the same class stands"
     if ties not in TIES: raise unknown('rule for ties', ties, TIES)
     x, y = torch.as_tensor(features, dtype=torch.float32), torch.as_tensor(labels).to(torch.int64)
-    if x.ndim != 2 or y.shape != x.shape[:1]: raise ValueError(f'features must be (N,D) and labels (N), got {tuple(x.shape)} and {tuple(y.shape)}')
+    if x.ndim != 2 or y.shape != x.shape[:1]:
+        raise ValueError(f'features must be (N,D) and labels (N), got {tuple(x.shape)} and {tuple(y.shape)}')
     y, x, out = y.to(x.device), torch.nn.functional.normalize(x, dim=1), []
     for i in range(0, len(x), block):
         s, own = x[i:i+block] @ x.T, y[i:i+block, None] == y[None]
@@ -146,6 +170,7 @@ def same_class_ranks(features, # (N,D) array or tensor
         out.append(r.masked_fill(best[:,0] == -torch.inf, torch.inf).cpu())
     return torch.cat(out).numpy().astype(np.float64)
 
+# %% ../nbs/24_metrics.ipynb #9cf72187
 def same_class_retrieval(features, labels, ks=KS, ties:str='mean') -> dict: # R1, ..., MdR, queries, alone
     "Share of videos that find one of their class among the first K, in percent"
     r = same_class_ranks(features, labels, ties)
@@ -167,14 +192,18 @@ def official_ranks(sim) -> np.ndarray: # zero-based entries; not one per query
 
 def _official_summary(cols): # zero-based entries
     r = {f'R{k}': float((cols < k).sum())*100/len(cols) for k in KS}
-    return dict(r, MR=float(np.median(cols)+1), MedianR=float(np.median(cols)+1), MeanR=float(np.mean(cols)+1), cols=[int(c) for c in cols])
+    return dict(r, MR=float(np.median(cols)+1), MedianR=float(np.median(cols)+1), MeanR=float(np.mean(cols)+1),
+                cols=[int(c) for c in cols])
 
+# %% ../nbs/24_metrics.ipynb #aa249ea3
 def official_metrics(sim, # (Nt,Nv)
                      text_to_video=None # (Nt,); None: single-sentence protocol
                     ) -> dict: # 'text_to_video', 'video_to_text' with the official keys
-    "Official numbers: single-sentence, or with groups the multi-sentence protocol (t2v per sentence with the lower median, v2t by group maximum)"
+    "Official numbers: single-sentence, or with groups multi-sentence (t2v per sentence, v2t by group maximum)"
     s,gt = _check(sim, text_to_video)
-    if text_to_video is None: return dict(text_to_video=_official_summary(official_ranks(s)), video_to_text=_official_summary(official_ranks(s.T)))
+    if text_to_video is None:
+        return dict(text_to_video=_official_summary(official_ranks(s)),
+                    video_to_text=_official_summary(official_ranks(s.T)))
     r,_,miss = ranks_of(s, gt, 'best')
     r = r[~(miss | np.isinf(s[np.arange(len(s)),gt]))]        # dropped, not counted
     t2v = {f'R{k}': float((r <= k).mean()*100) for k in KS}

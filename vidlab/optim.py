@@ -8,8 +8,9 @@ __all__ = ['BERT_SCHEDULES', 'SCHEDULES', 'RULES', 'OPTIMIZERS', 'warmup_cosine'
            'held', 'EachParameter', 'BertAdam', 'HFAdamW', 'param_groups', 'make_optimizer']
 
 # %% ../nbs/25_optim.ipynb #028ee84a
-import math, torch
+import inspect, math, torch
 from dataclasses import dataclass
+from fastcore.basics import patch
 from .core import unknown
 
 # %% ../nbs/25_optim.ipynb #f02bd30f
@@ -27,6 +28,7 @@ def bert_schedule(name:str, # warmup_cosine | warmup_constant | warmup_linear
     if name not in BERT_SCHEDULES: raise unknown('schedule', name, BERT_SCHEDULES)
     return 1. if t_total <= 0 else BERT_SCHEDULES[name](step/t_total, warmup)
 
+# %% ../nbs/25_optim.ipynb #fccf44c3
 def cosine_schedule(step:int, # from 0
                     total:int, # steps of the whole run
                     warmup:int=0, # steps of linear warm-up
@@ -38,16 +40,19 @@ def cosine_schedule(step:int, # from 0
     x = min(1., (step-warmup)/max(1, total-warmup))
     return end + (1-end)*0.5*(1 + math.cos(math.pi*x))
 
+# %% ../nbs/25_optim.ipynb #de5588fa
 def linear_schedule(step:int, total:int, warmup:int=0, start:float=0., end:float=0.) -> float:
     "Linear warm-up, then a straight line down to `end`"
     if step < warmup: return start + (1-start)*step/warmup
     return end + (1-end)*(1 - min(1., (step-warmup)/max(1, total-warmup)))
 
+# %% ../nbs/25_optim.ipynb #e75476a5
 def beit_schedule(step:int, total:int, warmup:int=0, start:float=0., end:float=0.) -> float:
-    "Linear warm-up whose last step is at full rate already, then one half wave that would reach `end` one step after the last"
+    "Warm-up whose last step is at full rate already, then a half wave that would reach `end` behind the last step"
     if step < warmup: return start + (1-start)*step/max(1, warmup-1)
     return end + (1-end)*0.5*(1 + math.cos(math.pi*(step-warmup)/max(1, total-warmup)))
 
+# %% ../nbs/25_optim.ipynb #92c8dc36
 def wave_schedule(step:int,
                   warmup:int, # steps of linear warm-up; the last of them is at full rate
                   begin:int, # step the wave begins at; full rate before
@@ -69,17 +74,19 @@ def schedule_factor(name:str, # see SCHEDULES
                     start:float=0., # factor the warm-up starts from
                     end:float=0., # factor at the end
                     milestones=(), # 'multistep': shares of the run at which the factor falls to a tenth
-                    wave=(0.1, 0.1, 0.9) # 'wave', in shares of the run: end of its warm-up, begin of the cosine, half a period
+                    wave=(0.1, 0.1, 0.9) # 'wave', shares of the run: end of warm-up, begin of the cosine, half a period
                    ) -> float: # factor of the learning rate
     "Factor at `step`"
     if name in BERT_SCHEDULES: return bert_schedule(name, step, total, warmup if warmup <= 1 else warmup/total)
     w = round(warmup*total) if warmup <= 1 else int(warmup)
     if name in ('constant', 'multistep') and step < w: return start + (1-start)*step/w
-    if name in ('constant', 'multistep'): return 0.1**sum(step >= m*total for m in milestones) if name == 'multistep' else 1.
+    if name in ('constant', 'multistep'):
+        return 0.1**sum(step >= m*total for m in milestones) if name == 'multistep' else 1.
     if name == 'wave': return wave_schedule(step, round(wave[0]*total), round(wave[1]*total), wave[2]*total, start)
     if name not in SCHEDULES: raise unknown('schedule', name, SCHEDULES)
     return _WAVES[name](step, total, w, start, end)
 
+# %% ../nbs/25_optim.ipynb #bf56d960
 def held(step:int, # from 0
          per_epoch:int, # steps of an epoch
          every:int=1 # the rate moves at the first step of an epoch and at every such one after it
@@ -101,6 +108,12 @@ class EachParameter(torch.optim.Optimizer):
                 if p.grad is not None: self._one(p, g)
         return loss
 
+def _in_range(who, given, fine):
+    "ValueError for the first option that is out of its range"
+    for (k, v), ok in zip(given.items(), fine):
+        if not ok: raise ValueError(f'{who}: {k}={v} is out of range')
+
+# %% ../nbs/25_optim.ipynb #6339376a
 class BertAdam(EachParameter):
     "Adam without bias correction, with per-parameter clipping and a built-in schedule"
     def __init__(self, params, lr:float, # peak learning rate
@@ -112,34 +125,39 @@ class BertAdam(EachParameter):
                  max_grad_norm:float=1.0 # per parameter; <= 0: no clipping
                 ):
         if schedule not in BERT_SCHEDULES: raise unknown('schedule', schedule, BERT_SCHEDULES)
-        for k,v,ok in (('lr',lr,lr >= 0), ('b1',b1,0 <= b1 < 1), ('b2',b2,0 <= b2 < 1), ('eps',eps,eps >= 0), ('warmup',warmup,warmup == -1 or 0 <= warmup < 1)):
-            if not ok: raise ValueError(f'BertAdam: {k}={v} is out of range')
-        super().__init__(params, dict(lr=lr, schedule=schedule, warmup=warmup, t_total=t_total, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, max_grad_norm=max_grad_norm))
+        given = dict(lr=lr, b1=b1, b2=b2, eps=eps, warmup=warmup)
+        fine = lr >= 0, 0 <= b1 < 1, 0 <= b2 < 1, eps >= 0, warmup == -1 or 0 <= warmup < 1
+        _in_range('BertAdam', given, fine)
+        super().__init__(params, dict(given, schedule=schedule, t_total=t_total, weight_decay=weight_decay,
+                                      max_grad_norm=max_grad_norm))
 
-    def get_lr(self) -> list:
-        "The rate of the *next* step for every parameter that has been stepped; [0] before the first"
-        return [g['lr']*bert_schedule(g['schedule'], self.state[p]['step'], g['t_total'], g['warmup'])
-                for g in self.param_groups for p in g['params'] if p in self.state and 'step' in self.state[p]] or [0]
+# %% ../nbs/25_optim.ipynb #a737cfd5
+@patch
+def _one(self:BertAdam, p, g):
+    if p.grad.is_sparse: raise RuntimeError('BertAdam does not take sparse gradients')
+    s = self.state[p]
+    if not s: s.update(step=0, next_m=torch.zeros_like(p), next_v=torch.zeros_like(p))
+    grad = p.grad
+    if g['max_grad_norm'] > 0:
+        grad = grad*(g['max_grad_norm']/(torch.linalg.vector_norm(grad) + 1e-6)).clamp(max=1.)
+    s['next_m'].mul_(g['b1']).add_(grad, alpha=1-g['b1'])
+    s['next_v'].mul_(g['b2']).addcmul_(grad, grad, value=1-g['b2'])
+    update = s['next_m']/(s['next_v'].sqrt() + g['eps'])
+    if g['weight_decay'] > 0: update = update + g['weight_decay']*p
+    p.add_(-g['lr']*bert_schedule(g['schedule'], s['step'], g['t_total'], g['warmup'])*update)
+    s['step'] += 1
 
-    def _one(self, p, g):
-        if p.grad.is_sparse: raise RuntimeError('BertAdam does not take sparse gradients')
-        s = self.state[p]
-        if not s: s.update(step=0, next_m=torch.zeros_like(p), next_v=torch.zeros_like(p))
-        grad = p.grad
-        if g['max_grad_norm'] > 0: grad = grad*(g['max_grad_norm']/(torch.linalg.vector_norm(grad) + 1e-6)).clamp(max=1.)
-        s['next_m'].mul_(g['b1']).add_(grad, alpha=1-g['b1'])
-        s['next_v'].mul_(g['b2']).addcmul_(grad, grad, value=1-g['b2'])
-        update = s['next_m']/(s['next_v'].sqrt() + g['eps'])
-        if g['weight_decay'] > 0: update = update + g['weight_decay']*p
-        p.add_(-g['lr']*bert_schedule(g['schedule'], s['step'], g['t_total'], g['warmup'])*update)
-        s['step'] += 1
+@patch
+def get_lr(self:BertAdam) -> list:
+    "The rate of the *next* step for every parameter that has been stepped; [0] before the first"
+    return [g['lr']*bert_schedule(g['schedule'], self.state[p]['step'], g['t_total'], g['warmup'])
+            for g in self.param_groups for p in g['params'] if p in self.state and 'step' in self.state[p]] or [0]
 
 # %% ../nbs/25_optim.ipynb #67afaae8
 class HFAdamW(EachParameter):
     "AdamW with ε inside the bias correction (transformers' class until version 4)"
     def __init__(self, params, lr:float=1e-3, betas=(0.9, 0.999), eps:float=1e-6, weight_decay:float=0.):
-        for k, v, ok in (('lr', lr, lr >= 0), ('betas', betas, all(0 <= b < 1 for b in betas)), ('eps', eps, eps >= 0)):
-            if not ok: raise ValueError(f'HFAdamW: {k}={v} is out of range')
+        _in_range('HFAdamW', dict(lr=lr, betas=betas, eps=eps), (lr >= 0, all(0 <= b < 1 for b in betas), eps >= 0))
         super().__init__(params, dict(lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay))
 
     def _one(self, p, g):
@@ -161,9 +179,12 @@ class _Known: # what the rules ask of a model
     norms:set
 
 def _known(model):
-    norms = {f'{n}.{k}' for n,m in model.named_modules() if isinstance(m, torch.nn.LayerNorm) for k,_ in m.named_parameters()}
-    return _Known(model.parts()['pretrained'] if hasattr(model, 'parts') else set(), model.no_decay() if hasattr(model, 'no_decay') else set(), norms)
+    norms = {f'{n}.{k}' for n,m in model.named_modules() if isinstance(m, torch.nn.LayerNorm)
+             for k,_ in m.named_parameters()}
+    return _Known(model.parts()['pretrained'] if hasattr(model, 'parts') else set(),
+                  model.no_decay() if hasattr(model, 'no_decay') else set(), norms)
 
+# %% ../nbs/25_optim.ipynb #15b8eef7
 def _clip4clip(name, p, k): # -> (decays, is pretrained)
     return not any(s in name for s in ('bias', 'LayerNorm.bias', 'LayerNorm.weight')), name in k.pretrained
 
@@ -176,9 +197,39 @@ def _all(name, p, k): return True, name in k.pretrained
 
 RULES = dict(standard=_standard, clip4clip=_clip4clip, stan=_stan, all=_all, ends=_standard)
 
+# %% ../nbs/25_optim.ipynb #45c6a533
+def _group(name, named, lr, wd):
+    return dict(params=[p for _,p in named], names=[n for n,_ in named], name=name, lr=lr, weight_decay=wd)
+
+def _name(decays, pretrained): return f'{"decay" if decays else "no_decay"}/{"clip" if pretrained else "head"}'
+
+def _four(model, known, lr, clip_lr, wd):
+    "CLIP4Clip's groups, empty ones too, of frozen parameters too"
+    named = [(n,p,*_clip4clip(n,p,known)) for n,p in model.named_parameters()]
+    keys = [(True,True),(True,False),(False,True),(False,False)]
+    def of(*key): return [(n,p) for n,p,*k in named if tuple(k) == key]
+    return [_group(_name(d, c), of(d, c), clip_lr if c else lr, wd if d else 0.) for d,c in keys]
+
+# %% ../nbs/25_optim.ipynb #a4b0ee0b
+def _layered(model, rule, known, lr, clip_lr, wd, layer_decay, ends=False):
+    "Groups by decay, origin and, with `layer_decay`, depth"
+    named = [(n,p) for n,p in model.named_parameters() if p.requires_grad]
+    if layer_decay is not None and not hasattr(model, 'layer_of'):
+        raise ValueError(f'layer_decay needs {type(model).__name__}.layer_of(name)')
+    depth = {n: model.layer_of(n) for n,_ in model.named_parameters()} if layer_decay is not None else {}
+    top, out = max(depth.values(), default=0), {}
+    if ends: depth = {n: top if d else 0 for n, d in depth.items()}
+    for n,p in named:
+        d,c = rule(n, p, known)
+        scale = layer_decay**(top - depth[n]) if depth else 1.
+        out.setdefault((d, c, depth.get(n, 0)), []).append((n, p, (clip_lr if c else lr)*scale))
+    return [_group(_name(d, c) + (f'/layer{i}' if depth else ''), [(n,p) for n,p,_ in v], v[0][2], wd if d else 0.)
+            for (d,c,i),v in sorted(out.items(), key=lambda kv: (kv[0][2], not kv[0][1], not kv[0][0]))]
+
+# %% ../nbs/25_optim.ipynb #67a37234
 def param_groups(model, # nn.Module
                  lr:float, weight_decay:float=0.,
-                 coef_lr:float=None, # what is pretrained (see `vidlab.contract`) learns with lr*coef_lr; None: like the rest
+                 coef_lr:float=None, # what is pretrained (see `vidlab.contract`) learns with lr*coef_lr; None: with lr
                  rule:str='standard', # see RULES
                  layer_decay:float=None # factor per layer below the top; not with 'clip4clip'
                 ) -> list: # optimiser groups with 'name' and 'names'
@@ -186,56 +237,46 @@ def param_groups(model, # nn.Module
     if rule not in RULES: raise unknown('parameter group rule', rule, RULES)
     clip_lr = lr if coef_lr is None else lr*coef_lr
     known = _known(model)
-    if clip_lr != lr and not known.pretrained: raise ValueError(f'coef_lr {coef_lr:g}: nothing in {type(model).__name__} is pretrained, all of it learns at lr; leave coef_lr at 1')
-    if rule == 'clip4clip':
-        if layer_decay is not None: raise ValueError("layer_decay does not go with rule='clip4clip', whose groups are those of the published code")
-        named = [(n,p,*_clip4clip(n,p,known)) for n,p in model.named_parameters()]
-        keys = [(True,True),(True,False),(False,True),(False,False)]
-        return [_group(f'{"decay" if d else "no_decay"}/{"clip" if c else "head"}', [(n,p) for n,p,dd,cc in named if (dd,cc) == (d,c)],
-                       clip_lr if c else lr, weight_decay if d else 0.) for d,c in keys]
-    return _layered(model, RULES[rule], known, lr, clip_lr, weight_decay, layer_decay, ends=rule == 'ends')
-
-def _group(name, named, lr, wd): return dict(params=[p for _,p in named], names=[n for n,_ in named], name=name, lr=lr, weight_decay=wd)
-
-def _layered(model, rule, known, lr, clip_lr, wd, layer_decay, ends=False):
-    named = [(n,p) for n,p in model.named_parameters() if p.requires_grad]
-    if layer_decay is not None and not hasattr(model, 'layer_of'): raise ValueError(f'layer_decay needs {type(model).__name__}.layer_of(name)')
-    depth = {n: model.layer_of(n) for n,_ in model.named_parameters()} if layer_decay is not None else {}
-    top,out = max(depth.values(), default=0),{}
-    if ends: depth = {n: top if d else 0 for n, d in depth.items()}
-    for n,p in named:
-        d,c = rule(n, p, known)
-        scale = layer_decay**(top - depth[n]) if depth else 1.
-        out.setdefault((d, c, depth.get(n, 0)), []).append((n, p, (clip_lr if c else lr)*scale))
-    return [_group(f'{"decay" if d else "no_decay"}/{"clip" if c else "head"}' + (f'/layer{i}' if depth else ''), [(n,p) for n,p,_ in v], v[0][2], wd if d else 0.)
-            for (d,c,i),v in sorted(out.items(), key=lambda kv: (kv[0][2], not kv[0][1], not kv[0][0]))]
+    if clip_lr != lr and not known.pretrained:
+        raise ValueError(f'coef_lr {coef_lr:g}: nothing in {type(model).__name__} is pretrained, '
+                         'all of it learns at lr; leave coef_lr at 1')
+    if rule != 'clip4clip':
+        return _layered(model, RULES[rule], known, lr, clip_lr, weight_decay, layer_decay, ends=rule == 'ends')
+    if layer_decay is not None:
+        raise ValueError("layer_decay does not go with rule='clip4clip', whose groups are those of the published code")
+    return _four(model, known, lr, clip_lr, weight_decay)
 
 # %% ../nbs/25_optim.ipynb #19131b61
 OPTIMIZERS = ('adamw', 'bertadam', 'hf_adamw', 'sgd')
 
+def _timm(name, groups, lr, betas, eps):
+    "One of timm's, with those options it takes"
+    import timm.optim
+    if name not in timm.optim.list_optimizers(): raise unknown('optimiser of timm', name, timm.optim.list_optimizers())
+    takes = inspect.signature(timm.optim.get_optimizer_class(name, bind_defaults=False)).parameters
+    more = {k: v for k, v in dict(betas=betas and tuple(betas), eps=eps).items() if v is not None and k in takes}
+    return timm.optim.create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=0., **more)
+
+# %% ../nbs/25_optim.ipynb #4fc3d17e
 def make_optimizer(name:str, # see OPTIMIZERS; or 'timm:' and a name that timm knows, e.g. 'timm:nadamw'
                    groups, # from `param_groups`
                    lr:float=None, # only for groups without one
                    betas=None, # None: adamw (0.9,0.999), bertadam (0.9,0.98)
                    eps:float=None, # None: adamw 1e-8, the others 1e-6
                    momentum:float=0.9, # sgd, which is Nesterov's
-                   t_total:float=-1., warmup:float=-1., schedule:str='warmup_cosine', # bertadam's own schedule; t_total -1: constant
+                   t_total:float=-1., warmup:float=-1.,
+                   schedule:str='warmup_cosine', # bertadam's own schedule; t_total -1: constant
                    max_grad_norm:float=1.0 # bertadam: per parameter
                   ) -> torch.optim.Optimizer:
     "An optimiser; empty groups are fine, their order is kept"
     lr = 1e-3 if lr is None else lr
-    if name == 'adamw': return torch.optim.AdamW(groups, lr=lr, betas=betas or (0.9,0.999), eps=1e-8 if eps is None else eps, weight_decay=0.)
+    if name == 'adamw':
+        return torch.optim.AdamW(groups, lr=lr, betas=betas or (0.9,0.999), eps=1e-8 if eps is None else eps,
+                                 weight_decay=0.)
     if name == 'hf_adamw': return HFAdamW(groups, lr=lr, betas=betas or (0.9,0.999), eps=1e-6 if eps is None else eps)
     if name == 'sgd': return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=True, weight_decay=0.)
     if name.startswith('timm:'): return _timm(name[5:], groups, lr, betas, eps)
     if name != 'bertadam': raise unknown('optimiser', name, OPTIMIZERS)
     b1,b2 = betas or (0.9,0.98)
-    return BertAdam(groups, lr=lr, warmup=warmup, t_total=t_total, schedule=schedule, b1=b1, b2=b2, eps=1e-6 if eps is None else eps, weight_decay=0., max_grad_norm=max_grad_norm)
-
-def _timm(name, groups, lr, betas, eps):
-    "One of timm's, with those options it takes"
-    import inspect, timm.optim
-    if name not in timm.optim.list_optimizers(): raise unknown('optimiser of timm', name, timm.optim.list_optimizers())
-    takes = inspect.signature(timm.optim.get_optimizer_class(name, bind_defaults=False)).parameters
-    more = {k: v for k, v in dict(betas=betas and tuple(betas), eps=eps).items() if v is not None and k in takes}
-    return timm.optim.create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=0., **more)
+    return BertAdam(groups, lr=lr, warmup=warmup, t_total=t_total, schedule=schedule, b1=b1, b2=b2,
+                    eps=1e-6 if eps is None else eps, weight_decay=0., max_grad_norm=max_grad_norm)

@@ -27,7 +27,8 @@ def load_stills(root, # folder of `make_shapes`
     rows = [m.row(i) for i in range(len(m))]
     x = np.stack([np.asarray(Image.open(r['path']).convert('RGB')) for r in rows])
     captions = {r['label']: r['text'] for r in rows}
-    return torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(), torch.tensor([r['label'] for r in rows]), [captions[k] for k in sorted(captions)]
+    labels = torch.tensor([r['label'] for r in rows])
+    return torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(), labels, [captions[k] for k in sorted(captions)]
 
 # %% ../nbs/52_tinyclip.ipynb #b4e96895
 @torch.no_grad()
@@ -35,7 +36,9 @@ def start_tiny(seed:int=0) -> CLIPBackbone:
     "A random tiny CLIP with larger embeddings"
     seed_everything(seed)
     m = create_clip('tiny', 'random')
-    for p, f in ((m.visual.conv1.weight, 4), (m.visual.positional_embedding, 5), (m.token_embedding.weight, 5), (m.positional_embedding, 5)): p.mul_(f)
+    for p, f in ((m.visual.conv1.weight, 4), (m.visual.positional_embedding, 5), (m.token_embedding.weight, 5),
+                 (m.positional_embedding, 5)):
+        p.mul_(f)
     return m
 
 # %% ../nbs/52_tinyclip.ipynb #e5dfefea
@@ -45,16 +48,20 @@ def _shifted(x, pixels, gen): # (N,3,S,S) uint8
     padded = F.pad(x.float(), (pixels,)*4, mode='replicate').byte()
     d = torch.randint(2*pixels+1, (2, len(x), 1), generator=gen)
     rows, cols = (torch.arange(S) + o for o in d)
-    return padded[torch.arange(len(x))[:, None, None, None], torch.arange(3)[None, :, None, None], rows[:, None, :, None], cols[:, None, None, :]]
+    return padded[torch.arange(len(x))[:, None, None, None], torch.arange(3)[None, :, None, None],
+                  rows[:, None, :, None], cols[:, None, None, :]]
 
+# %% ../nbs/52_tinyclip.ipynb #dff2add2
 def clip_loss(model, images, ids, per_class:int): # normalised (k*C,3,S,S), captions (C,L)
     "Pictures choose captions; captions choose among the pictures of each round"
     C = len(ids)
     with torch.autocast('cpu', torch.bfloat16): v, t = model.encode_image(images), model.encode_text(ids)
     sim = model.logit_scale.exp() * F.normalize(v.float(), dim=-1) @ F.normalize(t.float(), dim=-1).T          # (k*C C)
     y = torch.arange(C)
-    return .5*F.cross_entropy(sim, y.repeat(per_class)) + .5*sum(F.cross_entropy(s.T, y) for s in sim.split(C))/per_class
+    by_caption = sum(F.cross_entropy(s.T, y) for s in sim.split(C))/per_class
+    return .5*F.cross_entropy(sim, y.repeat(per_class)) + .5*by_caption
 
+# %% ../nbs/52_tinyclip.ipynb #4fd07261
 @torch.no_grad()
 def still_accuracy(model, images, labels, ids) -> float: # share of pictures that find their caption
     "Zero-shot choice among all captions"
@@ -62,31 +69,60 @@ def still_accuracy(model, images, labels, ids) -> float: # share of pictures tha
     v = torch.cat([model.encode_image(normalise(x, model.card.mean, model.card.std)) for x in images.split(256)])
     return float(((v @ t.T).argmax(1) == labels).float().mean())
 
+# %% ../nbs/52_tinyclip.ipynb #09cad3aa
+def _optimizer(model, lr, weight_decay):
+    "AdamW; `k` is the factor of a group on the rate"
+    params = [p for p in model.parameters() if p is not model.logit_scale]
+    return torch.optim.AdamW([dict(params=[p for p in params if p.ndim > 1], weight_decay=weight_decay, k=1),
+                              dict(params=[p for p in params if p.ndim < 2], weight_decay=0, k=1),
+                              dict(params=[model.logit_scale], weight_decay=0, k=5)],
+                             lr=lr, betas=(.9, .99), fused=True)
+
+def _rate(s, steps):
+    "Factor at step `s`: a linear warm-up over a tenth of the run, times half a wave"
+    return min(1, (s+1)/(.1*steps))*(.5 + .5*math.cos(math.pi*s/steps))
+
+def _pictures(x, by_class, per_class, gen): # (N,3,S,S), (C, pictures of each) -> (k*C,3,S,S)
+    "Every class `per_class` times, each time another picture, moved"
+    C, n = by_class.shape
+    pick = by_class[torch.arange(C).repeat(per_class), torch.randint(n, (C*per_class,), generator=gen)]
+    return _shifted(x[pick], 2, gen)
+
+# %% ../nbs/52_tinyclip.ipynb #4f6dd034
 def train_tiny(root, # folder of `make_shapes`
-               steps:int=600, per_class:int=2, lr:float=2e-3, weight_decay:float=.1, seed:int=0) -> tuple: # model, accuracy on the test stills
+               steps:int=600, per_class:int=2, lr:float=2e-3, weight_decay:float=.1,
+               seed:int=0) -> tuple: # model, accuracy on the test stills
     "Train the tiny CLIP from scratch"
     model, gen = start_tiny(seed), torch.Generator().manual_seed(seed)
     x, y, captions = load_stills(root)
     ids = tokenize(captions, 9)[0]
-    by_class = torch.stack([(y == c).nonzero()[:, 0] for c in range(len(captions))])                            # (C, pictures)
-    params = [p for p in model.parameters() if p is not model.logit_scale]
-    opt = torch.optim.AdamW([dict(params=[p for p in params if p.ndim > 1], weight_decay=weight_decay, k=1), dict(params=[p for p in params if p.ndim < 2], weight_decay=0, k=1),
-                             dict(params=[model.logit_scale], weight_decay=0, k=5)], lr=lr, betas=(.9, .99), fused=True)
+    by_class = torch.stack([(y == c).nonzero()[:, 0] for c in range(len(captions))])               # (C, pictures)
+    opt = _optimizer(model, lr, weight_decay)
     bar = progress(desc='tiny CLIP', total=steps)
     for s in range(steps):
-        for g in opt.param_groups: g['lr'] = lr*g['k']*min(1, (s+1)/(.1*steps))*(.5 + .5*math.cos(math.pi*s/steps))
-        pick = by_class[torch.arange(len(captions)).repeat(per_class), torch.randint(by_class.shape[1], (len(captions)*per_class,), generator=gen)]
-        loss = clip_loss(model, normalise(_shifted(x[pick], 2, gen), model.card.mean, model.card.std), ids, per_class)
-        opt.zero_grad(); loss.backward()
+        for g in opt.param_groups: g['lr'] = lr*g['k']*_rate(s, steps)
+        images = normalise(_pictures(x, by_class, per_class, gen), model.card.mean, model.card.std)
+        loss = clip_loss(model, images, ids, per_class)
+        opt.zero_grad()
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.)
         opt.step()
         with torch.no_grad(): model.logit_scale.clamp_(0, math.log(100))
-        bar.note = f'loss {loss.item():.2f}'; bar.step()
+        bar.note = f'loss {loss.item():.2f}'
+        bar.step()
     bar.close()
     xt, yt, _ = load_stills(root, 'test')
     return model.eval(), still_accuracy(model.eval(), xt, yt, ids)
 
 # %% ../nbs/52_tinyclip.ipynb #b8303171
+def _wanted(root, settings):
+    "What the card of these settings says"
+    known = {k: p.default for k, p in inspect.signature(train_tiny).parameters.items() if k != 'root'}
+    for k in settings:
+        if k not in known: raise unknown('setting', k, known)
+    return dict(dims=TINY, data=root.name, **{**known, **settings})
+
+# %% ../nbs/52_tinyclip.ipynb #6e49b631
 def tiny_clip(force:bool=False, # train again
               **settings # of `train_tiny`: steps, per_class, lr, weight_decay, seed
              ) -> dict: # card: accuracy, settings, data, sha256
@@ -94,16 +130,16 @@ def tiny_clip(force:bool=False, # train again
     from safetensors.torch import save_file
     path = cache_dir('clip')/'tiny_shapes.safetensors'
     root = make_shapes(kinds=('stills',))
-    known = {k: p.default for k, p in inspect.signature(train_tiny).parameters.items() if k != 'root'}
-    for k in settings:
-        if k not in known: raise unknown('setting', k, known)
-    want = dict(dims=TINY, data=root.name, **{**known, **settings})
+    want = _wanted(root, settings)
     card = read_json(path.with_suffix('.json')) if path.exists() and path.with_suffix('.json').exists() else {}
-    if not force and card and all(card.get(k) == v for k, v in want.items()) and card.get('sha256') == file_hash(path): return card
+    if not force and card and all(card.get(k) == v for k, v in want.items()) and card.get('sha256') == file_hash(path):
+        return card
     t = time.time()
     model, acc = train_tiny(root, **settings)
     tmp = path.with_name(f'.tiny_shapes.{os.getpid()}.tmp')
-    save_file({k: v.contiguous().clone() for k, v in model.state_dict().items()}, tmp, metadata={'format': 'pt'}); tmp.replace(path)
-    card = dict(want, still_accuracy=round(acc, 3), seconds=round(time.time() - t, 1), quick_gelu=True, sha256=file_hash(path))
+    save_file({k: v.contiguous().clone() for k, v in model.state_dict().items()}, tmp, metadata={'format': 'pt'})
+    tmp.replace(path)
+    card = dict(want, still_accuracy=round(acc, 3), seconds=round(time.time() - t, 1), quick_gelu=True,
+                sha256=file_hash(path))
     write_json(path.with_suffix('.json'), card)
     return card

@@ -25,12 +25,12 @@ def frames_per_second(n:int, # frames in the video
     "Frames of CLIP4Clip's one-second grid (arXiv 2104.08860, section 4.1: one frame per second)"
     whole = int(fps) if np.isfinite(fps) else 0
     if whole < 1:
-        raise ValueError(f'fps is {fps}: a grid of frames per second needs at least 1; the file may be damaged, or '
-                         f'pass the true rate')
+        raise ValueError(f'fps is {fps}: a grid of frames per second needs at least 1; the file may be damaged, '
+                         'or pass the true rate')
     if n < 0 or rate < 0: raise ValueError(f'frame count {n} and rate {rate} must not be negative')
     if rate > whole:
-        raise ValueError(f'rate {rate} is more frames per second than the video has ({whole}, from fps={fps}); use '
-                         f'rate <= {whole}')
+        raise ValueError(f'rate {rate} is more frames per second than the video has ({whole}, from fps={fps}); '
+                         f'use rate <= {whole}')
     if (start is None) != (end is None):
         raise ValueError(f'give both start and end or neither, not start={start}, end={end}')
     seconds = -(-n//whole)                                            # duration, rounded up
@@ -90,6 +90,7 @@ def _half_open(n, t, gen, c, k):
     width = np.maximum(np.diff(edge), 1)
     return np.minimum(edge[:-1] + (gen.random(t)*width).astype(np.int64), n - 1)
 
+# %% ../../nbs/data/10_sample.ipynb #15b36e23
 def _inclusive(n, t, gen, c, k):
     seg = (n - 1)/t
     edge = np.round(np.arange(t + 1)*seg).astype(np.int64)             # half to even
@@ -98,6 +99,7 @@ def _inclusive(n, t, gen, c, k):
 
 def _draw(gen): return getattr(gen, 'integers', None) or gen.randint   # a RandomState gives the published draws
 
+# %% ../../nbs/data/10_sample.ipynb #d55b16d4
 def _something(n, t, gen, c, k):
     if gen is None: return _inclusive(n, t, None, c, k)
     if n <= t: return np.sort(np.concatenate([np.arange(n), _draw(gen)(n, size=t - n)])).astype(np.int64)
@@ -109,6 +111,7 @@ def _kinetics(n, t, gen, c, k):
     first = np.floor(np.linspace(0, n/t - 1, k - 1))[c - 1]
     return (first + np.arange(t)*(n/t)).astype(np.int64) % n            # -0.4 is 0
 
+# %% ../../nbs/data/10_sample.ipynb #ddb00a9f
 def _floor(n, t, gen, c, k, few=lambda n, t: np.arange(t)*n//t, middle=False):
     wide, i = n//t, np.arange(t)
     if gen is None and not (middle and k == 2):                         # in the published order of operations
@@ -122,9 +125,12 @@ def _tvts(n, t, gen, c, k):
     if gen is not None: return _draw(gen)(low, np.maximum(high, low + 1)).astype(np.int64)
     return (low + high)//2 if k == 2 else low + (c - 1)*(high - low + 1)//(k - 1)
 
-RULES = {'half_open': _half_open, 'inclusive': _inclusive, 'something': _something, 'kinetics': _kinetics, 'floor': _floor,
+# %% ../../nbs/data/10_sample.ipynb #232e2cc2
+RULES = {'half_open': _half_open, 'inclusive': _inclusive, 'something': _something, 'kinetics': _kinetics,
+         'floor': _floor,
          'floor_zero': partial(_floor, few=lambda n, t: np.zeros(t, np.int64)),
-         'floor_folder': partial(_floor, few=lambda n, t: np.maximum(np.arange(t) - (t - n), 0), middle=True), 'tvts': _tvts}
+         'floor_folder': partial(_floor, few=lambda n, t: np.maximum(np.arange(t) - (t - n), 0), middle=True),
+         'tvts': _tvts}
 
 def segments(n:int, # frames in the video (or clip)
              t:int, # frames wanted
@@ -134,7 +140,8 @@ def segments(n:int, # frames in the video (or clip)
              clips:int=1 # clips of `t` frames each
             ) -> np.ndarray: # (clips*t,) int64, clip after clip
     "One frame from each of `t` equal segments: the middle, or a random one in training"
-    if n < 1 or t < 1 or clips < 1: raise ValueError(f'{clips} clips of {t} segments of {n} frames: all must be at least 1')
+    if n < 1 or t < 1 or clips < 1:
+        raise ValueError(f'{clips} clips of {t} segments of {n} frames: all must be at least 1')
     if rule not in RULES: raise unknown('segment rule', rule, RULES)
     if train and gen is None:
         raise ValueError('random segments need a generator, e.g. vidlab.core.rng(seed, epoch, index)')
@@ -149,6 +156,17 @@ def _ends(n, t, window, start):
     idx = np.concatenate([np.linspace(start, start + span, k), np.full(t - k, start + span)])
     return np.minimum(idx, start + span - 1).astype(np.int64)
 
+def _check_dense(n, t, window, train, gen, short, clips, rule):
+    if short not in SHORT: raise unknown('end of a short video', short, SHORT)
+    if rule not in WINDOWS: raise unknown('rule of a window', rule, WINDOWS)
+    if n < 1 or not 1 <= t <= window or clips < 1:
+        raise ValueError(f'{clips} clips of {t} of {n} frames in a window of {window}: all must be at least 1, '
+                         'and a window holds its frames')
+    if train and gen is None:
+        raise ValueError('a random window needs a generator, e.g. vidlab.core.rng(seed, epoch, index)')
+    if train and clips > 1: raise ValueError(f'{clips} clips: several windows are for tests')
+
+# %% ../../nbs/data/10_sample.ipynb #524ecfcb
 def dense(n:int, # frames in the video (or clip)
           t:int, # frames wanted
           window:int=128, # frames that the clip spans
@@ -159,12 +177,7 @@ def dense(n:int, # frames in the video (or clip)
           rule:str='step' # frames of the window: 'step' | 'ends'
          ) -> np.ndarray: # (clips*t,) int64, clip after clip
     "`t` frames of a window"
-    if short not in SHORT: raise unknown('end of a short video', short, SHORT)
-    if rule not in WINDOWS: raise unknown('rule of a window', rule, WINDOWS)
-    if n < 1 or not 1 <= t <= window or clips < 1:
-        raise ValueError(f'{clips} clips of {t} of {n} frames in a window of {window}: all must be at least 1, and a window holds its frames')
-    if train and gen is None: raise ValueError('a random window needs a generator, e.g. vidlab.core.rng(seed, epoch, index)')
-    if train and clips > 1: raise ValueError(f'{clips} clips: several windows are for tests')
+    _check_dense(n, t, window, train, gen, short, clips, rule)
     more, step = max(n - window, 0), window//t
     one = more//2 if not train else int(_draw(gen)(more)) if more else 0
     if rule == 'ends' and clips == 1: return _ends(n, t, window, one)
@@ -180,7 +193,8 @@ def neighbours(idx, # (t,) chosen frames
                wrap:bool=False # frames before the first come from the end of the video, as published
               ) -> np.ndarray: # (t*m,) int64, window after window
     "Each frame with those around it, within the video"
-    if m < 1 or m % 2 == 0: raise ValueError(f'{m} neighbours: the chosen frame is in the middle, so the number must be odd')
+    if m < 1 or m % 2 == 0:
+        raise ValueError(f'{m} neighbours: the chosen frame is in the middle, so the number must be odd')
     idx = np.minimum((np.asarray(idx, np.int64)[:, None] + np.arange(m) - m//2).ravel(), n - 1)
     if not wrap: return np.maximum(idx, 0)
     if idx.min(initial=0) < -n: raise ValueError(f'wrap: a video of {n} frames has no frame {idx.min()}')
@@ -195,6 +209,7 @@ def evenly_spaced(times:np.ndarray # (n,) seconds
     slack = max(.25*np.median(d), 1.1e-3)                  # containers with millisecond stamps jitter by 1 ms
     return bool(np.abs(d - np.median(d)).max() <= slack)
 
+# %% ../../nbs/data/10_sample.ipynb #d7583d57
 def at_times(times:np.ndarray, # (n,) rising seconds of the shown frames
              want:np.ndarray, # seconds wanted
              slack:float=1e-3 # a frame this much earlier still counts as on time
@@ -207,7 +222,8 @@ def _window(times, n, start, end, slack=1e-4):
     "Frames [i, j) that are on screen within start..end seconds; a window outside the video is an error"
     i = 0 if start is None else max(int(np.searchsorted(times, start + slack, 'right')) - 1, 0)
     j = n if end is None else int(np.searchsorted(times, end + slack, 'right'))
-    last = times[-1] + (times[-1] - times[0])/max(n - 1, 1) if n else 0.                    # how long the last frame stays
+    # how long the last frame stays
+    last = times[-1] + (times[-1] - times[0])/max(n - 1, 1) if n else 0.
     if i >= j or start is not None and start > last:
         raise ValueError(f'no frame lies within {start}..{end} s of a video of {n} frames'
                          + (f' that ends at {times[-1]:.2f} s' if len(times) else ''))
@@ -218,6 +234,7 @@ def _clip(times, n, start, end):
     if n < 1: raise ValueError('a video without frames')
     return (0, n) if start is None and end is None else _window(times, n, start, end)
 
+# %% ../../nbs/data/10_sample.ipynb #89886842
 @dataclass
 class GridSampler:
     "Frames on a one-second grid, then at most `max_frames`: CLIP4Clip's choice, in training and test alike"
@@ -238,8 +255,8 @@ class GridSampler:
             end = max(n, start + 1) if end is None else end
         idx = frames_per_second(n, fps, self.rate, start, end)
         if not len(idx):
-            raise ValueError(f'no frame lies within {start}..{end} s of a video of {n} frames at {fps:g} frames per '
-                             f'second')
+            raise ValueError(f'no frame lies within {start}..{end} s of a video of {n} frames at '
+                             f'{fps:g} frames per second')
         idx = idx[slice_frames(len(idx), self.max_frames, self.pos)]
         if self.timed and times is not None and not evenly_spaced(times):
             idx = at_times(times, idx/fps, min(1e-3, .25/fps))
@@ -250,11 +267,13 @@ class GridSampler:
 class SegmentSampler:
     "One frame from each of `frames` equal segments: random within the segment in training, the middle one otherwise"
     frames:int # positions in the clip
-    rule:str='half_open' # borders of a segment, as in `segments`: 'inclusive' (STAN, VideoMamba), 'floor' (Something-Something), ...
+    rule:str='half_open' # borders of a segment, as in `segments`: 'inclusive' (STAN), 'floor' (Something-Something)...
     neighbours:int=1 # frames of the window around each position, odd
     wrap:bool=False # windows reach around the beginning of the video, as published (see `neighbours`)
 
-    def __post_init__(self): segments(1, self.frames, rule=self.rule); neighbours([0], 9, self.neighbours)
+    def __post_init__(self):
+        segments(1, self.frames, rule=self.rule)
+        neighbours([0], 9, self.neighbours)
 
     @property
     def max_frames(self): return self.frames*self.neighbours
@@ -264,6 +283,7 @@ class SegmentSampler:
         idx = segments(j - i, self.frames, train, gen, self.rule, clips).reshape(clips, -1)[clip]
         return i + neighbours(idx, j - i, self.neighbours, self.wrap)
 
+# %% ../../nbs/data/10_sample.ipynb #56c48b63
 @dataclass
 class DenseSampler:
     "Evenly spaced frames of a window: anywhere in training, in the middle (or spread, for several clips) otherwise"
@@ -274,7 +294,9 @@ class DenseSampler:
     wrap:bool=False # as in `SegmentSampler`
     rule:str='step' # 'step' | 'ends' (VideoMamba), as in `dense`
 
-    def __post_init__(self): dense(1, self.frames, self.window, short=self.short, rule=self.rule); neighbours([0], 9, self.neighbours)
+    def __post_init__(self):
+        dense(1, self.frames, self.window, short=self.short, rule=self.rule)
+        neighbours([0], 9, self.neighbours)
 
     @property
     def max_frames(self): return self.frames*self.neighbours
@@ -303,7 +325,9 @@ def windows(duration:float, # of the video, seconds
             stride:float=16. # seconds from one window to the next
            ) -> list: # (start, end) in seconds
     "Overlapping windows over a long video; a video shorter than one window is one window"
-    if not duration > 0 or not trimmed > 0 or not stride > 0: raise ValueError(f'duration {duration}, trimmed {trimmed}, stride {stride}: all must be above 0 seconds')
+    if not duration > 0 or not trimmed > 0 or not stride > 0:
+        raise ValueError(f'duration {duration}, trimmed {trimmed}, stride {stride}: all must be above 0 seconds')
     if duration < trimmed: return [(0., float(duration))]
     starts = (k*stride for k in range(int(max(int(duration), 1)/stride) + 1))
-    return [(float(s), float(min(s + trimmed, duration))) for s in starts if s < max(int(duration), 1) and duration - s >= trimmed/2]
+    return [(float(s), float(min(s + trimmed, duration)))
+            for s in starts if s < max(int(duration), 1) and duration - s >= trimmed/2]

@@ -17,15 +17,17 @@ import numpy as np
 from ..core import atomic_write, cache_dir, progress, read_json, rng, text_hash, unknown, write_json
 
 # %% ../../nbs/data/16_shapes.ipynb #4adf8fdf
-PX, FPS = 64, 8                                                     # picture side; frames per second of clips and narrated videos
-FRAMES = 15                                                         # of a clip: an odd number, see "Time can be turned around"
+PX, FPS = 64, 8                    # picture side; frames per second of clips and narrated videos
+FRAMES = 15                        # of a clip: an odd number, see "Time can be turned around"
 COLORS = dict(red=(214,58,52), green=(52,168,83), blue=(62,98,226))
 SHAPES = ('circle', 'square', 'triangle')
 SIZES = dict(small=(6.5, 10.), large=(13., 18.))                   # radius range in px
-POSITIONS = {'on the left': (-1,0), 'on the right': (1,0), 'at the top': (0,-1), 'at the bottom': (0,1), 'in the middle': (0,0)}
+POSITIONS = {'on the left': (-1,0), 'on the right': (1,0), 'at the top': (0,-1), 'at the bottom': (0,1),
+             'in the middle': (0,0)}
 BACKWARDS = {'moves right': 'moves left', 'moves down': 'moves up', 'grows': 'shrinks'}
 MOTIONS = [m for pair in BACKWARDS.items() for m in pair]           # the class of a clip is the index in this list
 
+# %% ../../nbs/data/16_shapes.ipynb #e4dfa091
 def partner(motion:str # one of `MOTIONS`
            ) -> str:
     "The motion that is `motion` played backwards"
@@ -46,10 +48,11 @@ def coverage(shape:str, # one of `SHAPES`
     dx, dy = _X - x, _Y - y
     if   shape == 'circle':   d = r - np.hypot(dx, dy)
     elif shape == 'square':   d = .886*r - np.maximum(abs(dx), abs(dy))               # half side sqrt(pi)/2 r
-    elif shape == 'triangle': d = .778*r - np.maximum(dy, .866*abs(dx) - .5*dy)       # inner radius sqrt(pi/(3 sqrt 3)) r
+    elif shape == 'triangle': d = .778*r - np.maximum(dy, .866*abs(dx) - .5*dy)    # inner radius sqrt(pi/(3 sqrt 3)) r
     else: raise unknown('shape', shape, SHAPES)
     return np.clip(d + .5, 0, 1)
 
+# %% ../../nbs/data/16_shapes.ipynb #1b07ca54
 def draw(shape:str, color:str, # one of `SHAPES`, one of `COLORS`
          x, y, r, # (T,) each, px
          shade:float, # grey of the ground, 0..255
@@ -97,11 +100,13 @@ def still_item(i:int, # caption i % 90
     i %= len(STILL_CAPTIONS)
     (size, color, shape), pos = _things[i//len(POSITIONS)], list(POSITIONS)[i % len(POSITIONS)]
     dx, dy = POSITIONS[pos]
-    far, off = gen.uniform(9, 22), gen.uniform(-4, 4, 2)            # the gap between 'middle' (within 4) and the sides keeps captions true
+    # the gap between 'middle' (within 4) and the sides keeps captions true
+    far, off = gen.uniform(9, 22), gen.uniform(-4, 4, 2)
     x, y = PX/2 + dx*far + (dx == 0)*off[0], PX/2 + dy*far + (dy == 0)*off[1]
     frames = draw(shape, color, [x], [y], [gen.uniform(*SIZES[size])], gen.uniform(90, 170), gen)
     return frames, dict(text=STILL_CAPTIONS[i], label=i, color=color, shape=shape, size=size, position=pos)
 
+# %% ../../nbs/data/16_shapes.ipynb #bb058f78
 def clip_item(i:int, # caption i % 108
               gen:np.random.Generator
              ) -> tuple: # frames (FRAMES,PX,PX,3), row
@@ -110,24 +115,27 @@ def clip_item(i:int, # caption i % 108
     (size, color, shape), motion = _things[i//len(MOTIONS)], MOTIONS[i % len(MOTIONS)]
     x, y, r = trajectory(motion, size, FRAMES, gen)
     frames = draw(shape, color, x, y, r, gen.uniform(90, 170), gen)
-    return frames, dict(text=CLIP_CAPTIONS[i], label=MOTIONS.index(motion), color=color, shape=shape, size=size, motion=motion, caption=i)
+    return frames, dict(text=CLIP_CAPTIONS[i], label=MOTIONS.index(motion), color=color, shape=shape, size=size,
+                        motion=motion, caption=i)
 
 # %% ../../nbs/data/16_shapes.ipynb #7bb0b16a
 def narrated_item(i:int, # videos of even number show three colours, the others two
                   gen:np.random.Generator,
                   events:int=4, seconds:float=2. # how many; of each
                  ) -> tuple: # frames (T,PX,PX,3), row
-    "Events in a row, no two alike in size and colour, all of one shape and motion, with ordered and timed sentences in `transcripts`"
+    "Events in a row, no two alike in size and colour; ordered and timed sentences in `transcripts`"
     shade, n, frames, script = gen.uniform(90, 170), int(seconds*FPS), [], []
     colors = gen.permutation(list(COLORS))[:3 - i % 2]
-    looks = [(s, c) for s in gen.permutation(list(SIZES)) for c in gen.permutation(colors)]             # every colour in one size, then in the other
-    if events > len(looks): raise ValueError(f'{events} events: video {i} has {len(looks)} looks, and no two events share one')
+    looks = [(s, c) for s in gen.permutation(list(SIZES)) for c in gen.permutation(colors)]    # size by size
+    if events > len(looks):
+        raise ValueError(f'{events} events: video {i} has {len(looks)} looks, and no two events share one')
     shape, motion = SHAPES[gen.integers(len(SHAPES))], MOTIONS[gen.integers(len(MOTIONS))]
     for k, l in enumerate(gen.permutation(events)):
         size, color = looks[l]
         frames.append(draw(shape, color, *trajectory(motion, size, n, gen), shade, gen))
         script.append(dict(start=k*seconds, end=(k+1)*seconds, text=f'a {size} {color} {shape} {motion}'))
-    return np.concatenate(frames), dict(text=', then '.join(s['text'] for s in script), label='', transcripts=json.dumps(script))
+    return np.concatenate(frames), dict(text=', then '.join(s['text'] for s in script), label='',
+                                        transcripts=json.dumps(script))
 
 # %% ../../nbs/data/16_shapes.ipynb #380d1bc3
 ACTS = ['slides', 'jumps', 'pulses', 'circles']
@@ -146,21 +154,24 @@ def act(name:str, # one of `ACTS`
     elif name == 'circles':
         a = 2*np.pi*(t/gen.uniform(6, 9) + gen.uniform())
         x, y = 32 + 16*np.cos(a), 32 + 16*np.sin(a)
-    else:                                                           # each jump: 5 frames of a parabola, never overlapping
+    else:                                                       # each jump: 5 frames of a parabola, never overlapping
         for k in np.sort(gen.choice(n//5, jumps, replace=False))*5: y[k:k+5] = 46 - np.array([10, 22, 26, 22, 10])
     return np.stack([x, y, r], 1)
 
+# %% ../../nbs/data/16_shapes.ipynb #6eb1942b
 def long_item(i:int, # class i % 4
               gen:np.random.Generator
              ) -> tuple: # frames (T,PX,PX,3), row
-    "One and a half to three and a half minutes: class = order of the acts, target = second at which the jumping begins"
+    "One and a half to three and a half minutes: class = order of the acts, target = second of the first jump"
     label, jumps = i % len(ORDERS), int(gen.integers(5, 16))
     names, seconds = [ACTS[k] for k in ORDERS[label]], gen.uniform(22, 54, 4)
     path = np.concatenate([act(a, int(s*LONG_FPS), gen, jumps) for a, s in zip(names, seconds)])
     color, shape = gen.choice(list(COLORS)), gen.choice(SHAPES)
     frames = draw(shape, color, *path.T, gen.uniform(90, 170), gen, noise=2.)
     text = f'a {color} {shape} ' + ', then '.join(names)
-    return frames, dict(text=text, label=label, target=float(sum(int(s*LONG_FPS) for s in seconds[:names.index('jumps')])/LONG_FPS), jumps=jumps, procedure=' '.join(names), color=color, shape=shape)
+    return frames, dict(text=text, label=label,
+                        target=float(sum(int(s*LONG_FPS) for s in seconds[:names.index('jumps')])/LONG_FPS),
+                        jumps=jumps, procedure=' '.join(names), color=color, shape=shape)
 
 # %% ../../nbs/data/16_shapes.ipynb #4bbd6ff7
 def encode(path, # the file to make (.mp4)
@@ -173,7 +184,8 @@ def encode(path, # the file to make (.mp4)
     "Write an H.264 file"
     import av
     with av.open(str(path), 'w') as box:
-        s = box.add_stream('libx264', rate=fps, options=dict(crf=str(crf), preset='veryfast', g=str(gop), bf=str(bframes), threads='1'))
+        s = box.add_stream('libx264', rate=fps,
+                           options=dict(crf=str(crf), preset='veryfast', g=str(gop), bf=str(bframes), threads='1'))
         s.width, s.height, s.pix_fmt = frames.shape[2], frames.shape[1], 'yuv420p'
         s.codec_context.thread_count = 1                            # files, not frames, are encoded side by side
         for f in frames: box.mux(s.encode(av.VideoFrame.from_ndarray(f, format='rgb24')))
@@ -184,8 +196,9 @@ COUNTS = dict(stills=dict(train=8100, val=90, test=360), clips=dict(train=2052, 
               narrated=dict(train=400, val=32, test=64), long=dict(train=240, val=24, test=48))
 KINDS = dict(stills=still_item, clips=clip_item, narrated=narrated_item, long=long_item)
 SPLITS = ('train', 'val', 'test')
-VERSION = 5                                                         # raise when a change here changes pixels or captions
+VERSION = 5        # raise when a change here changes pixels or captions
 
+# %% ../../nbs/data/16_shapes.ipynb #eecbf706
 def shapes_settings(seed:int=0, # of everything
                     sizes:dict=None # counts that differ from `COUNTS`, e.g. {'clips': {'train': 216}}
                    ) -> dict: # what decides the content of the set
@@ -197,14 +210,17 @@ def shapes_settings(seed:int=0, # of everything
             if split not in SPLITS: raise unknown('split', split, SPLITS)
             if int(n) < 1: raise ValueError(f'sizes: {kind}.{split} is {n}; a split needs at least one item')
             counts[kind][split] = int(n)
-    world = dict(px=PX, fps=FPS, frames=FRAMES, colors=COLORS, shapes=SHAPES, sizes=SIZES, positions=list(POSITIONS), motions=MOTIONS)
+    world = dict(px=PX, fps=FPS, frames=FRAMES, colors=COLORS, shapes=SHAPES, sizes=SIZES, positions=list(POSITIONS),
+                 motions=MOTIONS)
     return dict(version=VERSION, seed=int(seed), counts=counts, world=world)
 
+# %% ../../nbs/data/16_shapes.ipynb #e9b34553
 def shapes_folder(root=None, # default: `cache_dir('shapes')`
                   seed:int=0, sizes:dict=None # as `shapes_settings`
                  ) -> Path:
     "Where `make_shapes` puts the set with these settings"
-    return Path(root or cache_dir('shapes'))/f'seed{seed}-{text_hash(json.dumps(shapes_settings(seed, sizes), sort_keys=True))[:8]}'
+    said = json.dumps(shapes_settings(seed, sizes), sort_keys=True)
+    return Path(root or cache_dir('shapes'))/f'seed{seed}-{text_hash(said)[:8]}'
 
 # %% ../../nbs/data/16_shapes.ipynb #865c9de9
 def shapes_item(kind:str, # one of `KINDS`
@@ -217,8 +233,10 @@ def shapes_item(kind:str, # one of `KINDS`
     if split not in SPLITS: raise unknown('split', split, SPLITS)
     frames, row = KINDS[kind](i, rng(seed, list(KINDS).index(kind), SPLITS.index(split), i))
     path = f'{split}/{i:05d}.' + ('jpg' if kind == 'stills' else 'mp4')
-    return frames, dict(id=f'{split}{i:05d}', path=path, start='', end='', text=row.pop('text'), label=row.pop('label'), split=split, **row)
+    return frames, dict(id=f'{split}{i:05d}', path=path, start='', end='', text=row.pop('text'), label=row.pop('label'),
+                        split=split, **row)
 
+# %% ../../nbs/data/16_shapes.ipynb #f337ab22
 def _write_item(kind, split, i, seed, folder):
     "Render and store one item; returns its row and a hash of its frames"
     frames, row = shapes_item(kind, split, i, seed)
@@ -226,10 +244,24 @@ def _write_item(kind, split, i, seed, folder):
     if kind == 'stills':
         from PIL import Image
         Image.fromarray(frames[0]).save(path, quality=92)
-    elif kind == 'long': encode(path, frames, LONG_FPS, gop=LONG_FPS, bframes=0)      # a key frame every second: few frames of many are read
+    elif kind == 'long':
+        # a key frame every second: few frames of many are read
+        encode(path, frames, LONG_FPS, gop=LONG_FPS, bframes=0)
     else: encode(path, frames, FPS)
     return row, hashlib.sha256(frames).digest()
 
+# %% ../../nbs/data/16_shapes.ipynb #0ca83a07
+def write_manifest(path, rows:list # dicts with the same keys
+                  ):
+    "A manifest as CSV: id, path (relative to the CSV), start, end, text, label, split and more columns"
+    import csv
+    s = io.StringIO(newline='')
+    w = csv.DictWriter(s, list(rows[0]), lineterminator='\n')
+    w.writeheader()
+    w.writerows(rows)
+    with atomic_write(path) as f: f.write(s.getvalue())
+
+# %% ../../nbs/data/16_shapes.ipynb #ddf92aad
 def _make_kind(kind, folder, settings, workers):
     "Render a kind into a hidden neighbour, then give it its name"
     tmp = Path(tempfile.mkdtemp(prefix=f'.{kind}-', dir=folder))
@@ -239,23 +271,16 @@ def _make_kind(kind, folder, settings, workers):
         with ThreadPoolExecutor(workers) as pool:
             done = list(progress(pool.map(lambda j: _write_item(*j), jobs), desc=f'rendering {kind}', total=len(jobs)))
         for s in SPLITS: write_manifest(tmp/f'{s}.csv', [r for r,_ in done if r['split'] == s])
-        write_json(tmp/'stamp.json', dict(settings, kind=kind, frames_sha256=hashlib.sha256(b''.join(h for _,h in done)).hexdigest()))
+        write_json(tmp/'stamp.json', dict(settings, kind=kind,
+                                          frames_sha256=hashlib.sha256(b''.join(h for _,h in done)).hexdigest()))
         tmp.chmod(0o755)
         try: os.replace(tmp, folder/kind)
         except OSError:
-            if not (folder/kind/'stamp.json').exists(): raise       # else: another process was faster, its files are the same
+            if not (folder/kind/'stamp.json').exists():
+                raise       # else: another process was faster, its files are the same
     finally: shutil.rmtree(tmp, ignore_errors=True)
 
 # %% ../../nbs/data/16_shapes.ipynb #d86bef27
-def write_manifest(path, rows:list # dicts with the same keys
-                  ):
-    "A manifest as CSV: id, path (relative to the CSV), start, end, text, label, split and more columns"
-    import csv
-    s = io.StringIO(newline='')
-    w = csv.DictWriter(s, list(rows[0]), lineterminator='\n')
-    w.writeheader(); w.writerows(rows)
-    with atomic_write(path) as f: f.write(s.getvalue())
-
 def make_shapes(root=None, # parent folder; default `cache_dir('shapes')`
                 kinds=('stills','clips'), # some of stills, clips, narrated, long
                 seed:int=0, # another seed, another set

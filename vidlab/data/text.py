@@ -25,6 +25,7 @@ def _bpe():
     words = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
     return SimpleTokenizer(), regex.compile(words, regex.IGNORECASE)
 
+# %% ../../nbs/data/13_text.ipynb #1fed0369
 def clean(text:str) -> str:
     "Repaired, unescaped, white space collapsed, lower case: what CLIP's tokenizer sees"
     if not (text.isascii() and text.isprintable() and '&' not in text):
@@ -32,6 +33,7 @@ def clean(text:str) -> str:
         text = basic_clean(text)
     return ' '.join(text.split()).lower()
 
+# %% ../../nbs/data/13_text.ipynb #c51dfd19
 def piece_ids(text:str, # one caption
               most=None # stop after this many ids; None: all
              ) -> list: # ids without start and end
@@ -46,6 +48,7 @@ def piece_ids(text:str, # one caption
             ids += [tok.encoder[p] for p in tok.bpe(''.join(tok.byte_encoder[b] for b in w.encode('utf-8'))).split(' ')]
     return ids if most is None else ids[:most]
 
+# %% ../../nbs/data/13_text.ipynb #c9d86a1a
 def pieces(ids, # token ids
            tokenizer:str='clip' # as in `tokenize`
           ) -> list: # strings; CLIP's that end a word end in '</w>', WordPiece's that continue one begin with '##'
@@ -58,12 +61,15 @@ def pieces(ids, # token ids
 @lru_cache
 def _hub(name):
     "A tokenizer of transformers"
-    os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')           # rows are short: threads cost more than they bring
-    return from_hub(need('transformers', 'vidlab[text]').AutoTokenizer, str(_own_folder(name) or name), 'tokenizer', "'clip', 'shapes', a folder with vocab.txt and tokenizer_config.json")
+    # rows are short: threads cost more than they bring
+    os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
+    return from_hub(need('transformers', 'vidlab[text]').AutoTokenizer, str(_own_folder(name) or name), 'tokenizer',
+                    "'clip', 'shapes', a folder with vocab.txt and tokenizer_config.json")
 
 # %% ../../nbs/data/13_text.ipynb #33730ddd
 SPECIALS = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
-SHAPES_WORDS = '''a then small large red green blue circle square triangle on in at the left right top bottom middle moves up down grows shrinks slides jumps pulses circles'''.split()
+SHAPES_WORDS = ('a then small large red green blue circle square triangle on in at the left right top bottom middle '
+                'moves up down grows shrinks slides jumps pulses circles').split()
 
 def write_vocab(folder, # made when missing
                 texts=(), # every word in them becomes an entry, in alphabetical order
@@ -77,20 +83,25 @@ def write_vocab(folder, # made when missing
     norm, split = BertNormalizer(lowercase=True), BertPreTokenizer()
     found = sorted({w for t in texts for w,_ in split.pre_tokenize_str(norm.normalize_str(t))})
     chars = 'abcdefghijklmnopqrstuvwxyz0123456789' if letters else ''
-    entries = list(dict.fromkeys([*SPECIALS, *words, *found, *chars, *('##' + c for c in chars), *(",.;:!?'-()&%\"" if letters else '')]))
-    folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
+    entries = list(dict.fromkeys([*SPECIALS, *words, *found, *chars, *('##' + c for c in chars),
+                                  *(",.;:!?'-()&%\"" if letters else '')]))
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder/'vocab.txt').write_text('\n'.join(entries) + '\n', encoding='utf-8')
-    write_json(folder/'tokenizer_config.json', dict(tokenizer_class='BertTokenizer', do_lower_case=True, strip_accents=None, tokenize_chinese_chars=True,
-               **{f'{k.lower()[1:-1]}_token': k for k in SPECIALS}))
+    write_json(folder/'tokenizer_config.json',
+               dict(tokenizer_class='BertTokenizer', do_lower_case=True, strip_accents=None,
+                    tokenize_chinese_chars=True, **{f'{k.lower()[1:-1]}_token': k for k in SPECIALS}))
     return entries
 
+# %% ../../nbs/data/13_text.ipynb #9e41f5a4
 def _own_folder(name): # -> folder, or None for a name that is not ours
     "The vocabulary of `shapes`, written on first use; its folder is named by its content"
     if name != 'shapes': return None
     path = cache_dir('tokenizers')/f'shapes-{text_hash(*SHAPES_WORDS)}'
     if not path.exists():
         tmp = Path(tempfile.mkdtemp(prefix='.shapes-', dir=path.parent))
-        write_vocab(tmp, words=SHAPES_WORDS); tmp.chmod(0o755)
+        write_vocab(tmp, words=SHAPES_WORDS)
+        tmp.chmod(0o755)
         try: tmp.rename(path)
         except OSError: shutil.rmtree(tmp)                             # another process was faster, with the same files
     return path
@@ -99,31 +110,44 @@ def _own_folder(name): # -> folder, or None for a name that is not ours
 CONTEXT = 77      # positions of CLIP's text tower
 CUTS = ('end', 'official')
 
+def _check_texts(texts, max_words, cut):
+    if cut not in CUTS: raise unknown('cut', cut, CUTS)
+    if max_words < 2: raise ValueError(f'max_words must be at least 2 (start and end token), not {max_words}')
+    for i,t in enumerate(texts):
+        if not isinstance(t, str):
+            raise ValueError(f'row {i}: the caption is {t!r}, '
+                             'not text (a missing caption? fill or drop it in the manifest)')
+
+def _whole(max_words, cut):
+    "Length at which the end token is put in"
+    if cut == 'official' and max_words > CONTEXT:
+        raise ValueError(f"max_words is {max_words}: cut='official' slices rows of {CONTEXT} ids, "
+                         f"so it must be at most {CONTEXT}")
+    return max_words if cut == 'end' else CONTEXT
+
+# %% ../../nbs/data/13_text.ipynb #523a0c03
+def _hub_rows(texts, max_words, cut, tokenizer):
+    if cut != 'end':
+        raise ValueError(f"cut={cut!r} is a way of CLIP's rows; tokenizer {tokenizer!r} keeps its end token: cut='end'")
+    tok = _hub(tokenizer)
+    if not texts: return tuple(torch.zeros(2, 0, max_words, dtype=torch.int64))
+    r = tok(texts, padding='max_length', truncation=True, max_length=max_words, return_token_type_ids=False)
+    return torch.tensor(r['input_ids']), torch.tensor(r['attention_mask'])
+
+# %% ../../nbs/data/13_text.ipynb #62f3d095
 def tokenize(texts, # list of N captions (or one)
              max_words:int=32, # L: length of a row, start and end tokens included
-             cut:str='end', # 'end': the end token stays; 'official': STAN's cut, which loses it in longer texts (CLIP only)
+             cut:str='end', # 'end': the end token stays; 'official': STAN's cut, which loses it (CLIP only)
              tokenizer:str='clip' # 'clip', 'shapes', or a hub name or folder for transformers' `AutoTokenizer`
             ) -> tuple: # ids (N,L) int64, mask (N,L) int64 with 1 on real tokens
     "Token ids, cut to `max_words` and padded (CLIP with zeros, others with their own padding id)"
     if isinstance(texts, str): texts = [texts]
-    if cut not in CUTS: raise unknown('cut', cut, CUTS)
-    if max_words < 2: raise ValueError(f'max_words must be at least 2 (start and end token), not {max_words}')
-    for i,t in enumerate(texts):
-        if not isinstance(t, str): raise ValueError(f'row {i}: the caption is {t!r}, not text (a missing caption? fill or drop it in the manifest)')
+    _check_texts(texts, max_words, cut)
     if tokenizer != 'clip': return _hub_rows(list(texts), max_words, cut, tokenizer)
-    if cut == 'official' and max_words > CONTEXT:
-        raise ValueError(f"max_words is {max_words}: cut='official' slices rows of {CONTEXT} ids, so it must be at most {CONTEXT}")
-    whole = max_words if cut == 'end' else CONTEXT                    # length at which the end token is put in
+    whole = _whole(max_words, cut)
     ids, mask = torch.zeros(2, len(texts), max_words, dtype=torch.int64)
     for i,t in enumerate(texts):
         row = ([START] + piece_ids(t, whole - 2) + [END])[:max_words]
         ids[i, :len(row)] = torch.tensor(row)
         mask[i, :len(row)] = 1
     return ids, mask
-
-def _hub_rows(texts, max_words, cut, tokenizer):
-    if cut != 'end': raise ValueError(f"cut={cut!r} is a way of CLIP's rows; tokenizer {tokenizer!r} keeps its end token: cut='end'")
-    tok = _hub(tokenizer)
-    if not texts: return tuple(torch.zeros(2, 0, max_words, dtype=torch.int64))
-    r = tok(texts, padding='max_length', truncation=True, max_length=max_words, return_token_type_ids=False)
-    return torch.tensor(r['input_ids']), torch.tensor(r['attention_mask'])

@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 
 from ..core import CLIP_MEAN, CLIP_STD, unknown
 
@@ -31,6 +32,7 @@ def resized(h:int, # height of the frame
     if rounding == 'mmcv': return tuple(int(o*(short/min(h, w)) + .5) for o in (h, w))
     return (short, int(short*w/h)) if h <= w else (int(short*h/w), short)
 
+# %% ../../nbs/data/12_transforms.ipynb #41358e0b
 def centred(h:int, # height of the frame
             w:int, # width
             size:int, # side of the square
@@ -60,13 +62,15 @@ def _bilinear(frames, h, w, kernel): return _torch(frames, h, w, 'bilinear', Fal
 
 def _pillow(frames, h, w, kernel): return _pil(frames, h, w, 'bilinear')
 
+# %% ../../nbs/data/12_transforms.ipynb #433e2404
 def _taps(n, m, ends):
-    "Two source positions and their 11-bit weights for each of m positions; `ends`: beyond the ends one pixel has all the weight"
+    "Two source positions and their 11-bit weights for m positions; `ends`: beyond the ends one pixel has all of it"
     at = ((np.arange(m) + .5)*(n/m) - .5).astype(np.float32)
     i = np.floor(at).astype(np.int64)
     f = at - i.astype(np.float32)
     if ends: f[(i < 0) | (i >= n - 1)] = 0
-    return np.stack([i, i + 1]).clip(0, n - 1), np.rint(np.stack([1 - f, f])*np.float32(2048)).astype(np.int32)[..., None]
+    return np.stack([i, i + 1]).clip(0, n - 1), np.rint(np.stack([1 - f, f])*np.float32(2048)).astype(np.int32)[...,
+        None]
 
 def _opencv(frames, h, w, kernel):
     (left, right), a = _taps(frames.shape[2], w, True)
@@ -77,7 +81,9 @@ def _opencv(frames, h, w, kernel):
         o[:] = ((rows[top]*b[0] >> 16) + (rows[bottom]*b[1] >> 16) + 2) >> 2
     return out
 
-HOW = {'official': (_pil, 'torchvision'), 'fast': (_fast, 'torchvision'), 'pillow': (_pillow, 'torchvision'), 'bilinear': (_bilinear, 'mmcv'), 'opencv': (_opencv, 'slowfast')}
+# %% ../../nbs/data/12_transforms.ipynb #d9dd2e08
+HOW = {'official': (_pil, 'torchvision'), 'fast': (_fast, 'torchvision'), 'pillow': (_pillow, 'torchvision'),
+       'bilinear': (_bilinear, 'mmcv'), 'opencv': (_opencv, 'slowfast')}
 
 # %% ../../nbs/data/12_transforms.ipynb #9c5dd0d1
 def resize(frames:np.ndarray, # (T,H,W,3) uint8; torch's kernels take floats too, which stay unrounded
@@ -90,6 +96,7 @@ def resize(frames:np.ndarray, # (T,H,W,3) uint8; torch's kernels take floats too
     if kernel not in KERNELS: raise unknown('kernel', kernel, KERNELS)
     return frames if frames.shape[1:3] == (h, w) else HOW[how][0](frames, h, w, kernel)
 
+# %% ../../nbs/data/12_transforms.ipynb #ff4824aa
 def _frames(frames):
     "Checked frames, as torch and PIL want them in memory"
     frames = np.asarray(frames)
@@ -97,33 +104,37 @@ def _frames(frames):
         raise ValueError(f'frames must be uint8 (T,H,W,3), not {frames.dtype} {frames.shape}')
     if 0 in frames.shape: raise ValueError(f'nothing to resize: frames {frames.shape}')
     if max(frames.shape[1:3]) > 64*min(frames.shape[1:3]): # the long side would not fit into memory before the crop
-        raise ValueError(f'frames of {frames.shape[2]}x{frames.shape[1]} pixels: one side is more than 64 times the '
-                         f'other')
+        raise ValueError(f'frames of {frames.shape[2]}x{frames.shape[1]} pixels: '
+                         'one side is more than 64 times the other')
     return np.require(frames, requirements='CW')
 
 def _batch(frames): return torch.from_numpy(np.array(frames, order='C')).permute(0, 3, 1, 2)      # always a copy
 
 # %% ../../nbs/data/12_transforms.ipynb #7e6420f8
-CROPS = {1: [(2, 2)], 3: [(0, 2), (4, 2), (2, 2)], 5: [(0, 0), (4, 0), (0, 4), (4, 4), (2, 2)]}     # quarters from the left, from the top
+# quarters from the left, from the top
+CROPS = {1: [(2, 2)], 3: [(0, 2), (4, 2), (2, 2)], 5: [(0, 0), (4, 0), (0, 4), (4, 4), (2, 2)]}
 
 def _along(h, w, size, crops):
     step, (l, t, *_) = (max(h, w) - size)/(crops - 1), centred(h, w, size)
     return [(l, int(k*step)) if h > w else (int(k*step), t) for k in range(crops)]
 
+# %% ../../nbs/data/12_transforms.ipynb #d308752b
 def view_boxes(h:int, # height of the frame
                w:int, # width
                size:int, # side of the crop
                crops:int=1, # 1, 3, 5 or 10
-               rounding:str='torchvision' # of the one centre crop, as in `centred`; 'slowfast': several lie along the longer side
+               rounding:str='torchvision' # of a centre crop, as in `centred`; 'slowfast': several along the longer side
               ) -> list: # (left, top, right, bottom, mirrored) of each view
     "The crops of a test"
     if crops == 1: return [(*centred(h, w, size, rounding), False)]
-    if rounding == 'slowfast' and crops > 1: return [(l, t, l + size, t + size, False) for l,t in _along(h, w, size, crops)]
+    if rounding == 'slowfast' and crops > 1:
+        return [(l, t, l + size, t + size, False) for l,t in _along(h, w, size, crops)]
     if crops not in (*CROPS, 10): raise unknown('number of crops', crops, (*CROPS, 10))
     x, y = (w - size)//4, (h - size)//4
     boxes = [(i*x, j*y, i*x + size, j*y + size) for i,j in CROPS[min(crops, 5)]]
     return [(*b, m) for b in boxes for m in ((False, True) if crops == 10 else (False,))]
 
+# %% ../../nbs/data/12_transforms.ipynb #9c81c8f5
 def scaled(frames:np.ndarray, # (T,H,W,3) uint8
            how:str, # arithmetic, as in `resize`
            short:int, # short side in pixels
@@ -136,11 +147,16 @@ def _sizes(size, short, stretch):
     "The short side and the stretched size, checked"
     if stretch is not None:
         stretch = tuple(int(o) for o in stretch)
-        if len(stretch) != 2 or short: raise ValueError(f'stretch {stretch}, short {short}: stretch is (height, width) and takes the place of short')
+        if len(stretch) != 2 or short:
+            raise ValueError(f'stretch {stretch}, short {short}: stretch is (height, '
+                             'width) and takes the place of short')
     short = short or size
-    if not 1 <= size <= min(stretch or (short,)): raise ValueError(f'size {size} and ' + (f'stretch {stretch}: needs size <= both' if stretch else f'short {short}: needs 1 <= size <= short'))
+    if not 1 <= size <= min(stretch or (short,)):
+        other = f'stretch {stretch}: needs size <= both' if stretch else f'short {short}: needs 1 <= size <= short'
+        raise ValueError(f'size {size} and {other}')
     return short, stretch
 
+# %% ../../nbs/data/12_transforms.ipynb #0aa381b2
 def square(frames:np.ndarray, # (T,H,W,3) uint8, upright
            size:int, # side of the square in pixels
            how:str='official', # arithmetic, as in `resize`
@@ -165,6 +181,7 @@ def crop_sizes(h:int, w:int, # frame
     area = np.asarray(area)*(h*w)
     return np.maximum(np.round(np.sqrt(np.stack([area*aspect, area/aspect], -1))), 1).astype(np.int64)
 
+# %% ../../nbs/data/12_transforms.ipynb #4490ebc1
 def crop_box(h:int, w:int, # frame
              sizes, # (k,2) width, height of the candidates, or an iterator over them
              gen, # numpy Generator
@@ -189,9 +206,11 @@ class Crop:
 
     def apply(self, frames, tfm, hw, box):
         l, t, r, b = box
+        cut = resize(frames, *hw, tfm.resize, self.kernel)[:, t:b, l:r]
         stretch = 'bilinear' if tfm.resize == 'opencv' else tfm.resize                       # as published; and faster
-        return resize(resize(frames, *hw, tfm.resize, self.kernel)[:, t:b, l:r], tfm.size, tfm.size, stretch, self.kernel)
+        return resize(cut, tfm.size, tfm.size, stretch, self.kernel)
 
+# %% ../../nbs/data/12_transforms.ipynb #3bcc3239
 @dataclass
 class RandomResizedCrop(Crop):
     "A box of random area, aspect and place, stretched to the square"
@@ -200,7 +219,8 @@ class RandomResizedCrop(Crop):
     kernel, aspect = 'bicubic', (3/4, 4/3)
 
     def __post_init__(self):
-        if self.s < 0 or not 0 < self.a <= 1: raise ValueError(f'rrc: needs s >= 0 and 0 < a <= 1, not s={self.s}, a={self.a}')
+        if self.s < 0 or not 0 < self.a <= 1:
+            raise ValueError(f'rrc: needs s >= 0 and 0 < a <= 1, not s={self.s}, a={self.a}')
 
     def _sizes(self, h, w, gen):
         for _ in range(10):
@@ -211,6 +231,7 @@ class RandomResizedCrop(Crop):
         if self.s: h, w = resized(h, w, self.s, tfm.rounding)
         return dict(hw=(h, w), box=crop_box(h, w, self._sizes(h, w, gen), gen, tfm.rounding))
 
+# %% ../../nbs/data/12_transforms.ipynb #a023f977
 @dataclass
 class RandomSizedCrop(Crop):
     "A box of random area, aspect and place; one draw after the other, as published"
@@ -231,7 +252,8 @@ class RandomSizedCrop(Crop):
         return dict(hw=hw, box=(l, t, l + bw, t + bh))
 
 # %% ../../nbs/data/12_transforms.ipynb #5de7f212
-PLACES = CROPS[5] + [(0, 2), (4, 2), (2, 4), (2, 0), (1, 1), (3, 1), (1, 3), (3, 3)]      # quarters from the left, from the top
+# quarters from the left, from the top
+PLACES = CROPS[5] + [(0, 2), (4, 2), (2, 4), (2, 0), (1, 1), (3, 1), (1, 3), (3, 3)]
 
 @dataclass
 class MultiScaleCrop(Crop):
@@ -241,13 +263,15 @@ class MultiScaleCrop(Crop):
 
     def draw(self, h, w, tfm, gen):
         sides = [int(min(h, w)*o) for o in self.scales]
-        near = [tfm.size if abs(o - tfm.size) < 3 and tfm.size <= min(h, w) else o for o in sides]    # spares a resize by a pixel or two
+        # spares a resize by a pixel or two
+        near = [tfm.size if abs(o - tfm.size) < 3 and tfm.size <= min(h, w) else o for o in sides]
         pairs = [(b, a) for i,a in enumerate(near) for j,b in enumerate(near) if abs(i - j) <= self.d]
         bw, bh = (max(o, 1) for o in pairs[int(gen.integers(len(pairs)))])
         i, j = PLACES[int(gen.integers(len(PLACES)))]
         l, t = i*((w - bw)//4), j*((h - bh)//4)
         return dict(hw=(h, w), box=(l, t, l + bw, t + bh))
 
+# %% ../../nbs/data/12_transforms.ipynb #3e6d7d29
 @dataclass
 class Centre(Crop):
     "The centre square of a test"
@@ -278,6 +302,7 @@ def grey(frames:np.ndarray # (...,3) uint8
     r, g, b = (frames[..., i].astype(np.uint32) for i in range(3))
     return np.repeat(((r*19595 + g*38470 + b*7471 + 0x8000) >> 16).astype(np.uint8)[..., None], 3, -1)
 
+# %% ../../nbs/data/12_transforms.ipynb #42f7d7c5
 @dataclass
 class Flip:
     "Mirrored"
@@ -292,6 +317,7 @@ class Grey:
     def draw(self, h, w, tfm, gen): return dict(on=bool(gen.random() < self.p))
     def apply(self, frames, tfm, on): return grey(frames) if on else frames
 
+# %% ../../nbs/data/12_transforms.ipynb #45c981d9
 @dataclass
 class Erase:
     "One box of noise in all frames"
@@ -301,7 +327,8 @@ class Erase:
     r:float=.3 # least aspect; 1/r is the largest
 
     def __post_init__(self):
-        if not 0 < self.l <= self.h <= 1 or not 0 < self.r <= 1: raise ValueError(f'erase: needs 0 < l <= h <= 1 and 0 < r <= 1, not l={self.l}, h={self.h}, r={self.r}')
+        if not 0 < self.l <= self.h <= 1 or not 0 < self.r <= 1:
+            raise ValueError(f'erase: needs 0 < l <= h <= 1 and 0 < r <= 1, not l={self.l}, h={self.h}, r={self.r}')
 
     def draw(self, h, w, tfm, gen):
         if gen.random() > self.p: return dict(box=None, seed=0)
@@ -313,17 +340,21 @@ class Erase:
                 return dict(box=(l, t, l + bw, t + bh), seed=int(gen.integers(2**32)))
         return dict(box=None, seed=0)
 
-    def apply(self, frames, tfm, box, seed):
-        if box is None: return frames
-        l, t, r, b = box
-        noise = np.random.default_rng(seed).standard_normal((len(frames), b - t, r - l, 3), np.float32)
-        frames = frames.copy()
-        frames[:, t:b, l:r] = ((noise*np.float32(CLIP_STD) + np.float32(CLIP_MEAN))*255).clip(0, 255).round()
-        return frames
+# %% ../../nbs/data/12_transforms.ipynb #658118a9
+@patch
+def apply(self:Erase, frames, tfm, box, seed):
+    if box is None: return frames
+    l, t, r, b = box
+    noise = np.random.default_rng(seed).standard_normal((len(frames), b - t, r - l, 3), np.float32)
+    frames = frames.copy()
+    frames[:, t:b, l:r] = ((noise*np.float32(CLIP_STD) + np.float32(CLIP_MEAN))*255).clip(0, 255).round()
+    return frames
 
 # %% ../../nbs/data/12_transforms.ipynb #129074ad
-SIGNED = dict(Rotate=30., ShearX=.3, ShearY=.3, TranslateXRel=.45, TranslateYRel=.45,    # largest argument; its sign is drawn
-              ColorIncreasing=.9, ContrastIncreasing=.9, BrightnessIncreasing=.9, SharpnessIncreasing=.9)      # around 1
+SIGNED = dict(Rotate=30., ShearX=.3, ShearY=.3,                     # largest argument; its sign is drawn
+              TranslateXRel=.45, TranslateYRel=.45,
+              ColorIncreasing=.9, ContrastIncreasing=.9,            # around 1
+              BrightnessIncreasing=.9, SharpnessIncreasing=.9)
 
 def rand_args(op:str, # name in timm's table
               level:float, # magnitude, 10 is full strength
@@ -336,6 +367,7 @@ def rand_args(op:str, # name in timm's table
         return (max(.1, 1 + v),) if op.endswith('Increasing') else (v,)
     return LEVEL_TO_ARG[op](level, {}) if LEVEL_TO_ARG[op] else ()
 
+# %% ../../nbs/data/12_transforms.ipynb #1e46b532
 @dataclass
 class RandAugment:
     "A few operations of timm, the same for all frames"
@@ -346,31 +378,51 @@ class RandAugment:
     mmax:float=10. # largest magnitude
     inc:int=0 # 1: operations whose strength grows with the magnitude
 
+    def _level(self, gen):
+        if not self.mstd: return self.m
+        return gen.uniform(0, self.m) if self.mstd > 100 else gen.normal(self.m, self.mstd)
+
     def draw(self, h, w, tfm, gen):
         from timm.data.auto_augment import rand_augment_choices
         names, out = rand_augment_choices('rand', increasing=bool(self.inc)), []
         for i in gen.integers(len(names), size=self.n):
             if self.p < 1 and gen.random() > self.p: continue
-            level = self.m if not self.mstd else gen.uniform(0, self.m) if self.mstd > 100 else gen.normal(self.m, self.mstd)
+            level = self._level(gen)
             out.append((names[i], *rand_args(names[i], max(0., min(level, self.mmax)), gen)))
         return dict(ops=out)
 
-    def apply(self, frames, tfm, ops):
-        from PIL import Image
-        from timm.data.auto_augment import NAME_TO_OP
-        if not ops: return frames
-        out = np.empty(frames.shape, np.uint8)
-        for o,f in zip(out, np.ascontiguousarray(frames)):
-            im = Image.fromarray(f)
-            for name,*args in ops:
-                if name.startswith('Posterize') and args[0] < 1: im = Image.new('RGB', im.size)      # no bit left: black, which newer PIL refuses
-                else: im = NAME_TO_OP[name](im, *args, fillcolor=(128, 128, 128), resample=Image.Resampling.BICUBIC)
-            o[:] = im
-        return out
+# %% ../../nbs/data/12_transforms.ipynb #4edf4ee6
+@patch
+def apply(self:RandAugment, frames, tfm, ops):
+    from PIL import Image
+    from timm.data.auto_augment import NAME_TO_OP
+    if not ops: return frames
+    out = np.empty(frames.shape, np.uint8)
+    for o,f in zip(out, np.ascontiguousarray(frames)):
+        im = Image.fromarray(f)
+        for name,*args in ops:
+            if name.startswith('Posterize') and args[0] < 1:
+                im = Image.new('RGB', im.size)      # no bit left: black, which newer PIL refuses
+            else: im = NAME_TO_OP[name](im, *args, fillcolor=(128, 128, 128), resample=Image.Resampling.BICUBIC)
+        o[:] = im
+    return out
 
 # %% ../../nbs/data/12_transforms.ipynb #912d8fb0
-STEPS = {'rrc': RandomResizedCrop, 'scale': Scale, 'centre': Centre, 'crop': RandomCrop, 'sized': RandomSizedCrop, 'msc': MultiScaleCrop, 'flip': Flip, 'grey': Grey, 'rand': RandAugment, 'erase': Erase}
+STEPS = {'rrc': RandomResizedCrop, 'scale': Scale, 'centre': Centre, 'crop': RandomCrop, 'sized': RandomSizedCrop,
+         'msc': MultiScaleCrop, 'flip': Flip, 'grey': Grey, 'rand': RandAugment, 'erase': Erase}
 
+def _given(name, options, word):
+    "Options of a word, as the fields of its step"
+    types, given = {o.name: o.type for o in fields(STEPS[name])}, {}
+    for o in options:
+        m = re.fullmatch(r'([a-z]+)(\d+|\d*\.\d+)', o)
+        if not m or m[1] not in types: raise unknown(f'option of {name}, with a number behind it,', o, types)
+        if types[m[1]] is int and '.' in m[2]: raise ValueError(f'option {o} of {name}: a whole number')
+        given[m[1]] = types[m[1]](m[2])
+    if not 0 <= given.get('p', 0) <= 1: raise ValueError(f"{word}: p={given['p']} is no probability")
+    return given
+
+# %% ../../nbs/data/12_transforms.ipynb #10d23a51
 def make_steps(augment:str # words, e.g. 'rrc', 'rrc-s0-a0.5' or 'rand-m7-n4-mstd0.5-inc1 scale sized flip'; 'none'
               ) -> list: # steps
     "Steps of an augmentation; an unknown word or option is an error"
@@ -378,16 +430,10 @@ def make_steps(augment:str # words, e.g. 'rrc', 'rrc-s0-a0.5' or 'rand-m7-n4-mst
     for word in [] if augment == 'none' else augment.split():
         name, *options = word.split('-')
         if name not in STEPS: raise unknown('augmentation', name, (*STEPS, 'none'))
-        types, given = {o.name: o.type for o in fields(STEPS[name])}, {}
-        for o in options:
-            m = re.fullmatch(r'([a-z]+)(\d+|\d*\.\d+)', o)
-            if not m or m[1] not in types: raise unknown(f'option of {name}, with a number behind it,', o, types)
-            if types[m[1]] is int and '.' in m[2]: raise ValueError(f'option {o} of {name}: a whole number')
-            given[m[1]] = types[m[1]](m[2])
-        if not 0 <= given.get('p', 0) <= 1: raise ValueError(f"{word}: p={given['p']} is no probability")
-        steps.append(STEPS[name](**given))
+        steps.append(STEPS[name](**_given(name, options, word)))
     crops = [i for i,o in enumerate(steps) if isinstance(o, Crop)]
-    if len(crops) > 1 or crops and any(isinstance(o, Scale) for o in steps[crops[0]:]): raise ValueError(f'{augment!r}: one crop, and scale before it')
+    if len(crops) > 1 or crops and any(isinstance(o, Scale) for o in steps[crops[0]:]):
+        raise ValueError(f'{augment!r}: one crop, and scale before it')
     return steps
 
 # %% ../../nbs/data/12_transforms.ipynb #60fbd63c
@@ -405,40 +451,47 @@ class ClipTransform:
         _sizes(self.size, self.short, self.stretch)
         self.steps, self.rounding = make_steps(self.augment), HOW[self.resize][1]
         if self.steps and not any(isinstance(o, Crop) for o in self.steps):
-            self.steps.insert(next((i for i,o in enumerate(self.steps) if not isinstance(o, (RandAugment, Scale))), len(self.steps)), Centre())
+            self.steps.insert(next((i for i,o in enumerate(self.steps) if not isinstance(o, (RandAugment, Scale))),
+                                   len(self.steps)), Centre())
 
     def before(self, h:int, w:int # frame
               ) -> tuple: # (height, width)
         "The size before the crop of a test"
         return tuple(self.stretch or resized(h, w, self.short or self.size, self.rounding))
 
-    def draw(self, h:int, w:int, # decoded frame
-             gen # numpy Generator
-            ) -> list: # one dict per step
-        "All random choices for one clip"
-        out = []
-        for o in self.steps:
-            out.append(d := o.draw(h, w, self, gen))
-            h, w = (self.size, self.size) if isinstance(o, Crop) else d.get('hw', (h, w))
-        return out
-
-    def mirrored(self, draws:list # from `draw`
-                ) -> bool:
-        "Whether left and right are exchanged"
-        return sum(d.get('mirrored', False) for d in draws) % 2 == 1
-
-    def apply(self, frames:np.ndarray, # (T,H,W,3) uint8
-              draws:list # from `draw`
-             ) -> torch.Tensor: # (T,3,size,size) uint8
-        "Carry out the choices on all frames"
-        frames = _frames(frames)
-        for o,d in zip(self.steps, draws): frames = o.apply(frames, self, **d)
-        return _batch(frames)
-
     def __call__(self, frames, train=False, gen=None, crop=0, crops=1):
-        if not (train and self.steps): return square(frames, self.size, self.resize, self.short, self.stretch, crop, crops)
-        if gen is None: raise ValueError(f'augment {self.augment!r} needs a generator, e.g. vidlab.core.rng(seed, epoch, index)')
+        if not (train and self.steps):
+            return square(frames, self.size, self.resize, self.short, self.stretch, crop, crops)
+        if gen is None:
+            raise ValueError(f'augment {self.augment!r} needs a generator, e.g. vidlab.core.rng(seed, epoch, index)')
         return self.apply(frames, self.draw(*np.shape(frames)[1:3], gen))
+
+# %% ../../nbs/data/12_transforms.ipynb #4a5c437e
+@patch
+def draw(self:ClipTransform, h:int, w:int, # decoded frame
+         gen # numpy Generator
+        ) -> list: # one dict per step
+    "All random choices for one clip"
+    out = []
+    for o in self.steps:
+        out.append(d := o.draw(h, w, self, gen))
+        h, w = (self.size, self.size) if isinstance(o, Crop) else d.get('hw', (h, w))
+    return out
+
+@patch
+def mirrored(self:ClipTransform, draws:list # from `draw`
+            ) -> bool:
+    "Whether left and right are exchanged"
+    return sum(d.get('mirrored', False) for d in draws) % 2 == 1
+
+@patch
+def apply(self:ClipTransform, frames:np.ndarray, # (T,H,W,3) uint8
+          draws:list # from `draw`
+         ) -> torch.Tensor: # (T,3,size,size) uint8
+    "Carry out the choices on all frames"
+    frames = _frames(frames)
+    for o,d in zip(self.steps, draws): frames = o.apply(frames, self, **d)
+    return _batch(frames)
 
 # %% ../../nbs/data/12_transforms.ipynb #a0ab6c8c
 def normalise(video:torch.Tensor, # (..., 3, H, W) uint8, or float in 0..1
@@ -468,12 +521,14 @@ def draw_mix(h:int, w:int, # frame
              switch:float=.5 # of cutmix, where both may act
             ) -> tuple: # share of the clip itself; box (left, top, right, bottom) or None
     "Random choices for one batch"
-    if mixup < 0 or cutmix < 0 or not mixup + cutmix: raise ValueError(f'mixup {mixup}, cutmix {cutmix}: not negative, and one of them above 0')
+    if mixup < 0 or cutmix < 0 or not mixup + cutmix:
+        raise ValueError(f'mixup {mixup}, cutmix {cutmix}: not negative, and one of them above 0')
     if gen.random() >= prob: return 1., None
     cut = gen.random() < switch if mixup and cutmix else cutmix > 0
     lam = float(gen.beta(cutmix, cutmix) if cut else gen.beta(mixup, mixup))
     return _box(h, w, lam, gen) if cut else (lam, None)
 
+# %% ../../nbs/data/12_transforms.ipynb #a57f4d55
 def _box(h, w, lam, gen):
     draw = getattr(gen, 'integers', None) or gen.randint
     ch, cw = (int(o*math.sqrt(1 - lam))//2 for o in (h, w))
@@ -481,6 +536,7 @@ def _box(h, w, lam, gen):
     box = max(x - cw, 0), max(y - ch, 0), min(x + cw, w), min(y + ch, h)
     return 1 - (box[2] - box[0])*(box[3] - box[1])/(h*w), box
 
+# %% ../../nbs/data/12_transforms.ipynb #7660b9a6
 MODES = ('batch', 'elem', 'pair')
 
 def draw_mixes(n:int, # clips
@@ -492,7 +548,8 @@ def draw_mixes(n:int, # clips
     "Random choices for one batch, clip by clip, in the order of timm's draws"
     if mode not in MODES: raise unknown('mode of mixing', mode, MODES)
     if mode == 'batch': return [draw_mix(h, w, gen, mixup, cutmix, prob, switch)]*n
-    if mixup < 0 or cutmix < 0 or not mixup + cutmix: raise ValueError(f'mixup {mixup}, cutmix {cutmix}: not negative, and one of them above 0')
+    if mixup < 0 or cutmix < 0 or not mixup + cutmix:
+        raise ValueError(f'mixup {mixup}, cutmix {cutmix}: not negative, and one of them above 0')
     m = n if mode == 'elem' else n//2
     cut = gen.random(m) < switch if mixup and cutmix else np.full(m, cutmix > 0)
     lam = [gen.beta(o, o, m) if o else np.ones(m) for o in (cutmix, mixup)]
@@ -501,18 +558,21 @@ def draw_mixes(n:int, # clips
     one = [_box(h, w, s, gen) if c and s < 1 else (float(s), None) for s,c in zip(lam, cut)]
     return one if mode == 'elem' else one + [(1., None)]*(n % 2) + one[::-1]
 
+# %% ../../nbs/data/12_transforms.ipynb #c705c57a
 def mix_labels(label:torch.Tensor, # (B) classes, or (B,C) shares
                classes:int, # C
                lam=1., # share of the clip itself: a number, or (B,1)
                smoothing:float=0. # of the labels, before mixing
               ) -> torch.Tensor: # (B,C) float32
     "Labels as distributions over the classes, mixed with those of the reversed batch"
-    if label.ndim == 1 and label.numel() and not 0 <= int(label.min()) <= int(label.max()) < classes: raise ValueError(f'labels {int(label.min())}..{int(label.max())} of {classes} classes')
+    if label.ndim == 1 and label.numel() and not 0 <= int(label.min()) <= int(label.max()) < classes:
+        raise ValueError(f'labels {int(label.min())}..{int(label.max())} of {classes} classes')
     y = torch.nn.functional.one_hot(label.long(), classes).float() if label.ndim == 1 else label.float()
     if y.shape[1] != classes: raise ValueError(f'labels {tuple(label.shape)}: not (B) or (B,{classes})')
     y = y*(1 - smoothing) + smoothing/classes
     return lam*y + (1 - lam)*y.flip(0)
 
+# %% ../../nbs/data/12_transforms.ipynb #decb130a
 def mix_clips(video:torch.Tensor, # (B,...,H,W) float, or uint8 (rounded)
               label:torch.Tensor, # (B) classes, or (B,C) shares
               classes:int, # C
