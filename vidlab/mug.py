@@ -22,7 +22,8 @@ def alignment(text, # (L,E) projected tokens
               video_mask=None, # (V,) 1 on real frames; None: all
               tau:float=100.) -> dict: # S, p, q (L,V), alpha (L), beta (V)
     "How one text and one video find each other (section 4 of the paper)"
-    words = text_mask.bool(); frames = words.new_ones(len(video)) if video_mask is None else video_mask.bool()
+    words = text_mask.bool()
+    frames = words.new_ones(len(video)) if video_mask is None else video_mask.bool()
     both = words[:,None] & frames
     S = (F.normalize(text.float(), dim=-1, eps=1e-6) @ F.normalize(video.float(), dim=-1, eps=1e-6).T)*both
     p,q = _weights(tau*S, both, 1),_weights(tau*S, both, 0)
@@ -43,7 +44,8 @@ def marginals(Z): # (a,L,b,V) -> r (a,L,b), c (a,b,V), in units of Z
 
 def _leaky_full(Z, real, frames): # padding words keep their Z here
     "Mode full as the official code has it: padding words take part in alpha, with the plain mean over frames as their r"
-    r,_ = marginals(Z); n = frames.sum(1).clamp(min=1)
+    r,_ = marginals(Z)
+    n = frames.sum(1).clamp(min=1)
     r = torch.where(real[:,:,None], r, (Z*frames).sum(3)/n).masked_fill(Z.amax(3) < -BIG/2, -BIG)    # a word of weight 0 stays out
     c = peak(Z.masked_fill(~real[:,:,None,None], -BIG), 1)
     return ((Z*c.softmax(2)[:,None]).sum(3)*r.softmax(1)).sum(1)
@@ -153,7 +155,8 @@ class _Blocks(torch.autograd.Function):
     "Scores block by block without a graph; the backward pass computes each block again, with one"
     @staticmethod
     def forward(ctx, head, plan, n, *sides): # the n tensors of the texts, then those of the videos
-        ctx.head,ctx.plan,ctx.n = head,plan,n; ctx.save_for_backward(*sides)
+        ctx.head,ctx.plan,ctx.n = head,plan,n
+        ctx.save_for_backward(*sides)
         out = sides[0].new_empty(len(sides[0]), len(sides[n]))
         for t,v in plan: out[t[0],v[0]] = head.block(_cut(sides[:n], t), _cut(sides[n:], v), False)
         return out
@@ -167,7 +170,9 @@ class _Blocks(torch.autograd.Function):
             with torch.enable_grad(), torch.autocast(g.device.type, enabled=False): s = ctx.head.block(parts[:n], parts[n:], True)
             new = iter(torch.autograd.grad(s, [x for x in parts if x.requires_grad], g[t[0],v[0]]))
             for i,(all_,x) in enumerate(zip(grads, parts)):
-                if x.requires_grad: rows,length = t if i < n else v; all_[rows,:length] += next(new)
+                if x.requires_grad:
+                    rows,length = t if i < n else v
+                    all_[rows,:length] += next(new)
         return None, None, None, *grads
 
 # %% ../nbs/22_mug.ipynb #1266bd6b

@@ -58,7 +58,8 @@ def scan_inputs(u, delta, A, B, C, D=None, z=None, delta_bias=None, softplus=Fal
         return x.reshape(K,-1,*x.shape[-3:])
     B,C = proj('B', B), proj('C', C)
     if B.ndim == C.ndim == 5 and B.shape[2] != C.shape[2]:
-        g = math.lcm(B.shape[2], C.shape[2]); B,C = [x.repeat_interleave(g//x.shape[2], 2) for x in (B,C)]
+        g = math.lcm(B.shape[2], C.shape[2])
+        B,C = [x.repeat_interleave(g//x.shape[2], 2) for x in (B,C)]
     opt = lambda f, name, x: None if x is None else f(name, x)
     return Scan(big('u', u), big('delta', delta), one(A), B, C, opt(small,'D',D), opt(big,'z',z), opt(small,'delta_bias',delta_bias), softplus)
 
@@ -74,7 +75,8 @@ def reference_scan(x:Scan) -> tuple: # out (K,M,E,L), last state (K,M,E,S)
     E,L = u.shape[-2:]
     a = (delta[:,:,:,None]*A[:,None,...,None]).exp().unbind(-1)                            # L times (K,M,E,S)
     b = ((delta*u)[:,:,:,None]*_spread(B, E//B.shape[2])).unbind(-1)
-    C = _spread(C, E//C.shape[2]); C = C.unbind(-1) if C.shape[-1] == L else [C[...,0]]*L
+    C = _spread(C, E//C.shape[2])
+    C = C.unbind(-1) if C.shape[-1] == L else [C[...,0]]*L
     h,y = torch.zeros_like(a[0]),[]
     for a_t,b_t,C_t in zip(a, b, C):
         h = a_t*h + b_t
@@ -116,12 +118,14 @@ def _at(v, i, j): return v if v.shape[0] == 1 else v[i:j]                     # 
 # %% ../nbs/26_ssm.ipynb #a26cd045
 def loop_forward(x:Scan, keep:bool=False): # keep: also the states at chunk starts
     "out (K,M,E,L), last state (K,M,E,S), states at chunk starts or None"
-    w = _Walk(x); a,h,last = w.new(w.size),w.new(w.size),w.zero()
+    w = _Walk(x)
+    a,h,last = w.new(w.size),w.new(w.size),w.zero()
     a_,h_,y,starts = a.unbind(),h.unbind(),torch.empty_like(w.dtu),w.new(len(w.spans)) if keep else None
     for k,(i,j) in enumerate(w.spans):
         n = j-i
         if keep: starts[k].copy_(last)
-        torch.mul(w.dt[i:j], w.A2, out=a[:n]).exp2_(); torch.mul(w.dtu[i:j], _at(w.B,i,j), out=h[:n])
+        torch.mul(w.dt[i:j], w.A2, out=a[:n]).exp2_()
+        torch.mul(w.dtu[i:j], _at(w.B,i,j), out=h[:n])
         prev = last
         for a_t,h_t in zip(a_[:n], h_): prev = h_t.addcmul_(a_t, prev)
         last.copy_(prev)
@@ -136,15 +140,19 @@ def _chunk_gradients(w, x, starts, d, carry):
     a,g,t,h = w.new(w.size),w.new(w.size),w.new(w.size),w.new(w.size+1)
     a_,g_,h_ = a.unbind(),g.unbind(),h.unbind()
     gB,dd,y = torch.empty_like(d),torch.empty_like(d),None if x.z is None else torch.empty_like(d)
-    dA = torch.zeros_like(a); dB,dC = [torch.zeros_like(a) if v.ndim == 3 else torch.empty_like(wv) for v,wv in ((x.B,w.B),(x.C,w.C))]
+    dA = torch.zeros_like(a)
+    dB,dC = [torch.zeros_like(a) if v.ndim == 3 else torch.empty_like(wv) for v,wv in ((x.B,w.B),(x.C,w.C))]
     for k,(i,j) in reversed(list(enumerate(w.spans))):
-        n = j-i; A,B,C,dt,dtu,dk = w.A,_at(w.B,i,j),_at(w.C,i,j),w.dt[i:j],w.dtu[i:j],d[i:j]
+        n = j-i
+        A,B,C,dt,dtu,dk = w.A,_at(w.B,i,j),_at(w.C,i,j),w.dt[i:j],w.dtu[i:j],d[i:j]
         an,gn,before,hn,tn = a[:n],g[:n],h[:n],h[1:n+1],t[:n]
-        torch.mul(dt, w.A2, out=an).exp2_(); torch.mul(dtu, B, out=hn)
+        torch.mul(dt, w.A2, out=an).exp2_()
+        torch.mul(dtu, B, out=hn)
         h_[0].copy_(starts[k])
         for a_t,prev,h_t in zip(a_[:n], h_, h_[1:]): h_t.addcmul_(a_t, prev)
         if y is not None: torch.sum(torch.mul(hn, C, out=tn), -2, keepdim=True, out=y[i:j])
-        torch.mul(dk, C, out=gn); g_[n-1].add_(carry)
+        torch.mul(dk, C, out=gn)
+        g_[n-1].add_(carry)
         for q in range(n-1, 0, -1): g_[q-1].addcmul_(a_[q], g_[q])
         torch.mul(a_[0], g_[0], out=carry)
         if x.C.ndim == 3: dC[:n].addcmul_(hn, dk)
@@ -152,18 +160,22 @@ def _chunk_gradients(w, x, starts, d, carry):
         if x.B.ndim == 3: dB[:n].addcmul_(gn, dtu)
         else: torch.sum(torch.mul(gn, dtu, out=tn), -1, keepdim=True, out=dB[i:j])
         torch.sum(torch.mul(gn, B, out=tn), -2, keepdim=True, out=gB[i:j])
-        an.mul_(gn).mul_(before); dA[:n].addcmul_(an, dt)
+        an.mul_(gn).mul_(before)
+        dA[:n].addcmul_(an, dt)
         torch.sum(torch.mul(an, A, out=tn), -2, keepdim=True, out=dd[i:j])
     return gB, dd, dA, dB, dC, y
 
 # %% ../nbs/26_ssm.ipynb #57e644c2
 def loop_backward(x:Scan, starts, dout, dlast): # dout (K,M,E,L), dlast (K,M,E,S) or None
     "Gradients of u, delta, A, B, C, D, z, bias"
-    w = _Walk(x); d,carry = w.tokens(dout),w.zero()
+    w = _Walk(x)
+    d,carry = w.tokens(dout),w.zero()
     if dlast is not None: carry.copy_(dlast.unflatten(2, w.state[2::2]).transpose(-1,-2))
     if x.z is not None:
-        z = w.tokens(x.z); s = z.sigmoid()
-        dgate = d*s*(1+z*(1-s)); d = d*z*s
+        z = w.tokens(x.z)
+        s = z.sigmoid()
+        dgate = d*s*(1+z*(1-s))
+        d = d*z*s
     gB,ddelta,dA,dB,dC,y = _chunk_gradients(w, x, starts, d, carry)
     ddelta.addcmul_(gB, w.u)
     if x.softplus: ddelta.mul_(torch.expm1(-w.dt).neg_())
@@ -209,20 +221,32 @@ tl = SimpleNamespace(constexpr='constexpr')    # stands in for triton.language u
 
 def _scan_forward(u, delta, A, B, C, D, z, bias, out, last, starts, L, M, Q, S, N, SOFTPLUS:tl.constexpr, STEP_B:tl.constexpr, STEP_C:tl.constexpr,
                   G:tl.constexpr, NB:tl.constexpr, BQ:tl.constexpr, BS:tl.constexpr, CHUNK:tl.constexpr, DT:tl.constexpr):
-    r = tl.program_id(0).to(tl.int64); p = tl.program_id(1)          # sequence, block of channels (blocks do not cross groups)
-    g = p//NB; q = (p % NB)*BQ + tl.arange(0, BQ); s = tl.arange(0, BS); e = g*Q + q; E = G*Q
-    ok = q < Q; oks = s < S; ok2 = ok[:,None] & oks[None,:]
-    row = (r//M)*E + e; cell = row[:,None]*S + s[None,:]; state = (r*E + e)[:,None]*S + s[None,:]
+    r = tl.program_id(0).to(tl.int64)
+    p = tl.program_id(1)          # sequence, block of channels (blocks do not cross groups)
+    g = p//NB
+    q = (p % NB)*BQ + tl.arange(0, BQ)
+    s = tl.arange(0, BS)
+    e = g*Q + q
+    E = G*Q
+    ok = q < Q
+    oks = s < S
+    ok2 = ok[:,None] & oks[None,:]
+    row = (r//M)*E + e
+    cell = row[:,None]*S + s[None,:]
+    state = (r*E + e)[:,None]*S + s[None,:]
     A2 = tl.load(A + cell, mask=ok2, other=0.).to(DT)*1.4426950408889634       # log2(e)
     h = tl.full((BQ, BS), 0., DT)
     for t in range(L):
-        at = (r*L + t)*E + e; to = ((r*L + t)*G + g)*S + s
+        at = (r*L + t)*E + e
+        to = ((r*L + t)*G + g)*S + s
         if starts is not None:
             if t % CHUNK == 0: tl.store(starts + ((r*N + t//CHUNK)*E + e)[:,None]*S + s[None,:], h, mask=ok2)
-        x = tl.load(u + at, mask=ok, other=0.).to(DT); dt = tl.load(delta + at, mask=ok, other=0.).to(DT)
+        x = tl.load(u + at, mask=ok, other=0.).to(DT)
+        dt = tl.load(delta + at, mask=ok, other=0.).to(DT)
         if bias is not None: dt += tl.load(bias + row, mask=ok, other=0.).to(DT)
         if SOFTPLUS:
-            w = tl.exp(tl.minimum(dt, 20.)); v = 1. + w            # log1p(w), exact for tiny w as well; linear above 20 as in PyTorch
+            w = tl.exp(tl.minimum(dt, 20.))
+            v = 1. + w            # log1p(w), exact for tiny w as well; linear above 20 as in PyTorch
             dt = tl.where(dt > 20., dt, tl.where(v == 1., w, tl.log(v)*(w/tl.where(v == 1., 1., v - 1.))))
         b = tl.load(B + to, mask=oks, other=0.).to(DT)[None,:] if STEP_B else tl.load(B + cell, mask=ok2, other=0.).to(DT)
         c = tl.load(C + to, mask=oks, other=0.).to(DT)[None,:] if STEP_C else tl.load(C + cell, mask=ok2, other=0.).to(DT)
@@ -238,48 +262,85 @@ def _scan_forward(u, delta, A, B, C, D, z, bias, out, last, starts, L, M, Q, S, 
 # %% ../nbs/26_ssm.ipynb #fa5209ea
 def _scan_backward(u, delta, A, B, C, D, z, bias, starts, dout, dlast, scratch, du, ddelta, dA, dB, dC, dD, dz, dbias, L, M, Q, S, N, parts,
                    SOFTPLUS:tl.constexpr, STEP_B:tl.constexpr, STEP_C:tl.constexpr, G:tl.constexpr, NB:tl.constexpr, BQ:tl.constexpr, BS:tl.constexpr, CHUNK:tl.constexpr, DT:tl.constexpr):
-    r = tl.program_id(0).to(tl.int64); p = tl.program_id(1)
-    g = p//NB; q = (p % NB)*BQ + tl.arange(0, BQ); s = tl.arange(0, BS); e = g*Q + q; E = G*Q; ok = q < Q; oks = s < S; ok2 = ok[:,None] & oks[None,:]
-    row = (r//M)*E + e; cell = row[:,None]*S + s[None,:]; state = (r*E + e)[:,None]*S + s[None,:]
+    r = tl.program_id(0).to(tl.int64)
+    p = tl.program_id(1)
+    g = p//NB
+    q = (p % NB)*BQ + tl.arange(0, BQ)
+    s = tl.arange(0, BS)
+    e = g*Q + q
+    E = G*Q
+    ok = q < Q
+    oks = s < S
+    ok2 = ok[:,None] & oks[None,:]
+    row = (r//M)*E + e
+    cell = row[:,None]*S + s[None,:]
+    state = (r*E + e)[:,None]*S + s[None,:]
     tile = scratch + ((r*G*NB + p)*CHUNK*BQ + tl.arange(0, BQ))[:,None]*BS + s[None,:]
-    a = tl.load(A + cell, mask=ok2, other=0.).to(DT); A2 = a*1.4426950408889634
-    carry = tl.full((BQ, BS), 0., DT); sA = tl.full((BQ, BS), 0., DT); sB = tl.full((BQ, BS), 0., DT); sC = tl.full((BQ, BS), 0., DT)
-    sD = tl.full((BQ,), 0., DT); sb = tl.full((BQ,), 0., DT); d0 = tl.full((BQ,), 0., DT); b0 = tl.full((BQ,), 0., DT)
+    a = tl.load(A + cell, mask=ok2, other=0.).to(DT)
+    A2 = a*1.4426950408889634
+    carry = tl.full((BQ, BS), 0., DT)
+    sA = tl.full((BQ, BS), 0., DT)
+    sB = tl.full((BQ, BS), 0., DT)
+    sC = tl.full((BQ, BS), 0., DT)
+    sD = tl.full((BQ,), 0., DT)
+    sb = tl.full((BQ,), 0., DT)
+    d0 = tl.full((BQ,), 0., DT)
+    b0 = tl.full((BQ,), 0., DT)
     if D is not None: d0 = tl.load(D + row, mask=ok, other=0.).to(DT)
     if bias is not None: b0 = tl.load(bias + row, mask=ok, other=0.).to(DT)
     if dlast is not None: carry = tl.load(dlast + state, mask=ok2, other=0.).to(DT)
     for back in range(N):
-        k = N - 1 - back; h = tl.load(starts + ((r*N + k)*E + e)[:,None]*S + s[None,:], mask=ok2, other=0.)
+        k = N - 1 - back
+        h = tl.load(starts + ((r*N + k)*E + e)[:,None]*S + s[None,:], mask=ok2, other=0.)
         for way in tl.static_range(2):                     # up with the states, down with their gradients
             for n in range(CHUNK):
                 i = n if way == 0 else CHUNK - 1 - n
-                t = k*CHUNK + i; m = q < tl.where(t < L, Q, 0); ms = s < tl.where(t < L, S, 0)
-                at = (r*L + t)*E + e; to = ((r*L + t)*G + g)*S + s
-                x = tl.load(u + at, mask=m, other=0.).to(DT); raw = tl.load(delta + at, mask=m, other=0.).to(DT) + b0; dt = raw; ds = tl.full((BQ,), 1., DT)
+                t = k*CHUNK + i
+                m = q < tl.where(t < L, Q, 0)
+                ms = s < tl.where(t < L, S, 0)
+                at = (r*L + t)*E + e
+                to = ((r*L + t)*G + g)*S + s
+                x = tl.load(u + at, mask=m, other=0.).to(DT)
+                raw = tl.load(delta + at, mask=m, other=0.).to(DT) + b0
+                dt = raw
+                ds = tl.full((BQ,), 1., DT)
                 if SOFTPLUS:
-                    w = tl.exp(tl.minimum(raw, 20.)); v = 1. + w; ds = tl.where(raw > 20., 1., w/v)
+                    w = tl.exp(tl.minimum(raw, 20.))
+                    v = 1. + w
+                    ds = tl.where(raw > 20., 1., w/v)
                     dt = tl.where(raw > 20., raw, tl.where(v == 1., w, tl.log(v)*(w/tl.where(v == 1., 1., v - 1.))))
-                dt = tl.where(m, dt, 0.); ds = tl.where(m, ds, 0.)       # past the end: a step of width 0, which changes nothing
+                dt = tl.where(m, dt, 0.)
+                ds = tl.where(m, ds, 0.)       # past the end: a step of width 0, which changes nothing
                 b = tl.load(B + to, mask=ms, other=0.).to(DT)[None,:] if STEP_B else tl.load(B + cell, mask=ok2, other=0.).to(DT)
-                fade = tl.exp2(dt[:,None]*A2); dtu = dt*x
+                fade = tl.exp2(dt[:,None]*A2)
+                dtu = dt*x
                 if way == 0:
-                    tl.store(tile + i*BQ*BS, h); h = fade*h + dtu[:,None]*b
+                    tl.store(tile + i*BQ*BS, h)
+                    h = fade*h + dtu[:,None]*b
                 else:
-                    before = tl.load(tile + i*BQ*BS); now = fade*before + dtu[:,None]*b
+                    before = tl.load(tile + i*BQ*BS)
+                    now = fade*before + dtu[:,None]*b
                     c = tl.load(C + to, mask=ms, other=0.).to(DT)[None,:] if STEP_C else tl.load(C + cell, mask=ok2, other=0.).to(DT)
                     d = tl.load(dout + at, mask=m, other=0.).to(DT)
                     if z is not None:
-                        zt = tl.load(z + at, mask=m, other=0.).to(DT); sig = 1./(1. + tl.exp(-zt))
+                        zt = tl.load(z + at, mask=m, other=0.).to(DT)
+                        sig = 1./(1. + tl.exp(-zt))
                         tl.store(dz + at, d*(tl.sum(now*c, 1) + d0*x)*sig*(1. + zt*(1. - sig)), mask=m)
                         d = d*zt*sig
-                    adj = carry + d[:,None]*c; carry = adj*fade
+                    adj = carry + d[:,None]*c
+                    carry = adj*fade
                     if STEP_B: tl.store(dB + (p % NB).to(tl.int64)*parts + to, tl.sum(adj*dtu[:,None], 0), mask=ms)
                     else: sB += adj*dtu[:,None]
                     if STEP_C: tl.store(dC + (p % NB).to(tl.int64)*parts + to, tl.sum(now*d[:,None], 0), mask=ms)
                     else: sC += now*d[:,None]
-                    ga = carry*before; gb = tl.sum(adj*b, 1); dd = (tl.sum(ga*a, 1) + x*gb)*ds
-                    sA += ga*dt[:,None]; sD += d*x; sb += dd
-                    tl.store(du + at, dt*gb + d0*d, mask=m); tl.store(ddelta + at, dd, mask=m)
+                    ga = carry*before
+                    gb = tl.sum(adj*b, 1)
+                    dd = (tl.sum(ga*a, 1) + x*gb)*ds
+                    sA += ga*dt[:,None]
+                    sD += d*x
+                    sb += dd
+                    tl.store(du + at, dt*gb + d0*d, mask=m)
+                    tl.store(ddelta + at, dd, mask=m)
             tl.debug_barrier()                             # the scratch tile is written before it is read, and read before it is written again
     tl.store(dA + state, sA, mask=ok2)
     if not STEP_B: tl.store(dB + state, sB, mask=ok2)
@@ -304,7 +365,9 @@ def _launch(x:Scan):
     "Inputs as the kernels want them, sizes, options"
     (K,M,E,L),S,G = x.u.shape,x.A.shape[-1],x.groups
     _kernels()                                                # from here on there is a `tl`
-    BS = _pow2(S); BQ = min(_pow2(E//G), max(1, min(32, 512//BS))); NB = -(-(E//G)//BQ)
+    BS = _pow2(S)
+    BQ = min(_pow2(E//G), max(1, min(32, 512//BS)))
+    NB = -(-(E//G)//BQ)
     tokens = lambda v: None if v is None else v.transpose(2,3).contiguous()                             # (K,M,L,E)
     proj = lambda v: v.contiguous() if v.ndim == 3 else v.permute(0,1,4,2,3).contiguous()               # (K,M,L,G,S)
     flat = lambda v: None if v is None else v.contiguous()
@@ -463,13 +526,16 @@ def _matrix(dt, A, B, C, block=16): # dt (E,L), A (E,S), B, C (E,S,L) -> rows (E
     total,fade = dt.double().cumsum(-1),lambda gap: (A[:,None]*gap.to(A.dtype)[...,None]).exp()
     write = dt[...,None]*B                                           # (E,L,S), faded as the blocks move on
     for i in range(0, L, block):
-        j = min(L, i+block); now = total[:,i:j]; start = total[:,i-1:i] if i else torch.zeros_like(now[:,:1])
+        j = min(L, i+block)
+        now = total[:,i:j]
+        start = total[:,i-1:i] if i else torch.zeros_like(now[:,:1])
         rows = dt.new_zeros(E, j-i, L)
         rows[...,:i] = (C[:,i:j]*fade(now-start)) @ write[:,:i].transpose(1,2)
         gap = (now[:,:,None]-now[:,None]).clamp(min=0).flatten(1)
         rows[...,i:j] = (fade(gap).unflatten(1, (j-i,j-i))*C[:,i:j,None]*write[:,None,i:j]).sum(-1).tril()
         yield i, j, rows
-        write[:,:i] *= fade(now[:,-1:]-start); write[:,i:j] *= fade(now[:,-1:]-now)
+        write[:,:i] *= fade(now[:,-1:]-start)
+        write[:,i:j] *= fade(now[:,-1:]-now)
 
 @torch.no_grad()
 def scan_matrix(delta, A, B, C, D=None, z=None, delta_bias=None, softplus:bool=False, # as in `selective_scan`

@@ -40,7 +40,8 @@ class Probe(VideoModel):
         self.clip = clip
         self.norm = nn.BatchNorm1d(c.embed_dim, affine=False, eps=1e-6) if norm == 'batch' else nn.Identity()
         self.fc = nn.Linear(c.embed_dim, classes)
-        nn.init.trunc_normal_(self.fc.weight, std=0.01); nn.init.zeros_(self.fc.bias)      # as MAE's probes
+        nn.init.trunc_normal_(self.fc.weight, std=0.01)
+        nn.init.zeros_(self.fc.bias)      # as MAE's probes
         self.card = ProbeCard.of_clip(clip, name='probe', norm=norm, frames=max_frames, classes=classes)
         self.freeze('all')
 

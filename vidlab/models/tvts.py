@@ -176,7 +176,8 @@ def open_attention(tower): # a model of transformers
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as functions
     except ImportError: return tower
     if not getattr(tower, '_supports_attention_backend', False): return tower
-    functions.register('attend', _attend); masks.register('attend', masks['eager'])
+    functions.register('attend', _attend)
+    masks.register('attend', masks['eager'])
     tower.set_attn_implementation('attend')
     mode = tower.training
     with torch.no_grad(): tower.eval()(input_ids=torch.zeros(1, 2, dtype=torch.long, device=tower.device))          # each layer gets its softmax at its first call
@@ -374,7 +375,8 @@ def fit_positions(state:dict, # names of the encoder
     if pos is not None and pos.shape[1] != (n := enc.pos_embed.shape[1]) and pos.shape[2] == enc.dim:
         a,b = math.isqrt(pos.shape[1]-1),math.isqrt(n-1)
         p = F.interpolate(pos[:,1:].float().transpose(1,2).unflatten(2, (a,a)), (b,b), mode='bicubic', antialias=True, align_corners=False)
-        out['pos_embed'] = torch.cat([pos[:,:1].float(), p.flatten(2).transpose(1,2)], 1); done.append('pos_embed')
+        out['pos_embed'] = torch.cat([pos[:,:1].float(), p.flatten(2).transpose(1,2)], 1)
+        done.append('pos_embed')
     if time is not None and time.shape[1] != (t := enc.temporal_embed.shape[1]) and time.shape[2] == enc.dim:
         out['temporal_embed'] = time[:,:t] if time.shape[1] > t else F.interpolate(time.float().transpose(1,2), t, mode='linear', align_corners=False).transpose(1,2)
         done.append('temporal_embed')
@@ -419,7 +421,8 @@ class TVTSClassifier(VideoEncoder, VideoModel):
                  **encoder): # of `VideoEncoder`
         super().__init__(**encoder)
         self.head = nn.Linear(self.dim, classes)
-        nn.init.trunc_normal_(self.head.weight, std=0.02); nn.init.zeros_(self.head.bias)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
         t,h,w = self.grid
         self.card = TVTSCard('tvts_classifier', self.size, max_frames or self.frames, slots=t, places=h*w, tubelet=self.tubelet, words=0, transcripts=0, classes=classes)
 
@@ -521,7 +524,9 @@ def tvts(preset:str='base', # see PRESETS
     card = TVTSCard(frames=max_frames or p['encoder']['frames'], words=max_words or p['max_words'], tokenizer=words, text=text)
     model = TVTS(enc, tower, p['projection'], projection_dim or p['projection_dim'], p['transcripts'], p['sort_depth'], None, tau, card)
     _start(model, weights)
-    if checkpoint: model.load_weights(state); card.source = Path(checkpoint).name
+    if checkpoint:
+        model.load_weights(state)
+        card.source = Path(checkpoint).name
     if freeze is not None: model.freeze(freeze)
     return model
 

@@ -259,7 +259,8 @@ def init_weights(model:Trunk, dt_init:str='released'): # see DT_INITS
             if m.bias is not None: nn.init.zeros_(m.bias)
     nn.init.trunc_normal_(model.pos_embed, std=.02)
     for m in (l.mixer for l in model.layers):
-        nn.init.kaiming_uniform_(m.out_proj.weight, a=math.sqrt(5)); m.out_proj.weight /= math.sqrt(len(model.layers))
+        nn.init.kaiming_uniform_(m.out_proj.weight, a=math.sqrt(5))
+        m.out_proj.weight /= math.sqrt(len(model.layers))
         for s in m.sides if dt_init == 'log_uniform' else (): init_dt(getattr(m, 'dt_proj' + s))
 
 # %% ../../nbs/models/32_videomamba.ipynb #ffc23ad9
@@ -438,7 +439,8 @@ def load_weights(self:Trunk, source, # path, or a state dict
     report = load_into(self, got, new=new, source=name)
     what = lambda b, w: w if w == 'dropped' else 'resized' if b in changed else 'dropped' if b in seen and b not in got else w
     report.rows = [(a, b, what(b, w)) for a,b,w in rows] + [r for r in report.rows if r[2] == 'new']
-    self.report = report; self.card.source = Path(name).name
+    self.report = report
+    self.card.source = Path(name).name
     return report
 
 # %% ../../nbs/models/32_videomamba.ipynb #183ef123
