@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TINY', 'NEEDED', 'ALWAYS_TRAIN', 'WORDS', 'BLOCK_NAMES', 'HF', 'FILES', 'ClipCard', 'clip_dims', 'CLIPBackbone',
-           'inflate_patch', 'hf_blocks', 'hf_text', 'clip_rules', 'weights_file', 'load_clip', 'inner_clip',
+           'inflate_patch', 'taps', 'hf_blocks', 'hf_text', 'clip_rules', 'weights_file', 'load_clip', 'inner_clip',
            'arch_dims', 'tiny_weights', 'create_clip', 'towers_of']
 
 # %% ../nbs/20_clip.ipynb #fdb042c1
@@ -168,15 +168,14 @@ def encode_text(self:CLIPBackbone, ids, # (N,L) int64
     return (f, x) if tokens else f
 
 # %% ../nbs/20_clip.ipynb #f66ba61e
-@patch
 @contextmanager
-def taps(self:CLIPBackbone,
+def taps(clip:CLIPBackbone,
          tower:str='visual', # or 'text'
          grad:bool=True # False: detached
         ): # -> list, one entry per block: its output (N,n,d) in the latest forward
     "The tokens out of every block of a tower"
     if tower not in ('visual','text'): raise unknown('tower', tower, ['visual','text'])
-    blocks = (self.visual if tower == 'visual' else self).transformer.resblocks
+    blocks = (clip.visual if tower == 'visual' else clip).transformer.resblocks
     out = [None]*len(blocks)
     def hook(i):
         def f(mod, args, y): out[i] = y if grad else y.detach()
