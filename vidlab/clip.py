@@ -50,7 +50,8 @@ TINY = dict(embed_dim=64, image_size=64, patch=16, vision_width=128, vision_laye
             text_width=64, text_layers=2, text_heads=1, context=32, vocab=49408, quick_gelu=True)
 
 # %% ../nbs/20_clip.ipynb #c4098f2a
-NEEDED = ('visual.conv1.weight', 'visual.positional_embedding', 'text_projection', 'positional_embedding', 'token_embedding.weight', 'ln_final.weight')
+NEEDED = ('visual.conv1.weight', 'visual.positional_embedding', 'text_projection', 'positional_embedding',
+          'token_embedding.weight', 'ln_final.weight')
 
 def clip_dims(state:dict, # official CLIP names -> tensors
               vision_heads:int=None, # None: width // 64, the official rule
@@ -58,10 +59,12 @@ def clip_dims(state:dict, # official CLIP names -> tensors
              ) -> dict: # arguments of CLIPBackbone
     "Dimensions of the towers from tensor shapes (as OpenAI's loader infers them)"
     if lost := [k for k in NEEDED if k not in state]:
-        raise WeightsError(f'not a CLIP with ViT towers: no {", ".join(lost)}; keys begin with {list(state)[:3]} (ResNet towers are not supported)')
+        raise WeightsError(f'not a CLIP with ViT towers: no {", ".join(lost)}; '
+                           f'keys begin with {list(state)[:3]} (ResNet towers are not supported)')
     conv,text = state['visual.conv1.weight'],state['ln_final.weight'].shape[0]
     blocks = lambda start: len({k[len(start):].split('.')[0] for k in state if k.startswith(start)})
-    d = dict(embed_dim=state['text_projection'].shape[1], patch=conv.shape[-1], vision_width=conv.shape[0], text_width=text,
+    d = dict(embed_dim=state['text_projection'].shape[1], patch=conv.shape[-1], vision_width=conv.shape[0],
+             text_width=text,
              vision_layers=blocks('visual.transformer.resblocks.'), text_layers=blocks('transformer.resblocks.'),
              context=state['positional_embedding'].shape[0], vocab=state['token_embedding.weight'].shape[0])
     d['image_size'] = d['patch']*round((state['visual.positional_embedding'].shape[0]-1)**0.5)
@@ -89,14 +92,19 @@ class CLIPBackbone(CLIP):
                  **card): # further fields of the card (name, source, mean, ...): an unknown one is an error
         for side,w,h in (('vision',vision_width,vision_heads), ('text',text_width,text_heads)):
             if w % h: raise ValueError(f'{side} width {w} is not a multiple of {h} heads')
-        vision = CLIPVisionCfg(layers=vision_layers, width=vision_width, head_width=vision_width//vision_heads, patch_size=patch,
+        vision = CLIPVisionCfg(layers=vision_layers, width=vision_width, head_width=vision_width//vision_heads,
+                               patch_size=patch,
                                image_size=image_size, **(vision_extra or {}))
-        text = CLIPTextCfg(context_length=context, vocab_size=vocab, width=text_width, heads=text_heads, layers=text_layers, **(text_extra or {}))
+        text = CLIPTextCfg(context_length=context, vocab_size=vocab, width=text_width, heads=text_heads,
+                           layers=text_layers, **(text_extra or {}))
         super().__init__(embed_dim, vision, text, quick_gelu=quick_gelu,
-                         cast_dtype=torch.float16)  # selects the LayerNorm that computes in float32; weights stay float32
+                         # selects the LayerNorm that computes in float32; weights stay float32
+                         cast_dtype=torch.float16)
         use_attend(self)
-        self.card = ClipCard(embed_dim=embed_dim, image_size=image_size, patch=patch, vision_width=vision_width, vision_layers=vision_layers,
-                             vision_heads=vision_heads, text_width=text_width, text_layers=text_layers, text_heads=text_heads, context=context,
+        self.card = ClipCard(embed_dim=embed_dim, image_size=image_size, patch=patch, vision_width=vision_width,
+                             vision_layers=vision_layers,
+                             vision_heads=vision_heads, text_width=text_width, text_layers=text_layers,
+                             text_heads=text_heads, context=context,
                              vocab=vocab, quick_gelu=quick_gelu, **card)
         self.report = None
         if temporal_patch: self.add_temporal_patch()
@@ -113,7 +121,8 @@ def inflate_patch(conv1, # (d,3,p,p)
 def add_temporal_patch(self:CLIPBackbone, t:int=3): # frames of the kernel
     "Add `visual.conv2`, started as the plain patch convolution"
     v,p = self.visual,self.card.patch
-    v.conv2 = nn.Conv3d(3, self.card.vision_width, (t,p,p), stride=(1,p,p), padding=(t//2,0,0), bias=False).to(v.conv1.weight)
+    v.conv2 = nn.Conv3d(3, self.card.vision_width, (t,p,p), stride=(1,p,p), padding=(t//2,0,0),
+                        bias=False).to(v.conv1.weight)
     v.conv2.weight.data.copy_(inflate_patch(v.conv1.weight.data, t))
 
 # %% ../nbs/20_clip.ipynb #badab21d
@@ -121,15 +130,19 @@ def add_temporal_patch(self:CLIPBackbone, t:int=3): # frames of the kernel
 def _patches(self:CLIPBackbone, x, frames): # (N,3,S,S), images of a clip -> (N,d_v,g,g)
     v = self.visual
     if not hasattr(v, 'conv2'): return v.conv1(x)
-    if not frames: raise ValueError('this CLIP has a temporal patch: encode_image needs frames=, the number of consecutive images of a clip')
-    return v.conv2(x.unflatten(0, (-1,frames)).transpose(1,2)).transpose(1,2).flatten(0,1)   # (B,3,T,S,S) -> (B*T,d,g,g)
+    if not frames:
+        raise ValueError('this CLIP has a temporal patch: encode_image needs frames=, the number of consecutive '
+                         'images of a clip')
+    # (B,3,T,S,S) -> (B*T,d,g,g)
+    return v.conv2(x.unflatten(0, (-1,frames)).transpose(1,2)).transpose(1,2).flatten(0,1)
 
 @patch
 def embed_image(self:CLIPBackbone, x, frames:int=None): # (N,3,S,S) normalised -> (N,1+g²,d_v)
     "Input of the first block"
     v,S = self.visual,self.card.image_size
     if x.shape[-2:] != (S,S):
-        raise ValueError(f'images of {x.shape[-2]}x{x.shape[-1]} for a tower of {S}x{S}: change the transform or call resize_positions({x.shape[-1]})')
+        raise ValueError(f'images of {x.shape[-2]}x{x.shape[-1]} for a tower of {S}x{S}: '
+                         f'change the transform or call resize_positions({x.shape[-1]})')
     x = self._patches(x.to(v.conv1.weight.dtype), frames).flatten(2).transpose(1,2)
     cls = v.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
     x = torch.cat([cls, x], 1) + v.positional_embedding.to(x.dtype)
@@ -153,7 +166,8 @@ def encode_image(self:CLIPBackbone, x, # (N,3,S,S) normalised
 def embed_text(self:CLIPBackbone, ids): # (N,L) -> (N,L,d_t)
     "Input of the first block"
     L = ids.shape[-1]
-    if L > self.card.context: raise ValueError(f'texts of {L} tokens, the text tower holds {self.card.context}: lower max_words')
+    if L > self.card.context:
+        raise ValueError(f'texts of {L} tokens, the text tower holds {self.card.context}: lower max_words')
     w = self.transformer.get_cast_dtype()
     return self.token_embedding(ids).to(w) + self.positional_embedding[:L].to(w)
 
@@ -214,7 +228,8 @@ def frozen_by(self:CLIPBackbone,
     pats = [n] if isinstance(n, str) else list(n)
     for p in pats:
         if not any(fnmatch(k, p) for k in names):
-            raise ValueError(f'freeze pattern {p!r} matches no parameter; words: {", ".join(WORDS)}; names look like {names[7]!r}')
+            raise ValueError(f'freeze pattern {p!r} matches no parameter; words: {", ".join(WORDS)}; '
+                             f'names look like {names[7]!r}')
     return [k for k in names if any(fnmatch(k, p) for p in pats)]
 
 @patch
@@ -240,14 +255,16 @@ def layer_of(self:CLIPBackbone, name:str) -> int: # 0 .. max(layers)+1
 @patch
 def no_decay(self:CLIPBackbone) -> set: # names
     "Parameters without weight decay besides the one-dimensional ones"
-    return {'positional_embedding', 'visual.positional_embedding', 'visual.class_embedding', 'token_embedding.weight', 'logit_scale'}
+    return {'positional_embedding', 'visual.positional_embedding', 'visual.class_embedding', 'token_embedding.weight',
+            'logit_scale'}
 
 # %% ../nbs/20_clip.ipynb #a279fdc1
 @patch
 def token_layout(self:CLIPBackbone, name:str) -> dict: # kind 'image' (prefix tokens, grid h w) or 'text'
     "How the tokens of a layer fold back to pixels"
     g = self.card.grid
-    return dict(kind='image', prefix=1, grid=(g,g)) if name.startswith('visual') else dict(kind='text', prefix=0, grid=None)
+    if name.startswith('visual'): return dict(kind='image', prefix=1, grid=(g,g))
+    return dict(kind='text', prefix=0, grid=None)
 
 # %% ../nbs/20_clip.ipynb #40493973
 @patch
@@ -257,10 +274,13 @@ def resize_positions(self:CLIPBackbone,
                     ) -> CLIPBackbone: # the same
     "Resample the image tower's positions for another image size"
     c,v = self.card,self.visual
-    if size % c.patch: raise ValueError(f'image size {size} is not a multiple of the patch {c.patch}; nearest: {round(size/c.patch)*c.patch}')
+    if size % c.patch:
+        raise ValueError(f'image size {size} is not a multiple of the patch {c.patch}; nearest: '
+                         f'{round(size/c.patch)*c.patch}')
     g,n,pos = c.grid,size//c.patch,v.positional_embedding
     if g != n:
-        p = F.interpolate(pos.data[1:].float().T.reshape(1,-1,g,g), (n,n), mode='bicubic', antialias=antialias, align_corners=False)
+        p = F.interpolate(pos.data[1:].float().T.reshape(1,-1,g,g), (n,n), mode='bicubic', antialias=antialias,
+                          align_corners=False)
         v.positional_embedding = nn.Parameter(torch.cat([pos.data[:1], p.flatten(2)[0].T.to(pos.dtype)]), requires_grad=pos.requires_grad)
     c.image_size,v.image_size,v.grid_size = size,(size,size),(n,n)
     return self
@@ -272,7 +292,8 @@ def half_names(self:CLIPBackbone) -> list:
     mods = dict(self.named_modules())
     def half(n):
         owner = mods[n.rpartition('.')[0]]
-        return isinstance(owner, (nn.Conv2d, nn.Conv3d, nn.Linear)) or '.in_proj_' in n or n in ('text_projection', 'visual.proj')
+        return isinstance(owner, (nn.Conv2d, nn.Conv3d,
+                                  nn.Linear)) or '.in_proj_' in n or n in ('text_projection', 'visual.proj')
     return [n for n,_ in self.named_parameters() if half(n)]
 
 @patch
@@ -289,7 +310,8 @@ def hf_blocks(start:str, # of the layers in the file, e.g. 'vision_model.encoder
               ours:str # prefix of our blocks, e.g. 'visual.transformer.resblocks.'
              ) -> list:
     "Rules for CLIP blocks as `transformers` names them: separate q, k and v projections become one"
-    apart = [(f'{start}{{}}.self_attn.{x}_proj.{w}', (f'{ours}{{}}.attn.in_proj_{w}', i, 3)) for i,x in enumerate('qkv') for w in ('weight','bias')]
+    apart = [(f'{start}{{}}.self_attn.{x}_proj.{w}', (f'{ours}{{}}.attn.in_proj_{w}', i, 3)) for i,
+             x in enumerate('qkv') for w in ('weight','bias')]
     return apart + [(f'{start}{{}}.{a}.*', f'{ours}{{}}.{b}.*') for a,b in BLOCK_NAMES.items()]
 
 def hf_text(start:str, # prefix of the file
@@ -318,26 +340,32 @@ HF = hf_text('text_model.') + hf_blocks('vision_model.encoder.layers.', 'visual.
 
 # %% ../nbs/20_clip.ipynb #7c7ec582
 _not_ours = [(k, None) for k in ('input_resolution', 'context_length', 'vocab_size', 'attn_mask')]
-_header = [(k, None) for k in ('transformerClip.*', 'lstm_visual.*', 'frame_position_embeddings.weight', 'cross.*', 'similarity_dense.*', 'branch.*', 'mug.*')]
+_header = [(k, None) for k in ('transformerClip.*', 'lstm_visual.*', 'frame_position_embeddings.weight', 'cross.*',
+                               'similarity_dense.*', 'branch.*', 'mug.*')]
 
 def clip_rules(state:dict) -> list:
     "Rule table (see `ckpt.rename`) for a file with a CLIP in it"
-    if any(k.startswith('clip.visual.') for k in state): return _header + [('clip.*', '*')]                     # a fine-tuned video model
+    # a fine-tuned video model
+    if any(k.startswith('clip.visual.') for k in state): return _header + [('clip.*', '*')]
     if any(k.startswith('vision_model.') for k in state): return HF
-    if any(k.startswith('text.transformer.') for k in state): return _not_ours + [('text.*', '*'), ('*', '*')]   # open_clip's other layout
+    # open_clip's other layout
+    if any(k.startswith('text.transformer.') for k in state): return _not_ours + [('text.*', '*'), ('*', '*')]
     return _not_ours + [('*', '*')]
 
 # %% ../nbs/20_clip.ipynb #ab587ef8
 def _activation(path, raw): # -> (quick_gelu, why)
     "What a file and its neighbours say about the activation"
     if 'input_resolution' in raw: return True, "OpenAI's archive"
-    if any(k.startswith('clip.visual.') for k in raw): return True, 'a CLIP4Clip checkpoint, which starts from OpenAI weights'
+    if any(k.startswith('clip.visual.') for k in raw):
+        return True, 'a CLIP4Clip checkpoint, which starts from OpenAI weights'
     conv,ln = raw.get('visual.conv1.weight'),raw.get('visual.ln_pre.weight')
-    if conv is not None and ln is not None and conv.dtype == torch.float16 and ln.dtype == torch.float32: return True, "OpenAI's fp16/fp32 layout"
+    if conv is not None and ln is not None and conv.dtype == torch.float16 and ln.dtype == torch.float32:
+        return True, "OpenAI's fp16/fp32 layout"
     for p in (path.with_suffix('.json'), path.parent/'open_clip_config.json', path.parent/'config.json'):
         said = _gelu_in(json.loads(p.read_text())) if p.exists() else None
         if said is not None: return said, p.name
-    raise ValueError(f'{path}: cannot tell whether these weights were trained with QuickGELU (OpenAI) or GELU (most others): give quick_gelu=True or False')
+    raise ValueError(f'{path}: cannot tell whether these weights were trained with QuickGELU (OpenAI) or GELU (most '
+                     'others): give quick_gelu=True or False')
 
 def _gelu_in(cfg): # a file beside the weights -> quick_gelu, None: it says nothing
     if cfg is None: return None
@@ -348,7 +376,8 @@ def _gelu_in(cfg): # a file beside the weights -> quick_gelu, None: it says noth
     return False if 'model_cfg' in cfg else None
 
 # %% ../nbs/20_clip.ipynb #ad7ee128
-FILES = ('model.safetensors', 'open_clip_model.safetensors', 'pytorch_model.bin', 'open_clip_pytorch_model.bin') # in a folder, as model hubs lay it out
+# in a folder, as model hubs lay it out
+FILES = ('model.safetensors', 'open_clip_model.safetensors', 'pytorch_model.bin', 'open_clip_pytorch_model.bin')
 
 def weights_file(path # a file, or a folder of a hub
                 ) -> Path:
@@ -361,9 +390,11 @@ def weights_file(path # a file, or a folder of a hub
 # %% ../nbs/20_clip.ipynb #346f183a
 def _agreeing(path, found, dims, image_size): # what the file has, what was asked for -> arguments of CLIPBackbone
     off = {k: (v,dims[k]) for k,v in found.items() if k in dims and 'heads' not in k and v != dims[k] and k != 'image_size'}
-    if off: raise ValueError(f'{path} is another architecture: ' + ', '.join(f'{k} {a} (file) / {b} (asked)' for k,(a,b) in off.items()))
+    if off:
+        raise ValueError(f'{path} is another architecture: ' + ', '.join(f'{k} {a} (file) / {b} (asked)' for k,(a,b) in off.items()))
     if found['image_size'] != dims['image_size'] and image_size is None:
-        raise ValueError(f'{path} was made for images of {found["image_size"]}, asked {dims["image_size"]}: give image_size= to resample the positions')
+        raise ValueError(f'{path} was made for images of {found["image_size"]}, asked {dims["image_size"]}: '
+                         'give image_size= to resample the positions')
     return {k: v for k,v in dict(dims, image_size=found['image_size']).items() if k != 'quick_gelu'}
 
 def _with_mlps(found, names): # of a file alone -> arguments of CLIPBackbone
@@ -403,7 +434,8 @@ def inner_clip(state:dict, # of a fine-tuned model, its CLIP under `clip.`
     inner = {k[5:]: v for k,v in state.items() if k.startswith('clip.')}
     if not inner: raise WeightsError(f'{source}: no keys under clip.; a plain CLIP file is given as clip=')
     why = 'fine-tuned from OpenAI weights' if quick_gelu is None else 'asked for'
-    clip = CLIPBackbone(**clip_dims(inner, vision_heads, text_heads), quick_gelu=quick_gelu is not False, temporal_patch='visual.conv2.weight' in inner,
+    clip = CLIPBackbone(**clip_dims(inner, vision_heads, text_heads), quick_gelu=quick_gelu is not False,
+                        temporal_patch='visual.conv2.weight' in inner,
                         name=Path(source).name, source='checkpoint', gelu_from=why)
     clip.report = load_into(clip, inner, new=('logit_scale',), source=str(source))
     return clip
@@ -419,19 +451,27 @@ def arch_dims(name:str) -> dict: # arguments of CLIPBackbone
     "Dimensions of one of open_clip's architectures (ViT towers with a plain text tower)"
     from open_clip import get_model_config, list_models
     cfg = get_model_config(name.replace('/','-'))
-    if cfg is None: raise unknown('CLIP architecture', name, ['tiny', *(m for m in list_models() if m.startswith('ViT'))])
-    if not _plain(cfg): raise ValueError(f'{name}: only plain CLIP with ViT towers and argmax text pooling is supported, e.g. ViT-B-32, ViT-B-16, ViT-L-14')
+    if cfg is None:
+        raise unknown('CLIP architecture', name, ['tiny', *(m for m in list_models() if m.startswith('ViT'))])
+    if not _plain(cfg):
+        raise ValueError(f'{name}: only plain CLIP with ViT towers and argmax text pooling is supported, e.g. '
+                         'ViT-B-32, ViT-B-16, ViT-L-14')
     v,t = dict(cfg['vision_cfg']),dict(cfg['text_cfg'])
     w,tw = v.pop('width',768),t.pop('width',512)
-    return dict(embed_dim=cfg['embed_dim'], image_size=v.pop('image_size',224), patch=v.pop('patch_size',16), vision_width=w, vision_layers=v.pop('layers',12),
-                vision_heads=w//v.pop('head_width',64), text_width=tw, text_layers=t.pop('layers',12), text_heads=t.pop('heads',8),
-                context=t.pop('context_length',77), vocab=t.pop('vocab_size',49408), quick_gelu=cfg.get('quick_gelu',False), vision_extra=v, text_extra=t)
+    return dict(embed_dim=cfg['embed_dim'], image_size=v.pop('image_size',224), patch=v.pop('patch_size',16),
+                vision_width=w, vision_layers=v.pop('layers',12),
+                vision_heads=w//v.pop('head_width',64), text_width=tw, text_layers=t.pop('layers',12),
+                text_heads=t.pop('heads',8),
+                context=t.pop('context_length',77), vocab=t.pop('vocab_size',49408),
+                quick_gelu=cfg.get('quick_gelu',False), vision_extra=v, text_extra=t)
 
 # %% ../nbs/20_clip.ipynb #fb59285b
 def tiny_weights() -> Path:
     "Where the trained tiny CLIP lies"
     p = cache_dir('clip')/'tiny_shapes.safetensors'
-    if not p.exists(): raise FileNotFoundError("the trained tiny CLIP is not there yet: `make run` or the page nbs/runs/tiny_clip.ipynb makes it in about a minute; "
+    if not p.exists():
+        raise FileNotFoundError("the trained tiny CLIP is not there yet: `make run` or the page "
+                                "nbs/runs/tiny_clip.ipynb makes it in about a minute; "
                                                "weights='random' gives an untrained one")
     return p
 
@@ -443,14 +483,17 @@ def _named(source, weights, dims, own):
         tags = pretrained.list_pretrained_tags_by_model(source.replace('/','-'))
         if weights not in tags: raise unknown(f'weights of {source} (not a file either)', weights, ['random', *tags])
         cfg = pretrained.get_pretrained_cfg(source.replace('/','-'), weights)
-        if own['quick_gelu'] is None: own['quick_gelu'] = bool(cfg.get('quick_gelu', weights == 'openai') or dims['quick_gelu'])
+        if own['quick_gelu'] is None:
+            own['quick_gelu'] = bool(cfg.get('quick_gelu', weights == 'openai') or dims['quick_gelu'])
         card.update({k: tuple(cfg[k]) for k in ('mean','std') if cfg.get(k)}, source=weights)
         weights = pretrained.download_pretrained(cfg)
     elif source == 'tiny' and own['quick_gelu'] is None: own['quick_gelu'] = True
     return load_clip(weights, dims=dims, **own, **card)
 
 # %% ../nbs/20_clip.ipynb #9f0f2dde
-def _is_file(source): return Path(str(source)).suffix in ('.pt','.pth','.bin','.safetensors','.ckpt') or Path(str(source)).expanduser().exists()
+def _is_file(source):
+    return Path(str(source)).suffix in ('.pt','.pth','.bin','.safetensors',
+                                        '.ckpt') or Path(str(source)).expanduser().exists()
 
 def _untrained(source, dims, quick_gelu, image_size):
     if quick_gelu is not None: dims['quick_gelu'] = quick_gelu
@@ -461,8 +504,10 @@ def _architecture(source, weights, own): # by name, with weights of any kind
     dims = dict(TINY) if source == 'tiny' else arch_dims(source)
     dims |= {k: own[k] for k in ('vision_heads','text_heads') if own[k]}
     if source == 'tiny' and weights in (None,'shapes'): weights = tiny_weights()
-    if weights is None: raise ValueError(f"{source}: say which weights: a file, 'random', or an open_clip tag such as 'openai'")
-    return _untrained(source, dims, own['quick_gelu'], own['image_size']) if weights == 'random' else _named(source, weights, dims, own)
+    if weights is None:
+        raise ValueError(f"{source}: say which weights: a file, 'random', or an open_clip tag such as 'openai'")
+    if weights == 'random': return _untrained(source, dims, own['quick_gelu'], own['image_size'])
+    return _named(source, weights, dims, own)
 
 def create_clip(source:str='tiny', # 'tiny', an architecture name, 'random' (an untrained tiny one), or a weights file or folder
                 weights:str=None, # file or folder, open_clip tag, 'random', or for 'tiny' also 'shapes' (its default)
@@ -492,5 +537,7 @@ def towers_of(preset:dict, # clip, and maybe weights
     if state is None:
         weights = weights or (preset.get('weights') if clip is None else None)
         return create_clip(clip or preset['clip'], weights, image_size=image_size, **heads)
-    if clip or weights: raise ValueError('checkpoint= holds CLIP too: leave clip= and weights= out, or load it into a built model with load_weights')
+    if clip or weights:
+        raise ValueError('checkpoint= holds CLIP too: leave clip= and weights= out, or load it into a built model '
+                         'with load_weights')
     return inner_clip(state, source, **heads)

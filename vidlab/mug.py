@@ -49,7 +49,8 @@ def _leaky_full(Z, real, frames): # padding words keep their Z here
     "Mode full as the official code has it: padding words take part in alpha, with the plain mean over frames as their r"
     r,_ = marginals(Z)
     n = frames.sum(1).clamp(min=1)
-    r = torch.where(real[:,:,None], r, (Z*frames).sum(3)/n).masked_fill(Z.amax(3) < -BIG/2, -BIG)    # a word of weight 0 stays out
+    # a word of weight 0 stays out
+    r = torch.where(real[:,:,None], r, (Z*frames).sum(3)/n).masked_fill(Z.amax(3) < -BIG/2, -BIG)
     c = peak(Z.masked_fill(~real[:,:,None,None], -BIG), 1)
     return ((Z*c.softmax(2)[:,None]).sum(3)*r.softmax(1)).sum(1)
 
@@ -70,9 +71,11 @@ def marginals_once(Z, # (a,L,b,V), at most TOP
 
 # %% ../nbs/22_mug.ipynb #d1726378
 def _check(text, text_mask, video, video_mask, word_weight):
-    for name,x,like in (('text_mask',text_mask,text), ('video_mask',video_mask,video), ('word_weight',word_weight,text)):
+    for name,x,like in (('text_mask',text_mask,text), ('video_mask',video_mask,video),
+                        ('word_weight',word_weight,text)):
         if x is not None and (like.ndim != 3 or x.shape != like.shape[:2]):
-            raise ValueError(f'{name} has shape {tuple(x.shape)}, its features {tuple(like.shape)}: Mug needs features per word and frame (N,L,E) and masks (N,L)')
+            raise ValueError(f'{name} has shape {tuple(x.shape)}, its features {tuple(like.shape)}: '
+                             'Mug needs features per word and frame (N,L,E) and masks (N,L)')
 
 class MugHead(nn.Module):
     "Similarity of every text with every video by mutual choice of words and frames"
@@ -84,8 +87,11 @@ class MugHead(nn.Module):
                 ):
         super().__init__()
         if mode not in MODES: raise unknown('Mug mode', mode, MODES)
-        if mode == 'drl_wti' and not dim: raise ValueError('Mug mode drl_wti learns a weight per word and frame: give dim=, the width of the features')
-        if not (tau > 0 and block_mb > 0): raise ValueError(f'tau and block_mb must be positive, got {tau} and {block_mb}')
+        if mode == 'drl_wti' and not dim:
+            raise ValueError('Mug mode drl_wti learns a weight per word and frame: '
+                             'give dim=, the width of the features')
+        if not (tau > 0 and block_mb > 0):
+            raise ValueError(f'tau and block_mb must be positive, got {tau} and {block_mb}')
         self.mode,self.tau,self.leak,self.block_mb = mode,tau,leak,block_mb
         self.shift = min(0., TOP - tau)
         if mode == 'drl_wti': self.text_weight_fc,self.video_weight_fc = nn.Linear(dim, 1),nn.Linear(dim, 1)
@@ -115,10 +121,12 @@ def text_side(self:MugHead, text, words, weight): # -> (A,L,E+2) columns for Z, 
     if not self.leak: words = real
     more = (self.text_weight_fc(text)[...,0].masked_fill(~words, -BIG).softmax(1),) if self.mode == 'drl_wti' else ()
     if weight is not None: text = text*weight[...,None]
-    if self.mode == 'frame_text': text,real = text[torch.arange(len(text), device=text.device), _last(words)][:,None],words.any(1)[:,None]
+    if self.mode == 'frame_text':
+        text,real = text[torch.arange(len(text), device=text.device), _last(words)][:,None],words.any(1)[:,None]
     shown = torch.ones_like(real) if weight is None else weight != 0
     lost = torch.where(shown if self.leak and self.mode == 'full' else real, 0., -BIG)
-    return torch.cat([self.tau*F.normalize(text, dim=-1, eps=1e-6), lost[...,None], torch.ones_like(lost)[...,None]], -1), real, *more
+    return torch.cat([self.tau*F.normalize(text, dim=-1, eps=1e-6), lost[...,None], torch.ones_like(lost)[...,None]],
+                     -1), real, *more
 
 # %% ../nbs/22_mug.ipynb #3d0b2faa
 @patch
@@ -127,7 +135,8 @@ def video_side(self:MugHead, video, mask): # -> (B,V,E+2), (B,V) real frames; dr
     real = torch.ones(video.shape[:2], dtype=torch.bool, device=video.device) if mask is None else mask.bool()
     more = (self.video_weight_fc(video)[...,0].masked_fill(~real, -BIG).softmax(1),) if self.mode == 'drl_wti' else ()
     lost = torch.where(real, 0., -BIG) + self.shift
-    return torch.cat([F.normalize(video, dim=-1, eps=1e-6), torch.ones_like(lost)[...,None], lost[...,None]], -1), real, *more
+    return torch.cat([F.normalize(video, dim=-1, eps=1e-6), torch.ones_like(lost)[...,None], lost[...,None]],
+                     -1), real, *more
 
 # %% ../nbs/22_mug.ipynb #468dc15f
 @patch
@@ -176,7 +185,8 @@ class _Blocks(torch.autograd.Function):
         grads = [torch.zeros_like(x) if x.is_floating_point() else None for x in sides]
         for t,v in ctx.plan:
             parts = [x.detach().requires_grad_(x.is_floating_point()) for x in _cut(sides[:n], t) + _cut(sides[n:], v)]
-            with torch.enable_grad(), torch.autocast(g.device.type, enabled=False): s = ctx.head.block(parts[:n], parts[n:], True)
+            with torch.enable_grad(), torch.autocast(g.device.type, enabled=False):
+                s = ctx.head.block(parts[:n], parts[n:], True)
             new = iter(torch.autograd.grad(s, [x for x in parts if x.requires_grad], g[t[0],v[0]]))
             for i,(all_,x) in enumerate(zip(grads, parts)):
                 if x.requires_grad:

@@ -41,14 +41,17 @@ class Scan(NamedTuple):
 class _Form:
     "Shapes that fit an `u` and an `A`, and the common one"
     def __init__(self, u, A):
-        if A.is_complex() or A.ndim not in (2,3): raise ValueError(f'selective scan: A must be real, (E,S) or (K,E,S), got {A.dtype} {tuple(A.shape)}')
+        if A.is_complex() or A.ndim not in (2,3):
+            raise ValueError(f'selective scan: A must be real, (E,S) or (K,E,S), got {A.dtype} {tuple(A.shape)}')
         self.u,self.A,self.both = u,A,A.ndim == 3                 # both: directions with parameters of their own
         lead,self.K = u.shape[:-2],A.shape[0] if self.both else 1
-        if u.ndim < 3 or self.both and (len(lead) != 2 or lead[0] != self.K): self.refuse('u', u, '(batch,E,L), or (K,batch,E,L) when A is (K,E,S)')
+        if u.ndim < 3 or self.both and (len(lead) != 2 or lead[0] != self.K):
+            self.refuse('u', u, '(batch,E,L), or (K,batch,E,L) when A is (K,E,S)')
         if A.shape[-2] != u.shape[-2]: self.refuse('A', A, f'(E,S) or (K,E,S) with E={u.shape[-2]}')
 
     def refuse(self, name, x, want):
-        raise ValueError(f'selective scan: {name} has shape {tuple(x.shape)}, expected {want}; u is {tuple(self.u.shape)}, A is {tuple(self.A.shape)}')
+        raise ValueError(f'selective scan: {name} has shape {tuple(x.shape)}, expected {want}; '
+                         f'u is {tuple(self.u.shape)}, A is {tuple(self.A.shape)}')
 
     def one(self, x): return x if self.both else x[None]
 
@@ -69,7 +72,8 @@ def proj(self:_Form, name, x): # B or C -> (K,M,G,S,L), or (K,E,S) constant
     lead,(E,L),S = self.u.shape[:-2],self.u.shape[-2:],self.A.shape[-1]
     if x.ndim == len(lead)+2: x = x.unsqueeze(-3)
     if x.shape[:-3] != lead or x.shape[-2:] != (S,L) or E % x.shape[-3]:
-        self.refuse(name, x, f'(..,S,L) or (..,G,S,L) with S={S}, L={L}, G a divisor of {E}; or {tuple(self.A.shape)}, constant')
+        self.refuse(name, x, f'(..,S,L) or (..,G,S,L) with S={S}, L={L}, G a divisor of {E}; '
+                             f'or {tuple(self.A.shape)}, constant')
     return x.reshape(self.K, -1, *x.shape[-3:])
 
 def scan_inputs(u, delta, A, B, C, D=None, z=None, delta_bias=None, softplus=False) -> Scan: # arguments as in `selective_scan`
@@ -79,7 +83,8 @@ def scan_inputs(u, delta, A, B, C, D=None, z=None, delta_bias=None, softplus=Fal
     if B.ndim == C.ndim == 5 and B.shape[2] != C.shape[2]:
         g = math.lcm(B.shape[2], C.shape[2])
         B,C = [x.repeat_interleave(g//x.shape[2], 2) for x in (B,C)]
-    return Scan(f.big('u', u), f.big('delta', delta), f.one(A), B, C, f.small('D', D), f.big('z', z), f.small('delta_bias', delta_bias), softplus)
+    return Scan(f.big('u', u), f.big('delta', delta), f.one(A), B, C, f.small('D', D), f.big('z', z),
+                f.small('delta_bias', delta_bias), softplus)
 
 # %% ../nbs/26_ssm.ipynb #b5607f7b
 def _spread(x, Q): # B or C -> (K,M,E,S,L), a constant one with L=1
@@ -118,7 +123,8 @@ class _Walk:
         if x.bias is not None: self.dt = self.dt + self.row(x.bias)
         if x.softplus: self.dt = F.softplus(self.dt)
         self.dtu = self.dt*self.u
-        cpu = x.u.device.type == 'cpu'           # a buffer should fit the cache of a CPU core; an accelerator wants few large launches
+        # a buffer should fit the cache of a CPU core; an accelerator wants few large launches
+        cpu = x.u.device.type == 'cpu'
         fit = (1_600_000 if cpu else 64_000_000)//max(1, self.A.element_size()*math.prod(self.state))
         self.size = max(1, min(L, max(16, min(64 if cpu else 256, fit))))
         self.spans = [(i, min(L, i+self.size)) for i in range(0, L, self.size)]
@@ -217,12 +223,14 @@ def loop_backward(x:Scan, starts, dout, dlast): # dout (K,M,E,L), dlast (K,M,E,S
     proj = lambda v,of: const(v) if of.ndim == 3 else v.squeeze(-1).permute(1,2,3,4,0)
     row = lambda v: v.sum((0,2)).flatten(1)                                    # (t,K,M,G,1,Q) -> (K,E)
     return (_plain(du, x.u.dtype), _plain(ddelta, x.delta.dtype), const(dA), proj(dB, x.B), proj(dC, x.C),
-            None if w.D is None else row(d*w.u), None if y is None else _plain(dgate, x.z.dtype), None if x.bias is None else row(ddelta))
+            None if w.D is None else row(d*w.u), None if y is None else _plain(dgate, x.z.dtype),
+            None if x.bias is None else row(ddelta))
 
 # %% ../nbs/26_ssm.ipynb #ec90c58d
 BACKENDS = dict(loop=(loop_forward, loop_backward))
 
-def _exact(device): return torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
+def _exact(device):
+    return torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
 
 class _ScanFunction(torch.autograd.Function):
     @staticmethod
@@ -280,7 +288,8 @@ def _softplus(x):
     return y, tl.where(x > 20., 1., w/v)
 
 # %% ../nbs/26_ssm.ipynb #d7fb91a5
-def _scan_forward(u, delta, A, B, C, D, z, bias, out, last, starts, L, M, Q, S, N, SOFTPLUS:tl.constexpr, STEP_B:tl.constexpr, STEP_C:tl.constexpr,
+def _scan_forward(u, delta, A, B, C, D, z, bias, out, last, starts, L, M, Q, S, N, SOFTPLUS:tl.constexpr,
+                  STEP_B:tl.constexpr, STEP_C:tl.constexpr,
                   G:tl.constexpr, NB:tl.constexpr, BQ:tl.constexpr, BS:tl.constexpr, CHUNK:tl.constexpr, DT:tl.constexpr):
     r, p, g, q, s, e, ok, oks, ok2, row, cell, state = _place(M, Q, S, G, NB, BQ, BS)
     E = G*Q
@@ -307,7 +316,8 @@ def _scan_forward(u, delta, A, B, C, D, z, bias, out, last, starts, L, M, Q, S, 
     tl.store(last + state, h, mask=ok2)
 
 # %% ../nbs/26_ssm.ipynb #fa5209ea
-def _scan_backward(u, delta, A, B, C, D, z, bias, starts, dout, dlast, scratch, du, ddelta, dA, dB, dC, dD, dz, dbias, L, M, Q, S, N, parts,
+def _scan_backward(u, delta, A, B, C, D, z, bias, starts, dout, dlast, scratch, du, ddelta, dA, dB, dC, dD, dz, dbias,
+                   L, M, Q, S, N, parts,
                    SOFTPLUS:tl.constexpr, STEP_B:tl.constexpr, STEP_C:tl.constexpr, G:tl.constexpr, NB:tl.constexpr, BQ:tl.constexpr, BS:tl.constexpr,
                    CHUNK:tl.constexpr, DT:tl.constexpr):
     r, p, g, q, s, e, ok, oks, ok2, row, cell, state = _place(M, Q, S, G, NB, BQ, BS)
@@ -362,7 +372,8 @@ def _scan_backward(u, delta, A, B, C, D, z, bias, starts, dout, dlast, scratch, 
                     sb += dd
                     tl.store(du + at, dt*gb + d0*d, mask=m)
                     tl.store(ddelta + at, dd, mask=m)
-            tl.debug_barrier()                             # the scratch tile is written before it is read, and read before it is written again
+            # the scratch tile is written before it is read, and read before it is written again
+            tl.debug_barrier()
     _store_sums(sA, sB, sC, sD, sb, dA, dB, dC, dD, dbias, state, r*E + e, ok, ok2, STEP_B, STEP_C)
 
 # %% ../nbs/26_ssm.ipynb #5a758c1b
@@ -377,7 +388,8 @@ def _through_gate(d, y, z, dz, m, DT:tl.constexpr):
     tl.store(dz, d*y*sig*(1. + zt*(1. - sig)), mask=m)
     return d*zt*sig
 
-def _store_sums(sA, sB, sC, sD, sb, dA, dB, dC, dD, dbias, state, channel, ok, ok2, STEP_B:tl.constexpr, STEP_C:tl.constexpr):
+def _store_sums(sA, sB, sC, sD, sb, dA, dB, dC, dD, dbias, state, channel, ok, ok2, STEP_B:tl.constexpr,
+                STEP_C:tl.constexpr):
     tl.store(dA + state, sA, mask=ok2)
     if not STEP_B: tl.store(dB + state, sB, mask=ok2)
     if not STEP_C: tl.store(dC + state, sC, mask=ok2)
@@ -411,7 +423,8 @@ def _launch(x:Scan):
     flat = lambda v: None if v is None else v.contiguous()
     ins = (tokens(x.u), tokens(x.delta), flat(x.A), proj(x.B), proj(x.C), flat(x.D), tokens(x.z), flat(x.bias))
     sizes = dict(L=L, M=M, Q=E//G, S=S, N=-(-L//CHUNK), G=G, NB=NB, BQ=BQ, BS=BS, CHUNK=CHUNK)
-    kinds = dict(SOFTPLUS=x.softplus, STEP_B=x.B.ndim == 5, STEP_C=x.C.ndim == 5, DT=tl.float64 if x.dtype == torch.float64 else tl.float32)
+    kinds = dict(SOFTPLUS=x.softplus, STEP_B=x.B.ndim == 5, STEP_C=x.C.ndim == 5,
+                 DT=tl.float64 if x.dtype == torch.float64 else tl.float32)
     return ins, (K*M, G*NB), dict(sizes, **kinds, num_warps=1)
 
 # %% ../nbs/26_ssm.ipynb #ea8f139d
@@ -438,7 +451,8 @@ def triton_backward(x:Scan, starts, dout, dlast):
     scratch = new(grid[0]*grid[1], CHUNK, opt['BQ'], opt['BS'])
     dout,dlast = dout.transpose(2,3).contiguous(),None if dlast is None else dlast.contiguous()
     with torch.cuda.device_of(x.u):
-        _kernels()[1][grid](*ins, starts, dout, dlast, scratch, du, ddelta, dA, dB, dC, dD, dz, dbias, parts=K*M*L*G*S, **opt)
+        _kernels()[1][grid](*ins, starts, dout, dlast, scratch, du, ddelta, dA, dB, dC, dD, dz, dbias,
+                            parts=K*M*L*G*S, **opt)
     whole = lambda v: None if v is None else v.sum(1) if v.ndim < 6 else v.sum(0).permute(0,1,3,4,2)
     swap = lambda v: None if v is None else v.transpose(2,3)
     return swap(du), swap(ddelta), whole(dA), whole(dB), whole(dC), whole(dD), swap(dz), whole(dbias)
@@ -455,13 +469,16 @@ def mamba_scan(x:Scan) -> tuple: # out (K,M,E,L), last state (K,M,E,S)
     u,delta,z,B,C = [like(v) for v in (x.u, x.delta, x.z)] + [full(v) if v.ndim == 3 else like(v) for v in (x.B, x.C)]
     pick = lambda v,k: None if v is None else v[k]
     more = lambda k: dict(D=pick(full(x.D),k), z=pick(z,k), delta_bias=pick(full(x.bias),k))
-    both = [f(u[k], delta[k], full(x.A)[k], B[k], C[k], **more(k), delta_softplus=x.softplus, return_last_state=True) for k in range(len(u))]
+    both = [f(u[k], delta[k], full(x.A)[k], B[k], C[k], **more(k), delta_softplus=x.softplus,
+              return_last_state=True) for k in range(len(u))]
     return tuple(torch.stack(v) for v in zip(*both))
 
 # %% ../nbs/26_ssm.ipynb #9edf368f
-PATHS = ('triton', 'mamba_ssm', 'loop', 'reference')     # the order of 'auto' on CUDA devices; elsewhere it starts at 'loop'
+# the order of 'auto' on CUDA devices; elsewhere it starts at 'loop'
+PATHS = ('triton', 'mamba_ssm', 'loop', 'reference')
 
-def _run(path, x): return reference_scan(x) if path == 'reference' else mamba_scan(x) if path == 'mamba_ssm' else own_scan(path, x)
+def _run(path, x):
+    return reference_scan(x) if path == 'reference' else mamba_scan(x) if path == 'mamba_ssm' else own_scan(path, x)
 
 def self_test(path:str, # of PATHS
               device, # where it shall run
@@ -488,7 +505,8 @@ def self_test(path:str, # of PATHS
 @lru_cache
 def _reason(path, device): # '' when `path` may run on `device` (a string)
     if path in ('loop', 'reference'): return ''
-    if path == 'triton' and not device.startswith('cuda') and os.environ.get('TRITON_INTERPRET') != '1': return 'needs a CUDA device'
+    if path == 'triton' and not device.startswith('cuda') and os.environ.get('TRITON_INTERPRET') != '1':
+        return 'needs a CUDA device'
     if importlib.util.find_spec(path) is None: return 'not installed'
     try: self_test(path, device)
     except Exception as e: return f'{type(e).__name__}: {e}'.splitlines()[0]
@@ -533,10 +551,13 @@ def _choose(path, x, last_state): # the name of the path that `x` takes
     if path == 'auto': path = scan_path(device)
     if free: _say(device, path)
     if path not in PATHS: raise unknown('scan path', path, ('auto', *PATHS))
-    if _reason(path, device): raise ValueError(f'scan path {path!r} cannot run on {device}: {_reason(path, device)}. Here: {", ".join(scan_paths(device))}')
+    if _reason(path, device):
+        raise ValueError(f'scan path {path!r} cannot run on {device}: {_reason(path, device)}. Here: '
+                         f'{", ".join(scan_paths(device))}')
     if path == 'mamba_ssm' and (x.dtype == torch.float64 or last_state and _differentiated(x)):
         if free: return 'loop'                      # what that kernel cannot do
-        raise ValueError("scan path 'mamba_ssm' knows neither float64 nor the gradient of the last state; take path='loop'")
+        raise ValueError("scan path 'mamba_ssm' knows neither float64 nor the gradient of the last state; "
+                         "take path='loop'")
     return path
 
 # %% ../nbs/26_ssm.ipynb #bb8be88b
@@ -565,11 +586,16 @@ def causal_conv1d(x, # (batch,E,L), or (K,batch,E,L) with weights per direction
     both = x.ndim == 4
     w = weight.squeeze(-2) if weight.ndim == 3 + both else weight
     if x.ndim not in (3,4) or w.shape[:-1] != (x.shape[0],)*both + (x.shape[-2],) or bias is not None and bias.shape != w.shape[:-1]:
-        raise ValueError(f'causal conv: weight {tuple(weight.shape)}{"" if bias is None else f" and bias {tuple(bias.shape)}"} do not fit x {tuple(x.shape)}; '
+        raise ValueError(f'causal conv: weight '
+                         f'{tuple(weight.shape)}{"" if bias is None else f" and bias {tuple(bias.shape)}"} do not '
+                         f'fit x {tuple(x.shape)}; '
                          'expected (E,W) or (E,1,W) and (E), with K in front for x (K,batch,E,L)')
-    if both: return torch.stack([causal_conv1d(a, b, None if bias is None else bias[k], silu) for k,(a,b) in enumerate(zip(x, w))])
+    if both:
+        return torch.stack([causal_conv1d(a, b, None if bias is None else bias[k], silu) for k,
+                            (a,b) in enumerate(zip(x, w))])
     with _exact(x.device):
-        y = F.conv1d(x, w[:,None].to(x.dtype), None if bias is None else bias.to(x.dtype), padding=w.shape[-1]-1, groups=len(w))[...,:x.shape[-1]]
+        y = F.conv1d(x, w[:,None].to(x.dtype), None if bias is None else bias.to(x.dtype), padding=w.shape[-1]-1,
+                     groups=len(w))[...,:x.shape[-1]]
     return F.silu(y) if silu else y
 
 # %% ../nbs/26_ssm.ipynb #df4acdde

@@ -25,7 +25,8 @@ def aligned_blocks(depth:int, # blocks of the model
     "The blocks whose outputs are compared: depth - int(i*interval) - 1 for i = 0..K-1"
     at = sorted(depth - int(i*interval) - 1 for i in range(layers))
     if not at or at[0] < 0 or len(set(at)) < layers:
-        raise ValueError(f'layers={layers}, interval={interval} of {depth} blocks gives {at}: {layers} different blocks from 0 to {depth-1} are needed')
+        raise ValueError(f'layers={layers}, interval={interval} of {depth} blocks gives {at}: '
+                         f'{layers} different blocks from 0 to {depth-1} are needed')
     return at
 
 # %% ../nbs/27_teacher.ipynb #889bf9c2
@@ -35,7 +36,8 @@ def _dims_of(state, conv, heads): # of a tower alone -> arguments of CLIPBackbon
     width,patch = conv.shape[0],conv.shape[-1]
     blocks = len({n.split('.')[3] for n in state if n.startswith('visual.transformer.resblocks.')})
     side = round((len(state['visual.positional_embedding'])-1)**.5)
-    return dict(embed_dim=state['visual.proj'].shape[1], image_size=patch*side, patch=patch, vision_width=width, vision_layers=blocks,
+    return dict(embed_dim=state['visual.proj'].shape[1], image_size=patch*side, patch=patch, vision_width=width,
+                vision_layers=blocks,
                 vision_heads=heads, text_width=8, text_layers=1, text_heads=1, context=1, vocab=1)
 
 def load_visual(path, # a file with an image tower and no text tower
@@ -54,7 +56,8 @@ def load_visual(path, # a file with an image tower and no text tower
     clip = CLIPBackbone(**_dims_of(state, conv, vision_heads or d//64), quick_gelu=quick_gelu is not False,
                         name=path.stem, source=path.name, sha256=file_hash(path), gelu_from=why)
     if k > 1: clip.visual.conv1 = _conv_over(k, d, p)
-    text = ('transformer.*', 'token_embedding.*', 'positional_embedding', 'ln_final.*', 'text_projection', 'logit_scale')
+    text = ('transformer.*', 'token_embedding.*', 'positional_embedding', 'ln_final.*', 'text_projection',
+            'logit_scale')
     clip.report = load_into(clip, state, new=text, source=path.name)
     return clip
 
@@ -62,7 +65,8 @@ def load_visual(path, # a file with an image tower and no text tower
 def _must_be(clip, source, file):
     dims, same = arch_dims(source), ('patch', 'embed_dim')
     off = {k: (v, dims[k]) for k, v in vars(clip.card).items() if (k.startswith('vision_') or k in same) and v != dims[k]}
-    if off: raise ValueError(f'{file} is another architecture than {source}: ' + ', '.join(f'{k} {a} (file) / {b} (asked)' for k, (a, b) in off.items()))
+    if off:
+        raise ValueError(f'{file} is another architecture than {source}: ' + ', '.join(f'{k} {a} (file) / {b} (asked)' for k, (a, b) in off.items()))
 
 def teacher_clip(source:str='tiny', # 'tiny', an architecture such as 'ViT-B-16', or a weights file or folder
                  weights:str=None, # file or folder, open_clip tag such as 'openai', 'random', for 'tiny' also 'shapes' (its default)
@@ -70,7 +74,8 @@ def teacher_clip(source:str='tiny', # 'tiny', an architecture such as 'ViT-B-16'
                  vision_heads:int=None # None: width // 64
                 ) -> CLIPBackbone:
     "A CLIP for teaching: `create_clip`, and files that hold the image tower alone"
-    file = next((f for f in (source, weights) if f and Path(f).expanduser().is_file()), None)   # a folder holds a whole CLIP
+    # a folder holds a whole CLIP
+    file = next((f for f in (source, weights) if f and Path(f).expanduser().is_file()), None)
     raw = read_weights(file) if file else {}
     alone = 'conv1.weight' in raw or (raw and all(k.startswith('visual.') for k in raw))
     if not alone: return create_clip(source, weights, quick_gelu=quick_gelu, vision_heads=vision_heads)
@@ -98,13 +103,16 @@ class Teacher:
                 ):
         for what, x, known in (('norm', norm, NORMS), ('input', input, INPUTS), ('inflate', inflate, INFLATE)):
             if x not in known: raise unknown(what, x, known)
-        self.clip, self.cls, self.attention, self.norm, self.chunk = clip.eval().requires_grad_(False), cls, attention, norm, chunk
+        self.clip = clip.eval().requires_grad_(False)
+        self.cls,self.attention,self.norm,self.chunk = cls,attention,norm,chunk
         self.blocks = aligned_blocks(clip.card.vision_layers, layers, interval)
-        if image_size: clip.resize_positions(image_size, antialias=False)            # as the published code, which matters when the grid shrinks
+        # as the published code, which matters when the grid shrinks
+        if image_size: clip.resize_positions(image_size, antialias=False)
         self._normalise(input, mean, std)
         self._span(tubelet, inflate)
 
-    def __repr__(self): return f'Teacher({self.clip.card.name}, {self.clip.card.source}, {self.clip.card.image_size} px, blocks {self.blocks})'
+    def __repr__(self):
+        return f'Teacher({self.clip.card.name}, {self.clip.card.source}, {self.clip.card.image_size} px, blocks {self.blocks})'
 
 # %% ../nbs/27_teacher.ipynb #8822d228
 @patch
@@ -141,7 +149,8 @@ def window(self:Teacher, frames:int) -> tuple: # (T', h, w)
 def _see(self:Teacher, x): # (n,3k,S,S) as the student sees them -> (n,3k,s,s) as the tower wants them
     s = self.clip.card.image_size
     if x.shape[-1] != s: x = F.interpolate(x, (s, s), mode='bicubic', align_corners=False)
-    return torch.addcmul(self.shift.to(x).repeat_interleave(self.tubelet, 0), x, self.scale.to(x).repeat_interleave(self.tubelet, 0))
+    return torch.addcmul(self.shift.to(x).repeat_interleave(self.tubelet, 0), x,
+                         self.scale.to(x).repeat_interleave(self.tubelet, 0))
 
 @patch
 def _say(self:Teacher, x): # (n,3k,S,S) -> (K,n,1+N,D)
@@ -156,8 +165,10 @@ def _say(self:Teacher, x): # (n,3k,S,S) -> (K,n,1+N,D)
 @patch
 def _grids(self:Teacher, video): # (B,T,3,S,S) -> (B*T',3k,S,S)
     if video.ndim != 5 or video.shape[2] != 3 or video.shape[3] != video.shape[4] or not video.is_floating_point():
-        raise ValueError(f'a teacher takes (B,T,3,S,S) normalised square frames, not {video.dtype} {tuple(video.shape)}')
-    if video.shape[1] % self.tubelet: raise ValueError(f'{video.shape[1]} frames are no multiple of the tubelet {self.tubelet}')
+        raise ValueError(f'a teacher takes (B,T,3,S,S) normalised square frames, not {video.dtype} '
+                         f'{tuple(video.shape)}')
+    if video.shape[1] % self.tubelet:
+        raise ValueError(f'{video.shape[1]} frames are no multiple of the tubelet {self.tubelet}')
     return video.unflatten(1, (-1, self.tubelet)).transpose(2, 3).flatten(0, 1).flatten(1, 2)
 
 @patch
@@ -169,7 +180,8 @@ def __call__(self:Teacher, video:torch.Tensor # (B,T,3,S,S) normalised with `mea
     self.clip.visual.to(video.device)
     last = f'visual.transformer.resblocks.{self.clip.card.vision_layers-1}.attn'
     look = capture_attention(self.clip, last, keep=lambda a: a[:, :, 0, 1:].float().mean(1)) if self.attention else nullcontext({})
-    with look as seen: f = torch.cat([self._say(part) for part in x.split(self.chunk)], 1).unflatten(1, (B, -1)) # (K B T' 1+N D)
+    # (K B T' 1+N D)
+    with look as seen: f = torch.cat([self._say(part) for part in x.split(self.chunk)], 1).unflatten(1, (B, -1))
     patches = f[:, :, :, 1:].flatten(2, 3)
     f = torch.cat([f[:, :, :, 0].mean(2, keepdim=True), patches], 2) if self.cls else patches
     if self.norm == 'l2': f = F.normalize(f, dim=-1)
@@ -193,7 +205,9 @@ def align_loss(student:torch.Tensor, # (K,B,n,D)
                kind:str='l2' # one of ALIGN; 'l2' expects unit vectors
               ) -> torch.Tensor: # scalar
     "How far the student is from the teacher"
-    if student.shape != target.shape: raise ValueError(f'student {tuple(student.shape)}, teacher {tuple(target.shape)}: other blocks, tokens or width')
+    if student.shape != target.shape:
+        raise ValueError(f'student {tuple(student.shape)}, teacher {tuple(target.shape)}: '
+                         'other blocks, tokens or width')
     s, t = student.float(), target.detach().float()
     if kind == 'l2': return (2 - 2*(s*t).sum(-1)).mean()
     if kind == 'mse': return F.mse_loss(s, t)
@@ -207,7 +221,8 @@ def pca_rgb(features:torch.Tensor # (...,D); directions and scale are those of a
     x = features.flatten(0, -2).float()
     x = x - x.mean(0)
     d = torch.linalg.eigh(x.T @ x).eigenvectors[:, -3:].flip(1)
-    d = d*d.gather(0, d.abs().argmax(0, keepdim=True)).sign()                        # the largest entry positive: the same picture every time
+    # the largest entry positive: the same picture every time
+    d = d*d.gather(0, d.abs().argmax(0, keepdim=True)).sign()
     c = x @ d
     lo, hi = torch.quantile(c[::1 + (len(c) >> 20)], torch.tensor([.01, .99]).to(c), 0)   # of a million at most
     return ((c-lo)/(hi-lo).clamp(min=1e-12)).clamp(0, 1).view(*features.shape[:-1], 3)

@@ -28,7 +28,8 @@ HEADS = ('meanP', 'seqLSTM', 'seqTransf', 'tightTransf', 'mug')
 def lstm_over(lstm, x, mask): # nn.LSTM, (B,T,D), (B,T) -> (B,T,D)
     "LSTM over each clip's valid frames; what lies past the longest clip of the batch keeps its input, as officially"
     n = mask.sum(1).long().cpu().clamp(min=1)   # a clip without frames runs one step; its score is nan anyway
-    y,_ = pad_packed_sequence(lstm(pack_padded_sequence(x, n, batch_first=True, enforce_sorted=False))[0], batch_first=True)
+    y,_ = pad_packed_sequence(lstm(pack_padded_sequence(x, n, batch_first=True, enforce_sorted=False))[0],
+                              batch_first=True)
     return torch.cat([y, x[:, y.shape[1]:]], 1)
 
 # %% ../../nbs/models/30_clip4clip.ipynb #760229b2
@@ -37,7 +38,8 @@ class Cross(nn.Module):
     def __init__(self, dim:int, layers:int=4, heads:int=8, positions:int=77, eps:float=1e-12, dropout:float=0.1):
         super().__init__()
         self.embeddings = nn.ModuleDict(dict(position_embeddings=nn.Embedding(positions, dim)))
-        self.dropout = nn.Dropout(dropout)          # after the positions; blocks have none (the paper's type embeddings do not exist in the code)
+        # after the positions; blocks have none (the paper's type embeddings do not exist in the code)
+        self.dropout = nn.Dropout(dropout)
         self.transformer = TemporalTransformer(dim, layers, heads, eps)
         self.pooler = nn.ModuleDict(dict(ln_pool=LayerNorm(dim, eps=eps), dense=nn.Linear(dim, dim)))
         self.act = QuickGELU()
@@ -57,8 +59,10 @@ class Clip4ClipCard(Card):
     def untrained(self): return 'CLIP, frames averaged' if self.head == 'meanP' else ''
 
 def _check_lengths(head, context, words, frames):
-    extra = {'meanP':None, 'mug':None, 'tightTransf':1}.get(head, 0)     # the tight head's sequence begins with the text
-    if words > context: raise ValueError(f'max_words {words} exceeds the {context} positions of the text tower: lower max_words')
+    # the tight head's sequence begins with the text
+    extra = {'meanP':None, 'mug':None, 'tightTransf':1}.get(head, 0)
+    if words > context:
+        raise ValueError(f'max_words {words} exceeds the {context} positions of the text tower: lower max_words')
     if extra is not None and frames + extra > context:
         raise ValueError(f'head {head} has {context} frame positions{" and needs one for the text" if extra else ""}: '
                          f'{frames} frames are too many; lower max_frames to {context-extra} or use meanP')
@@ -68,8 +72,10 @@ def _check_kind(clip, head, patch): # what the head and the patch ask of the CLI
     if patch not in ('2d','3d'): raise unknown('patch', patch, ('2d','3d'))
     c = clip.card
     if head not in ('meanP','mug') and c.embed_dim != c.text_width:
-        raise ValueError(f'head {head} needs a joint width equal to the text width, this CLIP has {c.embed_dim} and {c.text_width}: use meanP or mug')
-    if patch == '2d' and hasattr(clip.visual, 'conv2'): raise ValueError("this CLIP has a temporal patch (visual.conv2): use patch='3d'")
+        raise ValueError(f'head {head} needs a joint width equal to the text width, this CLIP has {c.embed_dim} and '
+                         f'{c.text_width}: use meanP or mug')
+    if patch == '2d' and hasattr(clip.visual, 'conv2'):
+        raise ValueError("this CLIP has a temporal patch (visual.conv2): use patch='3d'")
 
 # %% ../../nbs/models/30_clip4clip.ipynb #218d8152
 class CLIP4Clip(VideoModel):
@@ -96,7 +102,8 @@ class CLIP4Clip(VideoModel):
         self.clip,self.head,self.patch,self.pair_block = clip,head,patch,pair_block
         self._add_head(temporal_layers, temporal_heads, eps, dropout)
         if head == 'mug': self.mug = MugHead(mug_mode, mug_tau, dim=clip.card.embed_dim)
-        self.card = Clip4ClipCard.of_clip(clip, name='clip4clip', head=head, patch=patch, frames=max_frames, words=max_words)
+        self.card = Clip4ClipCard.of_clip(clip, name='clip4clip', head=head, patch=patch, frames=max_frames,
+                                          words=max_words)
         init_head(self)
         self.stop_unused()
 
@@ -104,7 +111,8 @@ class CLIP4Clip(VideoModel):
         v,t,mask,words = batch['video'],batch['text'],batch.get('video_mask'),batch.get('text_mask')
         mask = torch.ones(v.shape[:2], dtype=torch.bool, device=v.device) if mask is None else mask
         words = torch.arange(t.shape[1], device=t.device) <= t.argmax(-1, keepdim=True) if words is None else words
-        return dict(text=self.encode_text(t, words), text_mask=words, video=self.encode_video(v, mask, batch.get('sid')),
+        return dict(text=self.encode_text(t, words), text_mask=words,
+                    video=self.encode_video(v, mask, batch.get('sid')),
                     video_mask=mask, logit_scale=self.logit_scale.exp())
 
 @patch
@@ -144,7 +152,8 @@ def _check_frames(mask, sid):
     empty = (mask.sum(1) == 0).nonzero().flatten().tolist()
     if not empty: return
     who = f'sids {[int(sid[i]) for i in empty]}' if sid is not None else f'rows {empty} of the batch'
-    raise ValueError(f'{who}: no valid frame (all padding). Their loss would be nan for the whole batch; leave such clips out of training')
+    raise ValueError(f'{who}: no valid frame (all padding). Their loss would be nan for the whole batch; '
+                     'leave such clips out of training')
 
 @patch
 def encode_video(self:CLIP4Clip, video, video_mask=None, sid=None): # (B,T,3,S,S), (B,T) -> (B,T,D)
@@ -178,14 +187,16 @@ def similarity(self:CLIP4Clip, text, # (Bt,D) from encode_text; mug: (Bt,L,D)
         if self.head == 'mug':
             if text_mask is None: raise ValueError('head mug compares words with frames: give text_mask, 1 on words')
             return self.logit_scale.float().exp()*self.mug(text, text_mask, video, video_mask)
-        if self.head != 'tightTransf': return self.logit_scale.float().exp()*unit(text.float())@self.pool_video(video, video_mask).T
+        if self.head != 'tightTransf':
+            return self.logit_scale.float().exp()*unit(text.float())@self.pool_video(video, video_mask).T
     return self.tight_similarity(text, video, video_mask, block or self.pair_block)
 
 # %% ../../nbs/models/30_clip4clip.ipynb #62cfb9d5
 @patch
 def pair_scores(self:CLIP4Clip, text, video, mask): # (n,D), (m,T,D), (m,T) -> (n,m)
     n,m = len(text),len(video)
-    x = torch.cat([text[:,None,None].expand(-1,m,1,-1), video[None].expand(n,-1,-1,-1)], 2).flatten(0,1)      # (n*m 1+T D), text-major
+    # (n*m 1+T D), text-major
+    x = torch.cat([text[:,None,None].expand(-1,m,1,-1), video[None].expand(n,-1,-1,-1)], 2).flatten(0,1)
     mask = torch.cat([mask.new_ones(m,1), mask], 1)[None].expand(n,-1,-1).flatten(0,1)
     return self.similarity_dense(self.cross(x, mask)[1]).view(n,m).float()
 
@@ -196,7 +207,8 @@ def tight_similarity(self:CLIP4Clip, text, video, mask, block): # -> (Bt,Bv)
     one = len(text) <= n and len(video) <= m
     score = self.pair_scores if one or not torch.is_grad_enabled() else lambda *a: checkpoint(self.pair_scores, *a, use_reentrant=False)
     rows = [torch.cat([score(t, v, k) for v,k in zip(video.split(m), mask.split(m))], 1) for t in text.split(n)]
-    return torch.cat(rows).masked_fill((mask.sum(1) == 0)[None], float('nan'))     # officially the text alone would be scored
+    # officially the text alone would be scored
+    return torch.cat(rows).masked_fill((mask.sum(1) == 0)[None], float('nan'))
 
 # %% ../../nbs/models/30_clip4clip.ipynb #3898ec38
 def _new_layers(model): # modules of the head that start from small noise
@@ -220,7 +232,8 @@ def init_head(model:CLIP4Clip,
                 nn.init.zeros_(l.bias)
     temporal,positions = _like_clip(model)
     if positions is not None: positions.weight.copy_(state['positional_embedding'])
-    if temporal is not None: temporal.load_state_dict({**temporal.state_dict(), **layers_from(state, layers=temporal.layers)})
+    if temporal is not None:
+        temporal.load_state_dict({**temporal.state_dict(), **layers_from(state, layers=temporal.layers)})
 
 # %% ../../nbs/models/30_clip4clip.ipynb #bdb3634a
 @patch
@@ -238,14 +251,17 @@ def pictures(self:CLIP4Clip, task, batch) -> dict: # name -> what `vidlab.explai
     return dict(words=self.mug.picture(text, batch['text_mask'], video, batch['video_mask']))
 
 # %% ../../nbs/models/30_clip4clip.ipynb #b8966369
-OFFICIAL = [(k, k) for k in ('clip.*', 'transformerClip.*', 'lstm_visual.*', 'frame_position_embeddings.weight', 'cross.*', 'similarity_dense.*', 'mug.*')]
-_marks = {'mug.': 'mug', 'cross.': 'tightTransf', 'transformerClip.': 'seqTransf', 'lstm_visual.': 'seqLSTM', '': 'meanP'} # beginning of a key -> head
+OFFICIAL = [(k, k) for k in ('clip.*', 'transformerClip.*', 'lstm_visual.*', 'frame_position_embeddings.weight',
+                             'cross.*', 'similarity_dense.*', 'mug.*')]
+_marks = {'mug.': 'mug', 'cross.': 'tightTransf', 'transformerClip.': 'seqTransf', 'lstm_visual.': 'seqLSTM',
+          '': 'meanP'} # beginning of a key -> head
 
 def describe(state:dict) -> dict: # head ('mug' only with weights of its own), patch, temporal_layers
     "What kind of CLIP4Clip a state dict is of"
     head = next(h for start,h in _marks.items() if not start or any(k.startswith(start) for k in state))
     blocks = {k.split('resblocks.')[1].split('.')[0] for k in state if k.startswith(('transformerClip.resblocks.','cross.transformer.resblocks.'))}
-    return dict(head=head, patch='3d' if 'clip.visual.conv2.weight' in state else '2d', temporal_layers=len(blocks) or None)
+    return dict(head=head, patch='3d' if 'clip.visual.conv2.weight' in state else '2d',
+                temporal_layers=len(blocks) or None)
 
 # %% ../../nbs/models/30_clip4clip.ipynb #8bd254f2
 @patch
@@ -256,7 +272,8 @@ def load_weights(self:CLIP4Clip, source, # path, or a state dict
     "Fill the model from a checkpoint; the report is returned and kept as `.report`"
     state,name = self.weights_of(source)
     if 'visual.conv1.weight' in state: return self.load_clip(state, name, new=('visual.conv2.weight',))
-    same = 'meanP' if self.head == 'mug' and self.mug.mode != 'drl_wti' else self.head               # the head with the same parameters
+    # the head with the same parameters
+    same = 'meanP' if self.head == 'mug' and self.mug.mode != 'drl_wti' else self.head
     kind,own = describe(state),dict(head=same, patch=self.patch)
     if all(kind[k] == own[k] for k in own):
         self.report = load_into(self, state, rules=OFFICIAL, source=name)
@@ -276,9 +293,12 @@ def start_from_clip(self:CLIP4Clip, report):
 # %% ../../nbs/models/30_clip4clip.ipynb #2f7fc061
 def _dropped(own, state, name): # names of the model, the file -> keys that it has no place for
     odd = [k for k in state if not any(fnmatch(k, p) for p,_ in OFFICIAL)]
-    if odd: raise WeightsError(f'{name}: {len(odd)} keys that no rule knows, such as {odd[:4]}; is this file of another system?')
+    if odd:
+        raise WeightsError(f'{name}: {len(odd)} keys that no rule knows, such as {odd[:4]}; '
+                           'is this file of another system?')
     drop = [k for k in state if k not in own]
-    if any(k.startswith('clip.') for k in drop if k != 'clip.visual.conv2.weight'): raise WeightsError(f'{name}: another CLIP: {drop[:3]}')
+    if any(k.startswith('clip.') for k in drop if k != 'clip.visual.conv2.weight'):
+        raise WeightsError(f'{name}: another CLIP: {drop[:3]}')
     return drop
 
 def _shared(model, state, name, compat):
@@ -288,9 +308,11 @@ def _shared(model, state, name, compat):
     new = [k for k in own if k not in state and not k.startswith('clip.')]
     inflated = model.patch == '3d' and 'clip.visual.conv2.weight' not in state
     if inflated: state['clip.visual.conv2.weight'] = inflate_patch(state['clip.visual.conv1.weight'])
-    if compat and model.head == 'seqTransf' and 'frame_position_embeddings.weight' in state: _random_blocks(model.transformerClip)
+    if compat and model.head == 'seqTransf' and 'frame_position_embeddings.weight' in state:
+        _random_blocks(model.transformerClip)
     report = load_into(model, state, new=new, rules=drop + OFFICIAL, source=name)
-    if inflated: report.rows = [(None, b, 'new') if b == 'clip.visual.conv2.weight' else (a,b,w) for a,b,w in report.rows]
+    if inflated:
+        report.rows = [(None, b, 'new') if b == 'clip.visual.conv2.weight' else (a,b,w) for a,b,w in report.rows]
     return report
 
 # %% ../../nbs/models/30_clip4clip.ipynb #1769d668
@@ -341,10 +363,13 @@ def clip4clip(preset:str='base', # CLIP and sizes: 'base' (ViT-B/32) | 'base16' 
     "CLIP4Clip with one of its heads"
     if preset not in PRESETS: raise unknown('preset', preset, PRESETS)
     p,state = PRESETS[preset],read_weights(checkpoint) if checkpoint else None
-    towers = towers_of(p, clip, weights, state, str(checkpoint), image_size, quick_gelu=quick_gelu, vision_heads=vision_heads, text_heads=text_heads)
+    towers = towers_of(p, clip, weights, state, str(checkpoint), image_size, quick_gelu=quick_gelu,
+                       vision_heads=vision_heads, text_heads=text_heads)
     kind = _kind(state, head, patch, mug_mode)
-    model = CLIP4Clip(towers, kind['head'], kind['patch'], temporal_layers or kind['temporal_layers'] or p['temporal_layers'], temporal_heads,
-                      max_words or p['max_words'], max_frames or p['max_frames'], dropout, pair_block=pair_block, mug_mode=kind['mug_mode'], mug_tau=mug_tau)
+    model = CLIP4Clip(towers, kind['head'], kind['patch'],
+                      temporal_layers or kind['temporal_layers'] or p['temporal_layers'], temporal_heads,
+                      max_words or p['max_words'], max_frames or p['max_frames'], dropout, pair_block=pair_block,
+                      mug_mode=kind['mug_mode'], mug_tau=mug_tau)
     if checkpoint: _fill(model, state, checkpoint, image_size)
     if freeze is not None: model.freeze(freeze)
     return model
@@ -354,7 +379,8 @@ def _kind(state, head, patch, mug_mode): # head, patch, temporal_layers, mug_mod
     kind = dict(head='meanP', patch='2d', temporal_layers=None) if state is None else describe(state)
     mode = mug_mode or ('drl_wti' if kind['head'] == 'mug' else 'simple')
     kind |= {k: v for k,v in dict(head=head, patch=patch).items() if v}
-    if mug_mode and kind['head'] != 'mug': raise ValueError(f"mug_mode {mug_mode!r} belongs to head 'mug', and the head is {kind['head']!r}")
+    if mug_mode and kind['head'] != 'mug':
+        raise ValueError(f"mug_mode {mug_mode!r} belongs to head 'mug', and the head is {kind['head']!r}")
     return dict(kind, mug_mode=mode)
 
 def _fill(model, state, checkpoint, image_size):

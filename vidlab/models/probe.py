@@ -27,7 +27,8 @@ class ProbeCard(Card):
 
 def _image_alone(clip): # the same CLIP without its text tower
     if hasattr(clip.visual, 'conv2'):
-        raise ValueError('this CLIP has a temporal patch, which looks at neighbouring frames: a probe of single frames takes one without')
+        raise ValueError('this CLIP has a temporal patch, which looks at neighbouring frames: '
+                         'a probe of single frames takes one without')
     for part in {k.split('.')[0] for k in clip.state_dict()} - {'visual'} | {'attn_mask'}:
         if hasattr(clip, part): delattr(clip, part)
     return clip
@@ -59,12 +60,14 @@ class Probe(VideoModel):
 def encode_video(self:Probe, video, video_mask=None): # (B,T,3,S,S) normalised, (B,T) -> (B,D)
     "Mean of the frames that are there"
     graph = torch.is_grad_enabled() and (video.requires_grad or any(p.requires_grad for p in self.clip.parameters()))
-    with torch.set_grad_enabled(graph): f = self.clip.encode_image(video.flatten(0,1)).float().unflatten(0, video.shape[:2])
+    with torch.set_grad_enabled(graph):
+        f = self.clip.encode_image(video.flatten(0,1)).float().unflatten(0, video.shape[:2])
     return masked_mean(f, f.new_ones(f.shape[:2]) if video_mask is None else video_mask)
 
 # %% ../../nbs/models/34_probe.ipynb #70d92238
 def _names(state): # a file -> our names, rows of the report
-    if 'fc.weight' in state and all(k.split('.')[0] in ('clip','norm','fc') for k in state): return dict(state),[(k, k, 'loaded') for k in state]
+    if 'fc.weight' in state and all(k.split('.')[0] in ('clip','norm','fc') for k in state):
+        return dict(state),[(k, k, 'loaded') for k in state]
     names,rows = rename(state, clip_rules(state))
     return {'clip.' + k: v for k,v in names.items()},[(a, b and 'clip.' + b, w) for a,b,w in rows]
 
@@ -80,13 +83,16 @@ def load_weights(self:Probe, source, # path, or a state dict
     drop = {k for k in names if not fits(k)}
     other = sorted(k for k in drop if not k.startswith('clip.')) + [k for k in own if not k.startswith('clip.') and k not in names]
     if exact and other:
-        raise WeightsError(f'{name} has another classifier or none ({", ".join(other[:3])}): build that model, or load without exact=True to take the tower')
+        raise WeightsError(f'{name} has another classifier or none ({", ".join(other[:3])}): '
+                           'build that model, or load without exact=True to take the tower')
     self.report = load_into(self, {k:v for k,v in names.items() if k not in drop}, new=('fc.*','norm.*'), source=name)
-    self.report.rows = [(a, b, 'dropped' if b in drop else w) for a,b,w in rows] + [r for r in self.report.rows if r[2] == 'new']
+    self.report.rows = [(a, b, 'dropped' if b in drop else w) for a,b,
+                        w in rows] + [r for r in self.report.rows if r[2] == 'new']
     return self.report
 
 # %% ../../nbs/models/34_probe.ipynb #91f01a0c
-PRESETS = dict(base=dict(clip='ViT-B-32'), base16=dict(clip='ViT-B-16'), large=dict(clip='ViT-L-14'), tiny=dict(clip='tiny', weights='random'))
+PRESETS = dict(base=dict(clip='ViT-B-32'), base16=dict(clip='ViT-B-16'), large=dict(clip='ViT-L-14'),
+               tiny=dict(clip='tiny', weights='random'))
 
 @register_model
 def probe(preset:str='base', # CLIP: 'base' (ViT-B/32) | 'base16' (ViT-B/16) | 'large' (ViT-L/14) | 'tiny' (for a CPU)
@@ -102,7 +108,8 @@ def probe(preset:str='base', # CLIP: 'base' (ViT-B/32) | 'base16' (ViT-B/16) | '
          ) -> Probe:
     "Linear probe of a frozen CLIP, mean over frames"
     if preset not in PRESETS: raise unknown('preset', preset, PRESETS)
-    towers = towers_of(PRESETS[preset], clip, weights, image_size=image_size, quick_gelu=quick_gelu, vision_heads=vision_heads)
+    towers = towers_of(PRESETS[preset], clip, weights, image_size=image_size, quick_gelu=quick_gelu,
+                       vision_heads=vision_heads)
     model = Probe(towers, classes, norm, max_frames)
     model.freeze(freeze)
     return model

@@ -30,9 +30,13 @@ class TemporalLayer(nn.Module):
     "Cross-frame module: attention over the T frames of every patch position"
     def __init__(self, dim:int, heads:int, drop:float=0.):
         super().__init__()
-        self.ln,self.attn,self.fc,self.drop_path = LayerNorm(dim),MultiHeadAttention(dim, heads),nn.Linear(dim, dim),_drop_path(drop)
+        self.ln = LayerNorm(dim)
+        self.attn = MultiHeadAttention(dim, heads)
+        self.fc = nn.Linear(dim, dim)
+        self.drop_path = _drop_path(drop)
         bound = dim**-0.5                                     # separate linear maps as PyTorch makes them
-        for layer in ('in_proj_weight', 'in_proj_bias', 'out_proj.weight', 'out_proj.bias'): nn.init.uniform_(self.attn.get_parameter(layer), -bound, bound)
+        for layer in ('in_proj_weight', 'in_proj_bias', 'out_proj.weight', 'out_proj.bias'):
+            nn.init.uniform_(self.attn.get_parameter(layer), -bound, bound)
         nn.init.zeros_(self.fc.weight)
         nn.init.zeros_(self.fc.bias)
 
@@ -69,9 +73,12 @@ def _conv_layers(dim, kind): # modules named as in the published files
     if kind == 'activate': return nn.Sequential(nn.Conv3d(dim, dim, 3, padding=1), QuickGELU())
     if kind == '3D11': return nn.Conv3d(dim, dim, 1)
     if kind == '3layerST':
-        return nn.ModuleDict(dict(adapter_downsample=nn.Conv3d(dim, dim, 1), adapter_DWconv=nn.Conv3d(dim, dim, 3, padding=1), adapter_upsample=nn.Conv3d(dim, dim, 1)))
+        return nn.ModuleDict(dict(adapter_downsample=nn.Conv3d(dim, dim, 1),
+                                  adapter_DWconv=nn.Conv3d(dim, dim, 3, padding=1),
+                                  adapter_upsample=nn.Conv3d(dim, dim, 1)))
     over_time = lambda d: nn.Conv3d(d, d, (3,1,1), padding=(1,0,0))
-    return nn.ModuleDict(dict(down=nn.Conv3d(dim, dim//8, 1), over_time=over_time(dim//8), up=nn.Conv3d(dim//8, dim, 1)))
+    return nn.ModuleDict(dict(down=nn.Conv3d(dim, dim//8, 1), over_time=over_time(dim//8),
+                              up=nn.Conv3d(dim//8, dim, 1)))
 
 # %% ../../nbs/models/31_stan.ipynb #60afe6e3
 class TemporalConv(nn.Module):
@@ -79,8 +86,12 @@ class TemporalConv(nn.Module):
     def __init__(self, dim:int, kind:str='conv', drop:float=0.):
         super().__init__()
         if kind not in TIME[1:]: raise unknown('convolution', kind, TIME[1:])
-        if kind == 'conv' and dim % 8: raise ValueError(f"time='conv' narrows the width to an eighth: {dim} is not a multiple of 8")
-        self.kind,self.layers,self.drop_path,self.fc = kind,_conv_layers(dim, kind),_drop_path(drop),nn.Identity() if kind == 'conv' else nn.Linear(dim, dim)
+        if kind == 'conv' and dim % 8:
+            raise ValueError(f"time='conv' narrows the width to an eighth: {dim} is not a multiple of 8")
+        self.kind = kind
+        self.layers = _conv_layers(dim, kind)
+        self.drop_path = _drop_path(drop)
+        self.fc = nn.Identity() if kind == 'conv' else nn.Linear(dim, dim)
         last = self.layers['up'] if kind == 'conv' else self.fc
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
@@ -159,12 +170,16 @@ class StanCard(Card):
 # %% ../../nbs/models/31_stan.ipynb #3c73b1c4
 def _check(c, head, depth, blocks, tau, positions, words, frames):
     if head not in HEADS: raise unknown('head', head, HEADS)
-    if not 0 <= depth <= c.vision_layers: raise ValueError(f'depth {depth}: the image tower has {c.vision_layers} blocks; use 0..{c.vision_layers}')
+    if not 0 <= depth <= c.vision_layers:
+        raise ValueError(f'depth {depth}: the image tower has {c.vision_layers} blocks; use 0..{c.vision_layers}')
     if blocks is not None and (len(blocks) != depth or sorted(set(blocks)) != list(blocks) or not all(0 <= b < c.vision_layers for b in blocks)):
-        raise ValueError(f'blocks {list(blocks)}: needs {depth} (the depth) different rising numbers in 0..{c.vision_layers-1}')
+        raise ValueError(f'blocks {list(blocks)}: needs {depth} (the depth) different rising numbers in '
+                         f'0..{c.vision_layers-1}')
     if tau < 0: raise ValueError(f'tau {tau}: a positive temperature, or 0 for the learned one')
-    if words > c.context: raise ValueError(f'max_words {words} exceeds the {c.context} positions of the text tower: lower max_words')
-    if depth and frames > positions: raise ValueError(f'max_frames {frames} exceeds the {positions} time embeddings: give positions={frames}')
+    if words > c.context:
+        raise ValueError(f'max_words {words} exceeds the {c.context} positions of the text tower: lower max_words')
+    if depth and frames > positions:
+        raise ValueError(f'max_frames {frames} exceeds the {positions} time embeddings: give positions={frames}')
 
 @torch.no_grad()
 def init_branch(model):
@@ -189,21 +204,27 @@ class STAN(VideoModel):
         c = clip.card
         _check(c, head, depth, blocks, tau, positions, max_words, max_frames)
         self.clip,self.head,self.tau = clip,head,tau
-        self.blocks = tuple(range(c.vision_layers - depth, c.vision_layers)) if blocks is None else tuple(int(b) for b in blocks)
+        self.blocks = tuple(range(c.vision_layers - depth,
+                                  c.vision_layers)) if blocks is None else tuple(int(b) for b in blocks)
         ratio = clip.visual.transformer.resblocks[0].mlp.c_fc.out_features/c.vision_width
         act = QuickGELU if c.quick_gelu else nn.GELU
-        if depth: self.branch = StanBranch(c.vision_width, c.vision_heads, depth, time, drop_path, positions, cls_residue, act, ratio)
+        if depth:
+            self.branch = StanBranch(c.vision_width, c.vision_heads, depth, time, drop_path, positions, cls_residue,
+                                     act, ratio)
         if head != 'mean': self.mug = MugHead(head, mug_tau, dim=c.embed_dim, leak=leak)
-        self.card = StanCard.of_clip(clip, name='stan' if head == 'mean' else 'mugstan', head=head, depth=depth, blocks=self.blocks,
+        self.card = StanCard.of_clip(clip, name='stan' if head == 'mean' else 'mugstan', head=head, depth=depth,
+                                     blocks=self.blocks,
                                      time=time, tau=tau, frames=max_frames, words=max_words)
         init_branch(self)
         self.stop_unused()
 
     def forward(self, batch:dict) -> dict: # video (B,T,3,S,S), video_mask (B,T), text (B,L), text_mask (B,L)
         v,t = batch['video'],batch['text']
-        mask = torch.ones(v.shape[:2], dtype=torch.bool, device=v.device) if batch.get('video_mask') is None else batch['video_mask']
+        mask = torch.ones(v.shape[:2], dtype=torch.bool,
+                          device=v.device) if batch.get('video_mask') is None else batch['video_mask']
         words = t != 0 if batch.get('text_mask') is None else batch['text_mask']
-        return dict(text=self.encode_text(t, words), text_mask=words, video=self.encode_video(v, mask), video_mask=mask, logit_scale=self.scale())
+        return dict(text=self.encode_text(t, words), text_mask=words, video=self.encode_video(v, mask),
+                    video_mask=mask, logit_scale=self.scale())
 
 # %% ../../nbs/models/31_stan.ipynb #d6833b7f
 @patch
@@ -221,7 +242,8 @@ def encode_video(self:STAN, video, video_mask=None): # (B,T,3,S,S) normalised, (
     B,T = video.shape[:2]
     v,mask = self.clip.visual,None if video_mask is None or bool(video_mask.all()) else video_mask
     if hasattr(self, 'branch') and T > (n := self.branch.time_embed.num_embeddings):
-        raise ValueError(f'clips of {T} frames, the branch has {n} time embeddings: lower max_frames or build it with positions={T}')
+        raise ValueError(f'clips of {T} frames, the branch has {n} time embeddings: '
+                         f'lower max_frames or build it with positions={T}')
     h,taps = self.tapped(video.flatten(0,1), T)
     cls = h[:,0].unflatten(0, (B,T))
     if taps: cls = cls + self.branch(taps, v.class_embedding, v.positional_embedding, mask)[:,None]
@@ -246,7 +268,8 @@ def unused_parameters(self:STAN) -> set:
 # %% ../../nbs/models/31_stan.ipynb #f47b4737
 @patch
 def scale(self:STAN): # factor of the scores
-    return self.clip.logit_scale.float().exp() if not self.tau else torch.tensor(1/self.tau, device=self.clip.logit_scale.device)
+    if not self.tau: return self.clip.logit_scale.float().exp()
+    return torch.tensor(1/self.tau, device=self.clip.logit_scale.device)
 
 @patch
 def similarity(self:STAN, text, # (Bt,E), or (Bt,L,E) with a Mug head
@@ -264,7 +287,8 @@ def similarity(self:STAN, text, # (Bt,E), or (Bt,L,E) with a Mug head
 @patch(as_prop=True)
 def token_kinds(self:STAN): # branch: rows B*T; time: rows B*P
     g = self.clip.card.grid
-    return {'branch.temporal*': dict(kind='time', prefix=0, grid=(g,g)), 'branch*': dict(kind='branch', prefix=1, grid=(g,g))}
+    return {'branch.temporal*': dict(kind='time', prefix=0, grid=(g,g)),
+            'branch*': dict(kind='branch', prefix=1, grid=(g,g))}
 
 @patch
 def pictures(self:STAN, task, batch) -> dict: # name -> what `vidlab.explain` draws
@@ -277,7 +301,8 @@ def pictures(self:STAN, task, batch) -> dict: # name -> what `vidlab.explain` dr
 def _flat(w): return w.squeeze(2) if w.ndim == 5 else w            # `patch_3d` of the published code: a kernel of one frame
 def _transposed(w): return w.T.contiguous()
 
-_towers = [*hf_blocks('backbone.layers.', 'clip.visual.transformer.resblocks.'), *hf_text('text_backbone.text_model.', 'clip.'),
+_towers = [*hf_blocks('backbone.layers.', 'clip.visual.transformer.resblocks.'),
+           *hf_text('text_backbone.text_model.', 'clip.'),
     ('backbone.class_embedding', 'clip.visual.class_embedding'),
     ('backbone.patch_embedding.weight', 'clip.visual.conv1.weight', _flat),
     ('backbone.position_embedding.weight', 'clip.visual.positional_embedding'),
@@ -285,7 +310,8 @@ _towers = [*hf_blocks('backbone.layers.', 'clip.visual.transformer.resblocks.'),
     ('backbone.post_layernorm.*', 'clip.visual.ln_post.*'),
     ('backbone.visual_projection.weight', 'clip.visual.proj', _transposed),
     ('text_backbone.text_projection.weight', 'clip.text_projection', _transposed)]
-_unread = [(k, None) for k in ('backbone.position_ids', 'backbone.timesFPN_pos_embed*', 'backbone.timesFPN_cls_token', 'data_preprocessor.*')]
+_unread = [(k, None) for k in ('backbone.position_ids', 'backbone.timesFPN_pos_embed*', 'backbone.timesFPN_cls_token',
+                               'data_preprocessor.*')]
 
 # %% ../../nbs/models/31_stan.ipynb #1afb72af
 def _branch(name): # as the file calls it -> rules
@@ -302,7 +328,8 @@ OFFICIAL = [*_towers, *_unread, ('adapter.*', 'mug.*'), *_branch('STAN'), *_bran
 def is_official(state:dict) -> bool: return any(k.startswith('backbone.') for k in state)
 
 # %% ../../nbs/models/31_stan.ipynb #40010d6b
-_marks = {'attention': 'attn.in_proj_weight', 'conv': 'layers.down.weight', '3layerST': 'layers.adapter_DWconv.weight', 'activate': 'layers.0.weight'}
+_marks = {'attention': 'attn.in_proj_weight', 'conv': 'layers.down.weight',
+          '3layerST': 'layers.adapter_DWconv.weight', 'activate': 'layers.0.weight'}
 
 def describe(state:dict # our names
             ) -> dict: # depth, time, positions
@@ -322,11 +349,13 @@ def load_weights(self:STAN, source, # path, or a state dict
     state,name = self.weights_of(source)
     rows = None
     if is_official(state): state,rows = rename(state, OFFICIAL)
-    alone = not any(k.startswith('branch.') for k in state) and set(state) != set(self.state_dict())     # no branch, and not the baseline's own
+    # no branch, and not the baseline's own
+    alone = not any(k.startswith('branch.') for k in state) and set(state) != set(self.state_dict())
     if exact and self.card.depth and 'branch.time_embed.weight' not in state:
         raise WeightsError(f'{name}: holds no branch, the model has one of depth {self.card.depth}')
     if alone and rows is None: return self.load_clip(state, name)
-    drop = [(k, None) for k in state if k.startswith('mug.') and not self.mug_parameters()]              # another mode's weights
+    # another mode's weights
+    drop = [(k, None) for k in state if k.startswith('mug.') and not self.mug_parameters()]
     self.report = load_into(self, state, new=('clip.logit_scale', 'mug.*'), rules=drop + [('*', '*')], source=name)
     self.report.rows = self.report.rows if rows is None else rows + [r for r in self.report.rows if r[2] != 'loaded']
     return self.report
@@ -338,7 +367,8 @@ def mug_parameters(self:STAN) -> list: return [n for n,_ in self.named_parameter
 def start_from_clip(self:STAN, report): init_branch(self)
 
 # %% ../../nbs/models/31_stan.ipynb #a06f35d4
-PRESETS = dict(base=dict(clip='ViT-B-32', depth=4), base16=dict(clip='ViT-B-16', depth=4), large=dict(clip='ViT-L-14', depth=4),
+PRESETS = dict(base=dict(clip='ViT-B-32', depth=4), base16=dict(clip='ViT-B-16', depth=4),
+               large=dict(clip='ViT-L-14', depth=4),
                tiny=dict(clip='tiny', weights='random', depth=2, max_words=24, max_frames=8))
 
 @register_model
@@ -369,9 +399,12 @@ def stan(preset:str='base', # CLIP and sizes: 'base' (ViT-B/32) | 'base16' (ViT-
     state = read_weights(checkpoint) if checkpoint else None
     if checkpoint and is_official(state): state = rename(state, OFFICIAL)[0]
     p = PRESETS[preset] | (describe(state) if checkpoint else {})
-    towers = towers_of(p, clip, weights, state, str(checkpoint), image_size, quick_gelu=quick_gelu, vision_heads=vision_heads, text_heads=text_heads)
-    model = STAN(towers, p['depth'] if depth is None else depth, head, tau, time or p.get('time', 'attention'), blocks, drop_path,
-                 positions or p.get('positions', 64), cls_residue, mug_tau, leak, max_words or p.get('max_words', 32), max_frames or p.get('max_frames', 12))
+    towers = towers_of(p, clip, weights, state, str(checkpoint), image_size, quick_gelu=quick_gelu,
+                       vision_heads=vision_heads, text_heads=text_heads)
+    model = STAN(towers, p['depth'] if depth is None else depth, head, tau, time or p.get('time', 'attention'),
+                 blocks, drop_path,
+                 positions or p.get('positions', 64), cls_residue, mug_tau, leak, max_words or p.get('max_words', 32),
+                 max_frames or p.get('max_frames', 12))
     if checkpoint: model.load_weights(state)
     if checkpoint and image_size:
         model.clip.resize_positions(image_size)

@@ -41,7 +41,8 @@ class TemporalPatch(nn.Conv3d):
         p = F.pad(x, (1,-1,1,-1)).unflatten(-1, (-1,P)).unflatten(-3, (-1,P))                 # (B T C G P G P)
         p = p.permute(0,1,3,5,2,4,6).flatten(4).flatten(2,3)                                  # (B T N CPP)
         w = self.weight.transpose(1,2).transpose(0,1).reshape(3*D, -1)
-        y = F.linear(p, w).unflatten(-1, (3,D))                                               # what each frame gives to the next, itself, the one before
+        # what each frame gives to the next, itself, the one before
+        y = F.linear(p, w).unflatten(-1, (3,D))
         return F.pad(y[:,:-1,:,0], (0,0,0,0,1,0)) + y[:,:,:,1] + F.pad(y[:,1:,:,2], (0,0,0,0,0,1)) + self.bias.to(y.dtype)
 
 # %% ../../nbs/models/33_tdsclip.ipynb #2abd3556
@@ -50,7 +51,8 @@ class SideStem(nn.Module):
     def __init__(self, dim:int, patch:int, neighbours:int=5):
         super().__init__()
         if neighbours < 1 or neighbours % 2 == 0:
-            raise ValueError(f'neighbours is {neighbours}: it must be odd, so that there is a middle frame (5 as published, 1: no differences)')
+            raise ValueError(f'neighbours is {neighbours}: it must be odd, so that there is a middle frame (5 as '
+                             'published, 1: no differences)')
         self.neighbours = neighbours
         self.centre,self.centre_bn = TemporalPatch(3, dim, patch),nn.BatchNorm2d(dim)
         if neighbours > 1: self.motion,self.motion_bn = TemporalPatch(3*(neighbours-1), dim, patch),nn.BatchNorm2d(dim)
@@ -223,7 +225,9 @@ class T1D(nn.Module):
     def __init__(self, dim:int, hidden:int=None): # None: 512 for 768, 768 for 1024, else two thirds
         super().__init__()
         h = hidden or {768:512, 1024:768}.get(dim, 2*dim//3)
-        self.pw_1,self.bn_1,self.dw = nn.Linear(dim, h),nn.BatchNorm2d(h),nn.Conv2d(h, h, (3,1), padding=(1,0), groups=h)
+        self.pw_1 = nn.Linear(dim, h)
+        self.bn_1 = nn.BatchNorm2d(h)
+        self.dw = nn.Conv2d(h, h, (3,1), padding=(1,0), groups=h)
         self.bn_2,self.pw_2 = nn.BatchNorm2d(h),nn.Linear(h, dim)
         nn.init.zeros_(self.pw_2.weight)
         nn.init.zeros_(self.pw_2.bias)
@@ -243,7 +247,8 @@ class DividedST(nn.Module):
         return (y + self.attn(self.ln(y))[0]).view(B,n,T,d).transpose(1,2)
 
 # %% ../../nbs/models/33_tdsclip.ipynb #f7de5755
-PLUGINS = dict(tokenshift=(TokenShift, 0), tsm=(TSM, 0), tokent1d=(TokenT1D, 0), localuni=(LocalUni, 1/3), t1d=(T1D, 1/3), dividedst=(DividedST, 2/3)) # class, where it begins
+PLUGINS = dict(tokenshift=(TokenShift, 0), tsm=(TSM, 0), tokent1d=(TokenT1D, 0), localuni=(LocalUni, 1/3),
+               t1d=(T1D, 1/3), dividedst=(DividedST, 2/3)) # class, where it begins
 
 def make_plugins(name:str, width:int, layers:int) -> nn.ModuleDict: # str(layer) -> plug-in; None: empty
     "The plug-ins in front of CLIP's blocks"
@@ -262,7 +267,8 @@ def class_prompts(names, # class names
                   templates=TEMPLATES # each with {} for the name
                  ) -> list: # template by template
     "Texts of the classes"
-    if bad := [t for t in templates if '{}' not in t]: raise ValueError(f'templates {bad}: no {{}} for the name of the class')
+    if bad := [t for t in templates if '{}' not in t]:
+        raise ValueError(f'templates {bad}: no {{}} for the name of the class')
     return [t.replace('{}', n.replace('_', ' ')) for t in templates for n in names]
 
 def context_prompts(names, # class names
@@ -270,7 +276,8 @@ def context_prompts(names, # class names
                     words:str=None # words to start from instead, e.g. 'a video of a'; there must be n_ctx
                    ) -> list:
     "Texts with room for learned words in front of the name"
-    if words and len(words.split()) != n_ctx: raise ValueError(f'{len(words.split())} words in {words!r} for n_ctx {n_ctx}')
+    if words and len(words.split()) != n_ctx:
+        raise ValueError(f'{len(words.split())} words in {words!r} for n_ctx {n_ctx}')
     return [f'{words or " ".join("X"*n_ctx)} {n.replace("_", " ")}.' for n in names]
 
 # %% ../../nbs/models/33_tdsclip.ipynb #569bf5dc
@@ -305,12 +312,14 @@ class FrameHeader(nn.Module):
         return (x + self.transformer(x + self.frame_position_embeddings.weight[:T])).mean(1)
 
 # %% ../../nbs/models/33_tdsclip.ipynb #50b02250
-_text_parts = ('transformer', 'token_embedding', 'positional_embedding', 'ln_final', 'text_projection', 'logit_scale', 'attn_mask')
+_text_parts = ('transformer', 'token_embedding', 'positional_embedding', 'ln_final', 'text_projection', 'logit_scale',
+               'attn_mask')
 
 def trim(clip:CLIPBackbone, text:bool=False) -> CLIPBackbone: # the same, changed
     "Take out of CLIP what the side network does not use; `text` keeps the text tower"
     clip.visual.ln_post,clip.visual.proj = nn.Identity(),None
-    if text and not hasattr(clip, 'text_projection'): raise ValueError("this CLIP has no text tower: text classes need one; head='linear' does not")
+    if text and not hasattr(clip, 'text_projection'):
+        raise ValueError("this CLIP has no text tower: text classes need one; head='linear' does not")
     for n in () if text else _text_parts:
         if hasattr(clip, n): delattr(clip, n)
     return clip
@@ -334,10 +343,13 @@ class TDSClipCard(Card):
     side_dim:int = 320
 
 def _width(c, head, pool, context_at, side_dim): # card of CLIP, options -> width of the side network
-    for what,name,known in (('head',head,HEADS), ('pool',pool,POOLS), ('position of the class name',context_at,POSITIONS)):
+    for what,name,known in (('head',head,HEADS), ('pool',pool,POOLS),
+                            ('position of the class name',context_at,POSITIONS)):
         if name not in known: raise unknown(what, name, known)
     if head == 'linear': return side_dim or side_width(c.vision_width)
-    if side_dim not in (None, 0, c.embed_dim): raise ValueError(f'head {head} compares with texts of width {c.embed_dim}: side_dim must be that, not {side_dim}')
+    if side_dim not in (None, 0, c.embed_dim):
+        raise ValueError(f'head {head} compares with texts of width {c.embed_dim}: '
+                         f'side_dim must be that, not {side_dim}')
     return c.embed_dim
 
 # %% ../../nbs/models/33_tdsclip.ipynb #dbc56edd
@@ -359,13 +371,15 @@ class TDSCLIP(VideoModel):
                  n_ctx:int=4, context_at:str='end', class_specific:bool=False): # of head 'prompts': learned words, see POSITIONS, a set for every class
         super().__init__()
         c,D = clip.card,_width(clip.card, head, pool, context_at, side_dim)
-        self.clip,self.head,self.pool,self.context_at,self.n_ctx = trim(clip, head != 'linear'),head,pool,context_at,n_ctx
+        self.clip = trim(clip, head != 'linear')
+        self.head,self.pool,self.context_at,self.n_ctx = head,pool,context_at,n_ctx
         if embed_dropout: clip.visual.patch_dropout = nn.Dropout(embed_dropout)       # acts before ln_pre
         self.plugins = make_plugins(plugin, c.vision_width, c.vision_layers)
         self.side = SideNetwork(c.vision_width, c.vision_layers, D, c.patch, c.grid, neighbours, side_heads, reduction)
         self._add_head(D, classes, class_specific)
         self.dropout,self.drop_path,self.grad_checkpointing,self._texts = nn.Dropout(dropout),drop_path,False,None
-        self.card = TDSClipCard.of_clip(clip, name='tdsclip', head=head, pool=pool, plugin=plugin, frames=max_frames, neighbours=neighbours,
+        self.card = TDSClipCard.of_clip(clip, name='tdsclip', head=head, pool=pool, plugin=plugin, frames=max_frames,
+                                        neighbours=neighbours,
                                         classes=classes, side_dim=D, words=c.context)
         init_plugins(self)
         self.freeze('all')
@@ -383,7 +397,8 @@ def _add_head(self:TDSCLIP, D, classes, class_specific):
     if self.pool == 'transf': self.header = FrameHeader(D, positions=c.context)
     if self.head == 'linear': self.fc = nn.Linear(D, classes)
     else: self.register_buffer('class_ids', None, persistent=False)
-    if self.head == 'prompts': self.ctx = nn.Parameter(0.02*torch.randn(*((classes,) if class_specific else ()), self.n_ctx, c.text_width))
+    if self.head == 'prompts':
+        self.ctx = nn.Parameter(0.02*torch.randn(*((classes,) if class_specific else ()), self.n_ctx, c.text_width))
 
 @torch.no_grad()
 def init_plugins(model:TDSCLIP):
@@ -401,7 +416,8 @@ def groups_of(self:TDSCLIP, video, mask=None, sid=None): # (B,T*M,3,S,S) -> (B,T
     "Frames with their neighbours"
     M = self.card.neighbours
     if video.ndim != 5 or video.shape[1] % M:
-        raise ValueError(f'video {tuple(video.shape)}: {M} neighbours per position make B x (T*{M}) x 3 x S x S; sample with neighbours={M}')
+        raise ValueError(f'video {tuple(video.shape)}: {M} neighbours per position make B x (T*{M}) x 3 x S x S; '
+                         f'sample with neighbours={M}')
     if mask is not None and not bool(mask.all()):
         who = (mask == 0).any(1).nonzero().flatten().tolist()
         who = f'rows {who}' if sid is None else f'sids {[int(sid[i]) for i in who]}'
@@ -413,7 +429,8 @@ def groups_of(self:TDSCLIP, video, mask=None, sid=None): # (B,T*M,3,S,S) -> (B,T
 def block(self:TDSCLIP, i, x, T): # (B*T,1+N,d) -> (B*T,1+N,d)
     "CLIP block i with its plug-in"
     if str(i) in self.plugins:
-        y = x.float() if self.clip.visual.conv1.weight.dtype == torch.float16 else x                # a plug-in stays in float32 beside a half tower
+        # a plug-in stays in float32 beside a half tower
+        y = x.float() if self.clip.visual.conv1.weight.dtype == torch.float16 else x
         x = self.plugins[str(i)](y.unflatten(0, (-1,T))).flatten(0,1).to(x.dtype)
     blk = self.clip.visual.transformer.resblocks[i]
     y = checkpoint(blk, x, use_reentrant=False) if self.grad_checkpointing and torch.is_grad_enabled() else blk(x)
@@ -469,8 +486,10 @@ def set_classes(self:TDSCLIP, ids, # (C,L) token ids, or (K,C,L) of K templates
 def _room_for_context(self:TDSCLIP, ids):
     n = self.n_ctx
     if len(ids) > 1: raise ValueError('learned words replace templates: give one text per class, from context_prompts')
-    if int(ids.argmax(-1).min()) < n+3: raise ValueError(f'texts need {n} places for learned words before the name (context_prompts with n_ctx={n})')
-    if self.ctx.ndim == 3 and len(self.ctx) != ids.shape[1]: raise ValueError(f'{ids.shape[1]} classes, the model has learned words for {len(self.ctx)}')
+    if int(ids.argmax(-1).min()) < n+3:
+        raise ValueError(f'texts need {n} places for learned words before the name (context_prompts with n_ctx={n})')
+    if self.ctx.ndim == 3 and len(self.ctx) != ids.shape[1]:
+        raise ValueError(f'{ids.shape[1]} classes, the model has learned words for {len(self.ctx)}')
 
 # %% ../../nbs/models/33_tdsclip.ipynb #b9486573
 def encode_embedded(clip, x, ends): # (N,L,d_t) token embeddings, (N,) place of the end token -> (N,E)
@@ -500,7 +519,8 @@ def _class_text(self:TDSCLIP): # -> (C,E)
 @patch
 def class_text(self:TDSCLIP): # -> (C,E), kept while no weight changes
     "Features of the class texts"
-    if self.class_ids is None: raise ValueError('the model does not know its classes yet: give the token ids of their texts to set_classes')
+    if self.class_ids is None:
+        raise ValueError('the model does not know its classes yet: give the token ids of their texts to set_classes')
     text = lambda n: n.startswith('clip.') and not n.startswith('clip.visual.') and n != 'clip.logit_scale'
     own = [p for n,p in self.named_parameters() if n == 'ctx' or text(n)]
     if torch.is_grad_enabled() and any(p.requires_grad for p in own): return self._class_text()
@@ -523,19 +543,22 @@ def similarity(self:TDSCLIP, text, # (Bt,E)
                video, # (Bv,D), D = E
                video_mask=None, text_mask=None) -> torch.Tensor: # (Bt,Bv) logits, float32
     "exp(logit_scale) * cosine"
-    with torch.autocast(text.device.type, enabled=False): return self.logit_scale.float().exp()*unit(text.float())@unit(video.float()).T
+    with torch.autocast(text.device.type, enabled=False):
+        return self.logit_scale.float().exp()*unit(text.float())@unit(video.float()).T
 
 # %% ../../nbs/models/33_tdsclip.ipynb #a9716631
 @patch(as_prop=True)
 def depth_of(self:TDSCLIP): # side parts lie beside their CLIP block
     c = self.clip.card
     first = 1 + max(c.vision_layers, c.text_layers) - c.vision_layers
-    return {**{f'{part}.{{}}.*': first for part in ('side.taps', 'side.blocks', 'plugins')}, 'side.stem.*': 0, 'side.positions': 0}
+    return {**{f'{part}.{{}}.*': first for part in ('side.taps', 'side.blocks', 'plugins')}, 'side.stem.*': 0,
+            'side.positions': 0}
 
 @patch(as_prop=True)
 def token_kinds(self:TDSCLIP):
     g = self.clip.card.grid
-    return {'side.*': dict(kind='side', prefix=1, grid=(g,g)),          # rows B*T, patches ask, class token and patches answer
+    # rows B*T, patches ask, class token and patches answer
+    return {'side.*': dict(kind='side', prefix=1, grid=(g,g)),
             'plugins.*': dict(kind='time', prefix=1, grid=(g,g)),       # rows B*(1+N), T x T
             'header.*': dict(kind='frames', prefix=0, grid=None)}       # rows B
 
@@ -551,7 +574,8 @@ def official_groups(self:TDSCLIP, lr:float, weight_decay:float=0.15,
     kind = lambda n: 'bn' if n.rpartition('.')[0] in bns else 'visual' if n.startswith(('clip.visual.', 'side.', 'plugins.')) else 'other'
     rates = dict(visual=lr*clip_ratio, other=lr, bn=lr if sync_bn else lr/accumulation)
     named = {g: [(n,p) for n,p in self.named_parameters() if p.requires_grad and kind(n) == g] for g in rates}
-    return [dict(params=[p for _,p in named[g]], names=[n for n,_ in named[g]], name=g, lr=r, weight_decay=weight_decay) for g,r in rates.items()]
+    return [dict(params=[p for _,p in named[g]], names=[n for n,_ in named[g]], name=g, lr=r,
+                 weight_decay=weight_decay) for g,r in rates.items()]
 
 # %% ../../nbs/models/33_tdsclip.ipynb #47e9444b
 def _ones(dims): # an official tensor with `dims` trailing ones <-> ours without
@@ -589,7 +613,8 @@ _plugins = [('visual.transformer.resblocks.{}.control_point1.' + a, 'plugins.{}.
 _tsm = ('visual.transformer.resblocks.{}.net.*', 'clip.visual.transformer.resblocks.{}.*', 0)
 
 # %% ../../nbs/models/33_tdsclip.ipynb #75964d35
-OFFICIAL = [(a, b, *_ones(dims)) for a,b,dims in (              # official name, ours, official -> ours, ours -> official
+# official name, ours, official -> ours, ours -> official
+OFFICIAL = [(a, b, *_ones(dims)) for a,b,dims in (
     ('visual.transformer.side_spatial_position_embeddings', 'side.positions', 0),
     ('visual.transformer.side_lns.{}.*', 'side.taps.{}.ln.*', 0),
     ('visual.transformer.side_linears.{}.*', 'side.taps.{}.linear.*', 0),
@@ -612,13 +637,15 @@ def is_official(state:dict) -> bool: return any(k.startswith('visual.transformer
 def to_official_state(self:TDSCLIP, copy:bool=True # False: views of the parameters themselves
                      ) -> dict: # name -> CPU tensor, in the order of `state_dict`
     "State dict with the official names and shapes"
-    if self.head != 'linear': raise ValueError(f'the official model has a linear classifier; this one has head {self.head}')
+    if self.head != 'linear':
+        raise ValueError(f'the official model has a linear classifier; this one has head {self.head}')
     tsm = any(isinstance(p, TSM) for p in self.plugins.values())
     rules = [(b, a, out) for a,b,_,out in OFFICIAL if tsm or '.net.' not in a]
     return {k: v.detach().cpu().clone() if copy else v for k,v in rename(self.state_dict(), rules)[0].items()}
 
 # %% ../../nbs/models/33_tdsclip.ipynb #72b0b2c9
-_marks = {'.conv.weight': 'tokent1d', '.path.bn.weight': 'localuni', '.bn_2.weight': 't1d', '.attn.in_proj_weight': 'dividedst'} # end of a plug-in's key
+_marks = {'.conv.weight': 'tokent1d', '.path.bn.weight': 'localuni', '.bn_2.weight': 't1d',
+          '.attn.in_proj_weight': 'dividedst'} # end of a plug-in's key
 
 def describe(state:dict) -> dict: # options of the model and dimensions of its tower
     "What kind of TDS-CLIP a state dict (our names) is of"
@@ -626,14 +653,17 @@ def describe(state:dict) -> dict: # options of the model and dimensions of its t
     frames = n.get('header.frame_position_embeddings.weight')
     plug = next((name for mark,name in _marks.items() if any(k.startswith('plugins.') and k.endswith(mark) for k in n)), None)
     classes = n['fc.weight'][0] if 'fc.weight' in n else 0
-    return dict(head='prompts' if 'ctx' in n else 'linear' if classes else 'text', pool='transf' if frames else 'mean', plugin=plug, classes=classes,
-                side_dim=n['side.positions'][1], neighbours=n.get('side.stem.motion.weight', (0,0))[1]//3 + 1, tower=_tower(n, frames))
+    return dict(head='prompts' if 'ctx' in n else 'linear' if classes else 'text',
+                pool='transf' if frames else 'mean', plugin=plug, classes=classes,
+                side_dim=n['side.positions'][1], neighbours=n.get('side.stem.motion.weight', (0,0))[1]//3 + 1,
+                tower=_tower(n, frames))
 
 def _tower(n, frames): # shapes by name -> dimensions of the image tower
     width,_,patch,_ = n['clip.visual.conv1.weight']
     start = 'clip.visual.transformer.resblocks.'
     layers = len({k[len(start):].split('.')[0] for k in n if k.startswith(start)})
-    return dict(image_size=patch*math.isqrt(n['side.positions'][0]), patch=patch, vision_width=width, vision_layers=layers, context=frames[0] if frames else 77)
+    return dict(image_size=patch*math.isqrt(n['side.positions'][0]), patch=patch, vision_width=width,
+                vision_layers=layers, context=frames[0] if frames else 77)
 
 # %% ../../nbs/models/33_tdsclip.ipynb #123f3d3c
 _classifier = ('fc.*', 'header.*', 'ctx')
@@ -649,13 +679,17 @@ def load_weights(self:TDSCLIP, source, # path, or a state dict
     own = self.state_dict()
     other = {k for k,v in ours.items() if any(fnmatch(k, p) for p in _classifier) and (k not in own or own[k].shape != v.shape)}
     if exact and other:
-        raise WeightsError(f'{name} has another classifier ({", ".join(sorted(other)[:3])}): build that model, or load without exact=True to take the rest')
-    self.report = load_into(self, {k:v for k,v in ours.items() if k not in other}, new=() if exact else _classifier, source=name)
-    self.report.rows = [(a, b, 'dropped' if b in other else w) for a,b,w in rows] + [r for r in self.report.rows if r[2] == 'new']
+        raise WeightsError(f'{name} has another classifier ({", ".join(sorted(other)[:3])}): '
+                           'build that model, or load without exact=True to take the rest')
+    self.report = load_into(self, {k:v for k,v in ours.items() if k not in other}, new=() if exact else _classifier,
+                            source=name)
+    self.report.rows = [(a, b, 'dropped' if b in other else w) for a,b,
+                        w in rows] + [r for r in self.report.rows if r[2] == 'new']
     return self.report
 
 # %% ../../nbs/models/33_tdsclip.ipynb #dc930d08
-def _trimmed(name): return name.startswith('visual.ln_post.') or name == 'visual.proj' or name.split('.')[0] in _text_parts
+def _trimmed(name):
+    return name.startswith('visual.ln_post.') or name == 'visual.proj' or name.split('.')[0] in _text_parts
 
 def _from_clip(model, state, name):
     names,rows = rename(state, clip_rules(state))
@@ -669,7 +703,8 @@ def _from_clip(model, state, name):
     return r
 
 # %% ../../nbs/models/33_tdsclip.ipynb #085b3925
-PRESETS = dict(base=dict(clip='ViT-B-16'), base32=dict(clip='ViT-B-32'), large=dict(clip='ViT-L-14'), large336=dict(clip='ViT-L-14-336'),
+PRESETS = dict(base=dict(clip='ViT-B-16'), base32=dict(clip='ViT-B-32'), large=dict(clip='ViT-L-14'),
+               large336=dict(clip='ViT-L-14-336'),
                tiny=dict(clip='tiny', weights='random'))
 
 @register_model
@@ -700,13 +735,17 @@ def tdsclip(preset:str='base', # CLIP: 'base' (ViT-B/16) | 'base32' | 'large' (V
     "TDS-CLIP: a side network for temporal differences beside a frozen CLIP"
     if preset not in PRESETS: raise unknown('preset', preset, PRESETS)
     own = dict(classes=classes, side_dim=side_dim, neighbours=neighbours, head=head, pool=pool, plugin=plugin)
-    own |= dict(max_frames=max_frames, side_heads=side_heads, dropout=dropout, embed_dropout=embed_dropout, drop_path=drop_path, n_ctx=n_ctx,
+    own |= dict(max_frames=max_frames, side_heads=side_heads, dropout=dropout, embed_dropout=embed_dropout,
+                drop_path=drop_path, n_ctx=n_ctx,
                 context_at=context_at, class_specific=class_specific)
     if checkpoint:
-        if clip or weights or image_size: raise ValueError('checkpoint= holds CLIP too: leave clip=, weights= and image_size= out, or load it into a built model with load_weights')
+        if clip or weights or image_size:
+            raise ValueError('checkpoint= holds CLIP too: leave clip=, weights= and image_size= out, or load it into '
+                             'a built model with load_weights')
         model = from_state(read_weights(checkpoint), str(checkpoint), quick_gelu, vision_heads, **own)
     else:
-        towers = towers_of(PRESETS[preset], clip, weights, image_size=image_size, quick_gelu=quick_gelu, vision_heads=vision_heads, text_heads=text_heads)
+        towers = towers_of(PRESETS[preset], clip, weights, image_size=image_size, quick_gelu=quick_gelu,
+                           vision_heads=vision_heads, text_heads=text_heads)
         model = TDSCLIP(towers, **{k:v for k,v in own.items() if v is not None})
     model.freeze(freeze)
     return model
@@ -714,8 +753,10 @@ def tdsclip(preset:str='base', # CLIP: 'base' (ViT-B/16) | 'base32' | 'large' (V
 # %% ../../nbs/models/33_tdsclip.ipynb #25967e26
 def _tower_of(dims, source, quick_gelu, vision_heads): # an image tower; its text tower is only there to be taken out
     heads = vision_heads or max(1, dims['vision_width']//64)
-    return CLIPBackbone(**dims, embed_dim=64, vision_heads=heads, text_width=64, text_layers=1, text_heads=1, vocab=1, quick_gelu=quick_gelu is not False,
-                        name=Path(source).name, source='checkpoint', gelu_from='fine-tuned from OpenAI weights' if quick_gelu is None else 'asked for')
+    return CLIPBackbone(**dims, embed_dim=64, vision_heads=heads, text_width=64, text_layers=1, text_heads=1, vocab=1,
+                        quick_gelu=quick_gelu is not False,
+                        name=Path(source).name, source='checkpoint',
+                        gelu_from='fine-tuned from OpenAI weights' if quick_gelu is None else 'asked for')
 
 def from_state(state:dict, # official or our names
                source:str='state dict', # named in errors and on the card
@@ -725,12 +766,14 @@ def from_state(state:dict, # official or our names
               ) -> TDSCLIP:
     "The model a state dict was made by, with other classes if asked"
     if is_official(state): state = rename(state, OFFICIAL_RULES)[0]
-    if 'side.positions' not in state: raise WeightsError(f'{source}: no side network in it; a plain CLIP file is given as clip=')
+    if 'side.positions' not in state:
+        raise WeightsError(f'{source}: no side network in it; a plain CLIP file is given as clip=')
     kind = describe(state)
     towers = _tower_of(kind.pop('tower'), source, quick_gelu, vision_heads)
     new = {**kind, **{k:v for k,v in options.items() if v is not None}}
     if {kind['head'], new['head']} != {'linear'}:
-        raise ValueError(f'{source}: only models with a linear classifier are built from a file alone; load it into a built model with load_weights')
+        raise ValueError(f'{source}: only models with a linear classifier are built from a file alone; '
+                         'load it into a built model with load_weights')
     model = TDSCLIP(towers, **new)
     model.load_weights(state, exact=new['classes'] == kind['classes'] and new['pool'] == kind['pool'])
     model.card.source = Path(source).name

@@ -31,7 +31,10 @@ class Attention(nn.Module):
     def __init__(self, dim:int, heads:int, qkv_bias:bool=True):
         super().__init__()
         if dim % heads: raise ValueError(f'width {dim} is not a multiple of {heads} heads')
-        self.heads,self.qkv,self.proj,self.attend = heads,nn.Linear(dim, 3*dim, bias=qkv_bias),nn.Linear(dim, dim),Attend()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3*dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+        self.attend = Attend()
 
     def forward(self, x, mask=None): # (B,N,D), additive mask or None -> (B,N,D)
         q,k,v = self.qkv(x).unflatten(-1, (3,self.heads,-1)).permute(2,0,3,1,4)
@@ -45,7 +48,9 @@ class Block(nn.Module):
                 ):
         super().__init__()
         hidden = int(dim*mlp_ratio)
-        self.norm1,self.attn,self.norm2 = LayerNorm(dim, eps=1e-6),Attention(dim, heads, qkv_bias),LayerNorm(dim, eps=1e-6)
+        self.norm1 = LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, heads, qkv_bias)
+        self.norm2 = LayerNorm(dim, eps=1e-6)
         self.mlp = nn.Sequential(OrderedDict(fc1=nn.Linear(dim, hidden), act=nn.GELU(), fc2=nn.Linear(hidden, dim)))
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
@@ -70,14 +75,17 @@ class VideoEncoder(nn.Module):
                  time_std:float=0., place_std:float=0.02 # of the embeddings of time and place before training; both as published
                 ):
         super().__init__()
-        if size % patch: raise ValueError(f'image size {size} is not a multiple of the patch {patch}; nearest: {max(1, round(size/patch))*patch}')
+        if size % patch:
+            raise ValueError(f'image size {size} is not a multiple of the patch {patch}; nearest: '
+                             f'{max(1, round(size/patch))*patch}')
         if frames % tubelet: raise ValueError(f'{frames} frames do not fill slots of {tubelet}: give a multiple')
         self.dim,self.size,self.patch,self.frames,self.tubelet,self.grad_checkpointing = dim,size,patch,frames,tubelet,False
         kernel = (tubelet,patch,patch)
         self.patch_embed = nn.ModuleDict(dict(proj=nn.Conv3d(3, dim, kernel, kernel)))
         self.cls_token,self.pos_embed = nn.Parameter(torch.zeros(1, 1, dim)),nn.Parameter(torch.zeros(1, 1 + (size//patch)**2, dim))
         self.temporal_embed = nn.Parameter(torch.zeros(1, frames//tubelet, dim))
-        self.blocks = nn.ModuleList([Block(dim, heads, mlp_ratio, qkv_bias, drop_path*i/max(1, depth-1)) for i in range(depth)])
+        self.blocks = nn.ModuleList([Block(dim, heads, mlp_ratio, qkv_bias,
+                                           drop_path*i/max(1, depth-1)) for i in range(depth)])
         self.norm = LayerNorm(dim, eps=1e-6)
         init_encoder(self, time_std, place_std)
 
@@ -85,7 +93,8 @@ class VideoEncoder(nn.Module):
                 keep=None, # (B,slots,n_keep) int64 places kept in each slot, in this order; rows beyond the clip's slots are not used. None: all
                 mask=None # additive, from `token_mask`
                ) -> torch.Tensor: # (B,1+n,D), class token first
-        return self.norm(run_blocks(self.blocks, self.embed(video, keep), mask, self.grad_checkpointing and self.training))
+        return self.norm(run_blocks(self.blocks, self.embed(video, keep), mask,
+                                    self.grad_checkpointing and self.training))
 
 @torch.no_grad()
 def init_encoder(enc, time_std:float=0., place_std:float=0.02):
@@ -103,7 +112,8 @@ def _clip(enc, video): # (B,T,3,S,S), checked; a picture fills a slot
         raise ValueError(f'video {tuple(video.shape)}: this encoder takes (clips, frames, 3, {enc.size}, {enc.size})')
     if (T := video.shape[1]) == 1: return video.expand(-1, enc.tubelet, -1, -1, -1)
     if T % enc.tubelet or T > enc.frames:
-        raise ValueError(f'clips of {T} frames: this encoder takes a multiple of {enc.tubelet}, at most {enc.frames}; change max_frames')
+        raise ValueError(f'clips of {T} frames: this encoder takes a multiple of {enc.tubelet}, at most '
+                         f'{enc.frames}; change max_frames')
     return video
 
 @patch(as_prop=True)
@@ -111,7 +121,8 @@ def grid(self:VideoEncoder): return self.frames//self.tubelet,self.size//self.pa
 
 # %% ../../nbs/models/35_tvts.ipynb #99fda119
 def _rows(keep, t): # (B,slots,n) -> (B,t,n)
-    if keep.ndim != 3 or keep.shape[1] < t: raise ValueError(f'keep {tuple(keep.shape)}: needs (clips, slots, places kept) with at least {t} slots')
+    if keep.ndim != 3 or keep.shape[1] < t:
+        raise ValueError(f'keep {tuple(keep.shape)}: needs (clips, slots, places kept) with at least {t} slots')
     return keep[:,:t]
 
 @patch
@@ -161,7 +172,9 @@ class SortHead(nn.Module):
                 mask=None # additive (B,1,1,N) of padding slots
                ) -> torch.Tensor: # (B,K,K) logits
         K = text.shape[1]
-        if K != self.classes: raise ValueError(f'{K} transcripts for a sort head of {self.classes}: build the model with transcripts={K}, or cut as many pieces')
+        if K != self.classes:
+            raise ValueError(f'{K} transcripts for a sort head of {self.classes}: '
+                             f'build the model with transcripts={K}, or cut as many pieces')
         m = None if mask is None else F.pad(mask, (0,K))
         x = run_blocks(self.blocks, self.join(text, video), m, self.grad_checkpointing and self.training)
         return self.head(self.norm(x[:,-K:]))
@@ -195,7 +208,8 @@ def open_attention(tower): # a model of transformers
     return tower.train(mode)
 
 # %% ../../nbs/models/35_tvts.ipynb #b43349e9
-DEFAULTS = {'distilbert-base-uncased': 'distilbert', 'bert-base-uncased': 'bert'}     # models that are what their class makes without being told anything
+# models that are what their class makes without being told anything
+DEFAULTS = {'distilbert-base-uncased': 'distilbert', 'bert-base-uncased': 'bert'}
 _INSTEAD = "a folder, a config (a dict with model_type), 'clip:ViT-B-16', or text_weights='random'"
 
 def _clip_tower(name, weights):
@@ -206,14 +220,16 @@ def _clip_tower(name, weights):
 def _config(tr, text, weights): # of a tower with random weights; None: it has weights
     if isinstance(text, dict): return tr.AutoConfig.for_model(**text)
     if weights != 'random': return None
-    return tr.AutoConfig.for_model(DEFAULTS[text]) if text in DEFAULTS else from_hub(tr.AutoConfig, text, 'text tower', _INSTEAD)
+    if text in DEFAULTS: return tr.AutoConfig.for_model(DEFAULTS[text])
+    return from_hub(tr.AutoConfig, text, 'text tower', _INSTEAD)
 
 def text_tower(text, # hub name, folder, dict with `model_type` and the fields of its config, or 'clip:' and a name for `create_clip`
                weights:str='pretrained' # or 'random'; for CLIP a file, a tag of open_clip, or 'random'
               ) -> nn.Module:
     "Make a text tower"
     if isinstance(text, str) and text.split(':')[0] == 'clip': return _clip_tower(text.partition(':')[2], weights)
-    if weights not in ('pretrained', 'random'): raise unknown(f'weights of text tower {text!r}', weights, ('pretrained', 'random'))
+    if weights not in ('pretrained', 'random'):
+        raise unknown(f'weights of text tower {text!r}', weights, ('pretrained', 'random'))
     tr = need('transformers', 'vidlab[text]')
     config = _config(tr, text, weights)
     tower = tr.AutoModel.from_config(config) if config is not None else from_hub(tr.AutoModel, text, 'text tower', _INSTEAD).float()
@@ -229,7 +245,8 @@ def text_width(tower): # of a text's feature
 def text_feature(tower, ids, mask=None): # (N,L), (N,L) -> (N,Dt)
     "One vector for each text"
     limit = tower.card.context if isinstance(tower, CLIPBackbone) else tower.config.max_position_embeddings
-    if ids.shape[1] > limit: raise ValueError(f'texts of {ids.shape[1]} tokens, the text tower holds {limit}: lower max_words')
+    if ids.shape[1] > limit:
+        raise ValueError(f'texts of {ids.shape[1]} tokens, the text tower holds {limit}: lower max_words')
     if isinstance(tower, CLIPBackbone): return tower.encode_text(ids)
     mask = (ids != (tower.config.pad_token_id or 0) if mask is None else mask).long()
     n = max(1, int((mask.any(0)*torch.arange(1, mask.shape[1]+1, device=mask.device)).max()))
@@ -272,21 +289,25 @@ class TVTS(VideoModel):
         if not tau > 0: raise ValueError(f'tau {tau}: a positive temperature')
         D,Dt = video.dim,text_width(text)
         if not projection and D != Dt:
-            raise ValueError(f"projection='' compares features as they are, but texts have width {Dt} and clips {D}: use projection='minimal'")
+            raise ValueError(f"projection='' compares features as they are, but texts have width {Dt} and clips {D}: "
+                             "use projection='minimal'")
         self.video_model,self.text_model,self.tau = video,text,tau
         self.txt_proj = nn.Sequential(nn.ReLU(), nn.Linear(Dt, projection_dim)) if projection else nn.Identity()
         self.vid_proj = nn.Sequential(nn.Linear(D, projection_dim)) if projection else nn.Identity()
         like = video.blocks[0]
-        self.pred_model = SortHead(D, sort_heads or like.attn.heads, sort_depth, transcripts, Dt, mlp_ratio=like.mlp.fc1.out_features/D)
+        self.pred_model = SortHead(D, sort_heads or like.attn.heads, sort_depth, transcripts, Dt,
+                                   mlp_ratio=like.mlp.fc1.out_features/D)
         t,h,w = video.grid
         own = dict(size=video.size, slots=t, places=h*w, tubelet=video.tubelet, transcripts=transcripts, tau=tau)
         self.card = replace(card or TVTSCard(), **own)
-        self.register_buffer('logit_scale', torch.tensor(math.log(1/tau)), persistent=False)         # a constant, kept as CLIP keeps it
+        # a constant, kept as CLIP keeps it
+        self.register_buffer('logit_scale', torch.tensor(math.log(1/tau)), persistent=False)
 
     def forward(self, batch:dict) -> dict: # video (B,T,3,S,S), text (B,L) or (B,K,L); may hold video_mask (B,T), text_mask, keep (B,slots,n)
         tokens,mask = self.video_tokens(batch['video'], batch.get('video_mask'), batch.get('keep'))
         words = self.text_features(batch['text'], batch.get('text_mask'))
-        out = dict(text=self.txt_proj(words).mean(1).float(), video=self.vid_proj(tokens[:,0]).float(), logit_scale=self.scale())
+        out = dict(text=self.txt_proj(words).mean(1).float(), video=self.vid_proj(tokens[:,0]).float(),
+                   logit_scale=self.scale())
         return dict(out, order=self.pred_model(words.detach(), tokens, mask).float()) if words.shape[1] > 1 else out
 
 # %% ../../nbs/models/35_tvts.ipynb #a46b5859
@@ -311,7 +332,8 @@ def encode_video(self:TVTS, video, video_mask=None, keep=None): # (B,T,3,S,S) ->
 @patch
 def text_features(self:TVTS, text, text_mask=None): # (B,L) or (B,K,L) -> (B,K,Dt)
     ids = text[:,None] if text.ndim == 2 else text
-    f = text_feature(self.text_model, ids.flatten(0,1), None if text_mask is None else text_mask.reshape(-1, ids.shape[-1]))
+    f = text_feature(self.text_model, ids.flatten(0,1),
+                     None if text_mask is None else text_mask.reshape(-1, ids.shape[-1]))
     return f.unflatten(0, ids.shape[:2])
 
 @patch
@@ -327,7 +349,8 @@ def similarity(self:TVTS, text, # (Bt,P) from encode_text
     with torch.autocast(text.device.type, enabled=False): return self.scale()*cosine(text, video)
 
 # %% ../../nbs/models/35_tvts.ipynb #b38ba4d3
-def _text_layers(tower): return tower.card.text_layers if isinstance(tower, CLIPBackbone) else tower.config.num_hidden_layers
+def _text_layers(tower):
+    return tower.card.text_layers if isinstance(tower, CLIPBackbone) else tower.config.num_hidden_layers
 
 @patch(as_prop=True)
 def top(self:TVTS): return 1 + max(len(self.video_model.blocks), _text_layers(self.text_model))
@@ -336,7 +359,8 @@ def top(self:TVTS): return 1 + max(len(self.video_model.blocks), _text_layers(se
 def depth_of(self:TVTS): # the shorter tower is aligned at the top
     v,t = self.top - len(self.video_model.blocks),self.top - _text_layers(self.text_model)
     video = {f'video_model.{n}*': 0 for n in ('cls_token', 'pos_embed', 'patch_embed')}
-    return {**video, 'video_model.blocks.{}.*': v, 'text_model.*.{}.*': t, 'text_model.*embed*': 0, 'text_model.*': None}
+    return {**video, 'video_model.blocks.{}.*': v, 'text_model.*.{}.*': t, 'text_model.*embed*': 0,
+            'text_model.*': None}
 
 # %% ../../nbs/models/35_tvts.ipynb #fb531115
 @patch
@@ -349,7 +373,8 @@ def set_grad_checkpointing(self:TVTS, enable:bool=True):
     "Recompute every block in the backward pass: less memory, more time"
     VideoModel.set_grad_checkpointing(self, enable)
     if isinstance(self.text_model, CLIPBackbone): return
-    what = 'activation' if hasattr(self.text_model, 'activation_checkpointing_enable') else 'gradient'           # the newer name
+    # the newer name
+    what = 'activation' if hasattr(self.text_model, 'activation_checkpointing_enable') else 'gradient'
     getattr(self.text_model, f'{what}_checkpointing_{"enable" if enable else "disable"}')(*[dict(use_reentrant=False)]*enable)
 
 # %% ../../nbs/models/35_tvts.ipynb #e1adb52e
@@ -368,7 +393,8 @@ def example(self:TVTS, n:int=2) -> dict: # each clip with its transcripts
 # %% ../../nbs/models/35_tvts.ipynb #0a062423
 class TrainingConfig: "Stands in for the configuration object in published training files"
 
-ALLOW = ((TrainingConfig, 'parse_config_dist_multi.ConfigParser'), *((PurePosixPath, f'{m}.PosixPath') for m in ('pathlib', 'pathlib._local')))
+ALLOW = ((TrainingConfig, 'parse_config_dist_multi.ConfigParser'),
+         *((PurePosixPath, f'{m}.PosixPath') for m in ('pathlib', 'pathlib._local')))
 
 def read_tvts(path # file, or a folder of DeepSpeed's
              ) -> dict: # name -> tensor
@@ -377,14 +403,16 @@ def read_tvts(path # file, or a folder of DeepSpeed's
     return read_weights(p/'mp_rank_00_model_states.pt' if p.is_dir() else p, ALLOW)
 
 # %% ../../nbs/models/35_tvts.ipynb #aaf37e6e
-PRETRAINED = [('text_model.embeddings.position_ids', None), ('*', '*')]                       # a buffer that some versions of transformers stored
+# a buffer that some versions of transformers stored
+PRETRAINED = [('text_model.embeddings.position_ids', None), ('*', '*')]
 ENCODER = [('video_model.*', '*'), *((f'{p}.*', None) for p in ('text_model', 'txt_proj', 'vid_proj', 'pred_model'))]
 
 def imagemae_rules(tubelet:int=2 # frames of a slot
                   ) -> list:
     "Rule table (see `vidlab.ckpt.rename`) for an image ViT: the kernel repeated over time, a decoder left out"
     over_time = lambda w: w[:,:,None].repeat(1, 1, tubelet, 1, 1)
-    return [('decoder_*', None), ('mask_token', None), ('head.*', None), ('patch_embed.proj.weight', 'patch_embed.proj.weight', over_time), ('*', '*')]
+    return [('decoder_*', None), ('mask_token', None), ('head.*', None),
+            ('patch_embed.proj.weight', 'patch_embed.proj.weight', over_time), ('*', '*')]
 
 def encoder_rules(state:dict, # of the file
                   source='weights', # named in errors
@@ -393,17 +421,21 @@ def encoder_rules(state:dict, # of the file
     "Rule table for the encoder in a file of any of the three kinds"
     kernel = state.get('patch_embed.proj.weight')
     if any(k.startswith('video_model.') for k in state): return ENCODER
-    if kernel is None: raise WeightsError(f'{source}: no video encoder in it (no video_model.*, no patch_embed.proj.weight); keys begin with {list(state)[:3]}')
+    if kernel is None:
+        raise WeightsError(f'{source}: no video encoder in it (no video_model.*, no patch_embed.proj.weight); '
+                           f'keys begin with {list(state)[:3]}')
     return imagemae_rules(tubelet) if kernel.ndim == 4 else [('*', '*')]
 
 # %% ../../nbs/models/35_tvts.ipynb #08eab07c
 def _places(pos, side): # (1,1+g²,D) -> (1,1+side²,D)
     g = math.isqrt(pos.shape[1]-1)
-    p = F.interpolate(pos[:,1:].float().transpose(1,2).unflatten(2, (g,g)), (side,side), mode='bicubic', antialias=True, align_corners=False)
+    p = F.interpolate(pos[:,1:].float().transpose(1,2).unflatten(2, (g,g)), (side,side), mode='bicubic',
+                      antialias=True, align_corners=False)
     return torch.cat([pos[:,:1].float(), p.flatten(2).transpose(1,2)], 1)
 
 def _times(time, t): # (1,t',D) -> (1,t,D)
-    return time[:,:t] if time.shape[1] > t else F.interpolate(time.float().transpose(1,2), t, mode='linear', align_corners=False).transpose(1,2)
+    if time.shape[1] > t: return time[:,:t]
+    return F.interpolate(time.float().transpose(1,2), t, mode='linear', align_corners=False).transpose(1,2)
 
 def fit_positions(state:dict, # names of the encoder
                   enc:VideoEncoder # to be filled
@@ -446,7 +478,8 @@ def load_weights(self:TVTS, source, # path, or a state dict
     if not any(k.startswith('video_model.') for k in state):
         if exact: raise WeightsError(f'{name}: an encoder alone, without text tower and sort head: not a whole TVTS')
         state = {k: v for k,v in state.items() if not k.startswith('head.')}
-        self.report = load_encoder(self, self.video_model, state, name, 'video_model.', ('text_model.*', 'txt_proj.*', 'vid_proj.*', 'pred_model.*'))
+        self.report = load_encoder(self, self.video_model, state, name, 'video_model.',
+                                   ('text_model.*', 'txt_proj.*', 'vid_proj.*', 'pred_model.*'))
         return self.report
     names,rows = rename(state, PRETRAINED)
     enc = {k[12:]: v for k,v in names.items() if k.startswith('video_model.')}
@@ -469,7 +502,8 @@ class TVTSClassifier(VideoEncoder, VideoModel):
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
         t,h,w = self.grid
-        self.card = TVTSCard('tvts_classifier', self.size, max_frames or self.frames, slots=t, places=h*w, tubelet=self.tubelet,
+        self.card = TVTSCard('tvts_classifier', self.size, max_frames or self.frames, slots=t, places=h*w,
+                             tubelet=self.tubelet,
                              words=0, transcripts=0, classes=classes)
 
     def forward(self, batch:dict) -> dict: # video (B,T,3,S,S), video_mask (B,T) -> logits (B,C), video (B,D)
@@ -481,7 +515,8 @@ class TVTSClassifier(VideoEncoder, VideoModel):
 def encode_video(self:TVTSClassifier, video, video_mask=None): # (B,T,3,S,S), (B,T) -> (B,D)
     body = [p for n,p in self.named_parameters() if not n.startswith('head.')]
     graph = torch.is_grad_enabled() and (video.requires_grad or any(p.requires_grad for p in body))
-    with torch.set_grad_enabled(graph): return VideoEncoder.forward(self, video, mask=self.token_mask(video_mask))[:,0].float()
+    with torch.set_grad_enabled(graph):
+        return VideoEncoder.forward(self, video, mask=self.token_mask(video_mask))[:,0].float()
 
 @patch(as_prop=True)
 def token_kinds(self:TVTSClassifier): return {'*': dict(kind='video', prefix=1, grid=self.grid, tubelet=self.tubelet)}
@@ -496,17 +531,22 @@ def load_weights(self:TVTSClassifier, source, # path, or a state dict
     ours = {k: v for k,v in self.state_dict().items() if k.startswith('head.')}
     video = state.get('patch_embed.proj.weight', ours['head.weight']).ndim == 5
     same = video and all(k in state and state[k].shape == v.shape for k,v in ours.items())
-    if exact and not same: raise WeightsError(f'{name} has another classifier or none: build that model, or load without exact=True to take the encoder')
+    if exact and not same:
+        raise WeightsError(f'{name} has another classifier or none: build that model, or load without exact=True to '
+                           'take the encoder')
     left = [] if same else [k for k in state if k.startswith('head.')]
-    self.report = load_encoder(self, self, {k: v for k,v in state.items() if k not in left}, name, new=() if same else ('head.*',), exact=exact)
+    self.report = load_encoder(self, self, {k: v for k,v in state.items() if k not in left}, name,
+                               new=() if same else ('head.*',), exact=exact)
     self.report.rows += [(k, None, 'dropped') for k in left]
     return self.report
 
 # %% ../../nbs/models/35_tvts.ipynb #dbb98627
 _tiny = dict(dim=128, depth=4, heads=2, size=64, patch=16, frames=16, time_std=1., place_std=.5)
-_tiny_text = dict(model_type='distilbert', vocab_size=128, dim=128, n_layers=2, n_heads=2, hidden_dim=256, max_position_embeddings=64, initializer_range=.1)
+_tiny_text = dict(model_type='distilbert', vocab_size=128, dim=128, n_layers=2, n_heads=2, hidden_dim=256,
+                  max_position_embeddings=64, initializer_range=.1)
 PRESETS = dict(
-    base=dict(encoder=dict(dim=768, depth=12, heads=12, size=224, patch=16, frames=16), text='distilbert-base-uncased', projection_dim=256, max_words=50),
+    base=dict(encoder=dict(dim=768, depth=12, heads=12, size=224, patch=16, frames=16),
+              text='distilbert-base-uncased', projection_dim=256, max_words=50),
     tiny=dict(encoder=_tiny, projection_dim=64, max_words=32, weights='random', tokenizer='shapes', text=_tiny_text))
 
 # %% ../../nbs/models/35_tvts.ipynb #991d52ff
@@ -515,20 +555,25 @@ def _blocks(state, start): return len({k[len(start):].split('.')[0] for k in sta
 def _encoder_of(state, heads): # fields of `VideoEncoder`
     get = lambda k: state['video_model.' + k].shape
     D,_,tub,p,_ = get('patch_embed.proj.weight')
-    return dict(dim=D, depth=_blocks(state, 'video_model.blocks.'), heads=heads or D//64, size=p*math.isqrt(get('pos_embed')[1]-1), patch=p,
+    return dict(dim=D, depth=_blocks(state, 'video_model.blocks.'), heads=heads or D//64,
+                size=p*math.isqrt(get('pos_embed')[1]-1), patch=p,
                 frames=get('temporal_embed')[1]*tub, tubelet=tub, mlp_ratio=get('blocks.0.mlp.fc1.weight')[0]/D,
                 qkv_bias='video_model.blocks.0.attn.qkv.bias' in state)
 
 def _text_of(state, heads): # fields of a config of transformers
     if 'text_model.embeddings.word_embeddings.weight' not in state:
-        raise WeightsError("a checkpoint with CLIP's text tower does not say which: build the model with text='clip:...' and give the file to load_weights")
+        raise WeightsError("a checkpoint with CLIP's text tower does not say which: "
+                           "build the model with text='clip:...' and give the file to load_weights")
     get = lambda k: state['text_model.' + k].shape
     (V,D),L = get('embeddings.word_embeddings.weight'),get('embeddings.position_embeddings.weight')[0]
     if 'text_model.encoder.layer.0.intermediate.dense.weight' in state:
-        return dict(model_type='bert', vocab_size=V, hidden_size=D, num_hidden_layers=_blocks(state, 'text_model.encoder.layer.'),
-                    num_attention_heads=heads or D//64, max_position_embeddings=L, intermediate_size=get('encoder.layer.0.intermediate.dense.weight')[0],
+        return dict(model_type='bert', vocab_size=V, hidden_size=D,
+                    num_hidden_layers=_blocks(state, 'text_model.encoder.layer.'),
+                    num_attention_heads=heads or D//64, max_position_embeddings=L,
+                    intermediate_size=get('encoder.layer.0.intermediate.dense.weight')[0],
                     type_vocab_size=get('embeddings.token_type_embeddings.weight')[0])
-    return dict(model_type='distilbert', vocab_size=V, dim=D, n_layers=_blocks(state, 'text_model.transformer.layer.'), n_heads=heads or D//64,
+    return dict(model_type='distilbert', vocab_size=V, dim=D,
+                n_layers=_blocks(state, 'text_model.transformer.layer.'), n_heads=heads or D//64,
                 hidden_dim=get('transformer.layer.0.ffn.lin1.weight')[0], max_position_embeddings=L)
 
 # %% ../../nbs/models/35_tvts.ipynb #da9803be
@@ -547,11 +592,14 @@ def describe(state:dict, # our names
 def _encoder(p, image_size, positions, max_frames, **more): # fields of `VideoEncoder`
     frames = positions or max(p['frames'], max_frames or 0)
     if max_frames and (max_frames > frames or (max_frames > 1 and max_frames % p.get('tubelet', 2))):
-        raise ValueError(f'max_frames {max_frames}: needs a multiple of {p.get("tubelet", 2)} (or 1, pictures) and at most the {frames} frames there are positions for')
+        raise ValueError(f'max_frames {max_frames}: needs a multiple of {p.get("tubelet", 2)} (or 1, pictures) and '
+                         f'at most the {frames} frames there are positions for')
     return {**p, 'frames': frames, 'size': image_size or p['size'], **more}
 
 def _weights(weights, name):
-    if weights is None: raise ValueError(f"{name}: say which weights: the file of ImageMAE-Base (mae_pretrain_vit_base.pth), a TVTS file, or 'random'")
+    if weights is None:
+        raise ValueError(f"{name}: say which weights: the file of ImageMAE-Base (mae_pretrain_vit_base.pth), a TVTS "
+                         "file, or 'random'")
     return weights
 
 def _start(model, weights):
@@ -585,7 +633,9 @@ def tvts(preset:str='base', # sizes: 'base' (as published: ViT-B/16, DistilBERT)
     if preset not in PRESETS: raise unknown('preset', preset, PRESETS)
     p,state = dict(PRESETS[preset], projection=projection, transcripts=transcripts, sort_depth=sort_depth),None
     if checkpoint:
-        if weights or text: raise ValueError('checkpoint= holds all weights: leave weights= and text= out, or load it into a built model with load_weights')
+        if weights or text:
+            raise ValueError('checkpoint= holds all weights: leave weights= and text= out, or load it into a built '
+                             'model with load_weights')
         state,weights = _whole(checkpoint),'random'
         p |= describe(state, vision_heads, text_heads)
     weights,text = _weights(weights or p.get('weights'), 'tvts'),text or p['text']
@@ -593,8 +643,10 @@ def tvts(preset:str='base', # sizes: 'base' (as published: ViT-B/16, DistilBERT)
     enc = VideoEncoder(**_encoder(p['encoder'], image_size, positions, max_frames, drop_path=drop_path, **more))
     tower = text_tower(text, text_weights or ('random' if weights == 'random' or isinstance(text, dict) else 'pretrained'))
     words = tokenizer or _tokenizer(text, p.get('tokenizer', PRESETS[preset]['text']), checkpoint)
-    card = TVTSCard(frames=max_frames or p['encoder']['frames'], words=max_words or p['max_words'], tokenizer=words, text=text)
-    model = TVTS(enc, tower, p['projection'], projection_dim or p['projection_dim'], p['transcripts'], p['sort_depth'], None, tau, card)
+    card = TVTSCard(frames=max_frames or p['encoder']['frames'], words=max_words or p['max_words'], tokenizer=words,
+                    text=text)
+    model = TVTS(enc, tower, p['projection'], projection_dim or p['projection_dim'], p['transcripts'],
+                 p['sort_depth'], None, tau, card)
     _start(model, weights)
     if checkpoint: _start_from(model, state, checkpoint)
     if freeze is not None: model.freeze(freeze)
@@ -603,7 +655,9 @@ def tvts(preset:str='base', # sizes: 'base' (as published: ViT-B/16, DistilBERT)
 # %% ../../nbs/models/35_tvts.ipynb #95535b4c
 def _whole(checkpoint):
     state = read_tvts(checkpoint)
-    if 'video_model.pos_embed' not in state: raise WeightsError(f'{checkpoint}: not a whole TVTS (no video_model.pos_embed); keys begin with {list(state)[:3]}')
+    if 'video_model.pos_embed' not in state:
+        raise WeightsError(f'{checkpoint}: not a whole TVTS (no video_model.pos_embed); '
+                           f'keys begin with {list(state)[:3]}')
     return state
 
 def _start_from(model, state, checkpoint):

@@ -78,7 +78,8 @@ def wide(x): return x.to(torch.promote_types(x.dtype, torch.float32)) # float64 
 
 class Scan(nn.Module):
     "The selective scan as a module"
-    def forward(self, u, delta, A, B, C, D, bias): return selective_scan(u, delta, A, B, C, D, delta_bias=bias, softplus=True)
+    def forward(self, u, delta, A, B, C, D, bias):
+        return selective_scan(u, delta, A, B, C, D, delta_bias=bias, softplus=True)
 
 @torch.no_grad()
 def init_dt(proj:nn.Linear, # R -> E
@@ -98,12 +99,14 @@ class Mixer(nn.Module):
                  bidirectional:bool=True, order:str='spatial'): # see ROUTES
         super().__init__()
         if order not in ROUTES: raise unknown('order of a layer', order, ROUTES)
-        if order == 'st_v1' and not bidirectional: raise ValueError("order 'st_v1' is one order forwards and the other backwards: it needs bidirectional=True")
+        if order == 'st_v1' and not bidirectional:
+            raise ValueError("order 'st_v1' is one order forwards and the other backwards: it needs bidirectional=True")
         E,R = int(expand*dim),dt_rank or math.ceil(dim/16)
         self.widths,self.sides = (R,state,state),('','_b') if bidirectional else ('',)
         self.routes = [r for r in ROUTES[order] if bidirectional or not r[1]]
         for s in self.sides:
-            self.register_parameter({'':'A_log', '_b':'A_b_log'}[s], nn.Parameter(torch.arange(1., state+1).log().repeat(E, 1)))
+            self.register_parameter({'':'A_log', '_b':'A_b_log'}[s],
+                                    nn.Parameter(torch.arange(1., state+1).log().repeat(E, 1)))
             self.register_parameter('D' + s, nn.Parameter(torch.ones(E)))
         self.in_proj = nn.Linear(dim, 2*E, bias=bias)
         for s in self.sides:
@@ -111,7 +114,8 @@ class Mixer(nn.Module):
             self.add_module('x_proj' + s, nn.Linear(E, sum(self.widths), bias=False))
             self.add_module('dt_proj' + s, nn.Linear(R, E))
         self.out_proj,self.scan = nn.Linear(E, dim, bias=bias),Scan()
-        init_dt(self.dt_proj)                                              # the backward one keeps PyTorch's start, as published
+        # the backward one keeps PyTorch's start, as published
+        init_dt(self.dt_proj)
 
 # %% ../../nbs/models/32_videomamba.ipynb #60f510b2
 @patch
@@ -127,16 +131,19 @@ def forward(self:Mixer, x, swap=None): # (B,L,d); `time_first` of the tokens, wh
     a = causal_conv1d(a, self.per_route('conv1d', 'weight'), self.per_route('conv1d', 'bias'))
     dt,B,C = (self.per_route('x_proj', 'weight')[:,None] @ a).split(self.widths, 2)
     dt = self.per_route('dt_proj', 'weight')[:,None] @ dt
-    y = self.scan(a, dt, -wide(self.per_route('A_log')).exp(), B, C, wide(self.per_route('D')), wide(self.per_route('dt_proj', 'bias')))
+    y = self.scan(a, dt, -wide(self.per_route('A_log')).exp(), B, C, wide(self.per_route('D')),
+                  wide(self.per_route('dt_proj', 'bias')))
     y = sum(leave(v, r, swap) for v,r in zip(y, self.routes))
-    if len(self.routes) > len(self.sides): y = y*(len(self.sides)/len(self.routes))                 # two orders: their mean
+    # two orders: their mean
+    if len(self.routes) > len(self.sides): y = y*(len(self.sides)/len(self.routes))
     return self.out_proj((y*F.silu(z)).transpose(1,2))
 
 # %% ../../nbs/models/32_videomamba.ipynb #01517dc2
 class RMSNorm(nn.RMSNorm):
     "x / sqrt(mean x² + eps) · w, computed in float32"
     def __init__(self, dim:int): super().__init__(dim, eps=1e-5)
-    def forward(self, x): return F.rms_norm(wide(x), self.normalized_shape, wide(self.weight), self.eps).to(self.weight.dtype)
+    def forward(self, x):
+        return F.rms_norm(wide(x), self.normalized_shape, wide(self.weight), self.eps).to(self.weight.dtype)
 
 NORMS = dict(rms=RMSNorm, layer=LayerNorm)
 
@@ -178,7 +185,8 @@ def resize_space(pos, # (1,1+N,d), class token first
     "Positions for another picture size"
     g = math.isqrt(pos.shape[1]-1)
     if g*g != pos.shape[1]-1: raise WeightsError(f'{pos.shape[1]-1} positions are not a square grid')
-    p = F.interpolate(rearrange(pos[:,1:].float(), 'b (h w) d -> b d h w', h=g), (side,side), mode='bicubic', align_corners=False)
+    p = F.interpolate(rearrange(pos[:,1:].float(), 'b (h w) d -> b d h w', h=g), (side,side), mode='bicubic',
+                      align_corners=False)
     return torch.cat([pos[:,:1].float(), rearrange(p, 'b d h w -> b (h w) d')], 1)
 
 def resize_time(times, # (1,T,d)
@@ -223,7 +231,8 @@ class MambaCard(Card):
 # %% ../../nbs/models/32_videomamba.ipynb #9b41f154
 class Trunk(VideoModel):
     "Embedding and blocks"
-    pretrained_names = ('cls_token', 'pos_embed', 'temporal_pos_embedding', 'patch_embed.*', 'layers.*', 'norm_f.*', 'norm.*')   # all but head and decoders
+    pretrained_names = ('cls_token', 'pos_embed', 'temporal_pos_embedding', 'patch_embed.*', 'layers.*', 'norm_f.*',
+                        'norm.*')   # all but head and decoders
     no_decay_names = ('cls_token', 'pos_embed', 'temporal_pos_embedding')
     depth_of = {'cls_token': 0, 'pos_embed': 0, 'patch_embed.*': 0, 'layers.{}.*': 1}
 
@@ -234,8 +243,12 @@ class Trunk(VideoModel):
         super().__init__()
         if norm not in NORMS: raise unknown('norm', norm, NORMS)
         if image_size % patch: raise ValueError(f'image_size {image_size} is not a multiple of patch {patch}')
-        if max_frames % tubelet or (tubelet > 1 and not max_frames): raise ValueError(f'max_frames {max_frames} is not a multiple of tubelet {tubelet}')
-        g,T,rates,orders = image_size//patch,max(1, max_frames//tubelet),drop_rates(depth, drop_path),layer_orders(order, depth)
+        if max_frames % tubelet or (tubelet > 1 and not max_frames):
+            raise ValueError(f'max_frames {max_frames} is not a multiple of tubelet {tubelet}')
+        g = image_size//patch
+        T = max(1, max_frames//tubelet)
+        rates = drop_rates(depth, drop_path)
+        orders = layer_orders(order, depth)
         self.cls_token,self.pos_embed = nn.Parameter(torch.zeros(1,1,dim)),nn.Parameter(torch.zeros(1,1+g*g,dim))
         self.temporal_pos_embedding = nn.Parameter(torch.zeros(1,T,dim)) if max_frames else None
         self.patch_embed = PatchEmbed(dim, patch, tubelet if max_frames else None)
@@ -243,7 +256,8 @@ class Trunk(VideoModel):
         mix = lambda o: Mixer(dim, bidirectional=bidirectional, order=o, **(mixer or {}))
         self.layers = nn.ModuleList([Block(mix(o), NORMS[norm](dim), r) for o,r in zip(orders, rates)])
         self.drop_path,self.checkpoint_layers,self.loading = DropPath(rates[-1]),None,{}
-        self.card = MambaCard(size=image_size, frames=max_frames, dim=dim, depth=depth, patch=patch, tubelet=tubelet, order=order, grid=(T,g,g))
+        self.card = MambaCard(size=image_size, frames=max_frames, dim=dim, depth=depth, patch=patch, tubelet=tubelet,
+                              order=order, grid=(T,g,g))
 
 # %% ../../nbs/models/32_videomamba.ipynb #2d44b778
 @patch
@@ -251,8 +265,10 @@ def embed(self:Trunk, video): # (B,T,3,S,S) -> (B,L,d)
     "Tokens with their positions and times"
     c = self.card
     if video.shape[1:] != (max(1, c.frames),3,c.size,c.size):
-        raise ValueError(f'video {tuple(video.shape)}: the model takes clips of {max(1, c.frames)} x 3 x {c.size} x {c.size}; '
-                         f'build it with max_frames={video.shape[1]}, image_size={video.shape[-1]}, loading resizes the positions')
+        raise ValueError(f'video {tuple(video.shape)}: the model takes clips of {max(1, c.frames)} x 3 x {c.size} x '
+                         f'{c.size}; '
+                         f'build it with max_frames={video.shape[1]}, image_size={video.shape[-1]}, loading resizes '
+                         'the positions')
     x = self.patch_embed(video) + self.pos_embed[:,None,1:]                                          # (B T' N d)
     if self.temporal_pos_embedding is not None: x = x + self.temporal_pos_embedding[:,:,None]
     cls = (self.cls_token + self.pos_embed[:,:1]).expand(len(x), -1, -1)
@@ -313,7 +329,8 @@ def encode_video(self:VideoMamba, video, video_mask=None): # -> (B,d)
     "The normalised class token"
     if video_mask is not None and not bool(video_mask.all()):
         rows = (~video_mask.bool()).any(1).nonzero().flatten().tolist()
-        raise ValueError(f'rows {rows}: padding frames, which a scan cannot leave out; use a sampler that repeats frames')
+        raise ValueError(f'rows {rows}: padding frames, which a scan cannot leave out; '
+                         'use a sampler that repeats frames')
     return self.norm_f(deque(self.streams(self.embed(video)), 1)[0][:,0])
 
 # %% ../../nbs/models/32_videomamba.ipynb #3e58b250
@@ -384,7 +401,8 @@ def states(self:VideoMambaStudent, x, at): # (B,n,d) visible tokens, (B,n) their
     "The aligned states"
     top,before = len(self.layers)-1,wide(x)
     for i,s in enumerate(self.streams(x, at)):
-        if i in self.aligned: yield self.norm(s) if i < top or self.tap == 'fixed' else before if self.tap == 'official' else s
+        if i in self.aligned:
+            yield self.norm(s) if i < top or self.tap == 'fixed' else before if self.tap == 'official' else s
         before = s
 
 @patch
@@ -447,7 +465,9 @@ def fit_head(self:Trunk, got, # state dict, changed
     if looks and labels and not new_head: rows = label_rows(labels, C, n)
     elif n == C and not (looks and new_head): return set()
     elif looks and not new_head and n == 710:
-        if C in (600, 700): raise WeightsError(f'{name}: a head of 710 classes for {C}: give the label map (label_map=), or new_head=True')
+        if C in (600, 700):
+            raise WeightsError(f'{name}: a head of 710 classes for {C}: give the label map (label_map=), or '
+                               'new_head=True')
         rows = list(range(400)) if C == 400 else None
     for k in ('head.weight', 'head.bias'):
         v = got.pop(k)
@@ -463,7 +483,8 @@ def fit_shapes(self:Trunk, got, # state dict, changed
     fits = dict(pos_embed=lambda v: resize_space(v, self.card.grid[1]))
     if self.card.frames: fits.update(temporal_pos_embedding=lambda v: resize_time(v, self.card.grid[0]))
     w = got.get('patch_embed.proj.weight')
-    if w is not None and w.ndim == 4 and self.card.frames: fits['patch_embed.proj.weight'] = lambda v: inflate(v, self.card.tubelet, how)
+    if w is not None and w.ndim == 4 and self.card.frames:
+        fits['patch_embed.proj.weight'] = lambda v: inflate(v, self.card.tubelet, how)
     own = self.state_dict()
     done = {k for k in fits if k in got and got[k].shape != own[k].shape}
     for k in done: got[k] = fits[k](got[k])
@@ -489,9 +510,11 @@ def load_weights(self:Trunk, source, # path, or a state dict
     got,rows = rename(state, rules_for(self, exact, o['compat']))
     own,image = self.state_dict(),bool(self.card.frames) and getattr(got.get('patch_embed.proj.weight'), 'ndim', 5) == 4
     if exact and (other := [k for k in _differs(own, got, ('head.', 'clip_decoder.', 'norm')) if k in own]):
-        raise WeightsError(f'{name} has another classifier or none ({", ".join(other[:3])}): build that model, or load without exact=True to take the trunk')
+        raise WeightsError(f'{name} has another classifier or none ({", ".join(other[:3])}): '
+                           'build that model, or load without exact=True to take the trunk')
     changed,seen = self.fit_shapes(got, o['how']),set(got)
-    if not exact: changed |= self._fit_top(own, got, name, image, o, looks=image or not o['compat'] or 'head.weight' in state)
+    if not exact:
+        changed |= self._fit_top(own, got, name, image, o, looks=image or not o['compat'] or 'head.weight' in state)
     new = () if exact else ('head.*', 'clip_decoder.*') + ('temporal_pos_embedding',)*image + ('norm_f.*',)*o['compat']
     self.report = load_into(self, got, new=new, source=name)
     what = lambda b, w: w if w == 'dropped' else 'resized' if b in changed else 'dropped' if b in seen and b not in got else w
@@ -531,9 +554,12 @@ def videomamba(preset:str='tiny192', # width and blocks: 'tiny192' | 'small384' 
               ) -> VideoMamba:
     "VideoMamba classifier"
     if inflate not in INFLATE: raise unknown('inflation', inflate, INFLATE)
-    if new_head and label_map: raise ValueError('new_head=True leaves the file\'s head out: a label_map has nothing to choose from')
-    o = preset_options(preset, dim=dim, depth=depth, image_size=image_size, patch=patch, drop_path=drop_path, dt_init=dt_init)
-    model = VideoMamba(classes, dropout, max_frames=max_frames, tubelet=tubelet, order=order, norm=norm, bidirectional=bidirectional, mixer=dict(state=state), **o)
+    if new_head and label_map:
+        raise ValueError('new_head=True leaves the file\'s head out: a label_map has nothing to choose from')
+    o = preset_options(preset, dim=dim, depth=depth, image_size=image_size, patch=patch, drop_path=drop_path,
+                       dt_init=dt_init)
+    model = VideoMamba(classes, dropout, max_frames=max_frames, tubelet=tubelet, order=order, norm=norm,
+                       bidirectional=bidirectional, mixer=dict(state=state), **o)
     model.loading = dict(how=inflate, new_head=new_head, labels=label_map or None, compat=compat)
     model.checkpoint_layers = checkpoint_layers
     model.freeze(freeze)
@@ -561,7 +587,8 @@ def videomamba_pretrain(preset:str='middle576', # width and blocks: 'tiny192' | 
                         checkpoint_layers:int=None # mixers that gradient checkpointing recomputes, from the first; None: all
                        ) -> VideoMambaStudent:
     "Student of VideoMamba's masked pretraining"
-    o = preset_options(preset, dim=dim, depth=depth, image_size=image_size, patch=patch, drop_path=drop_path, dt_init=dt_init)
+    o = preset_options(preset, dim=dim, depth=depth, image_size=image_size, patch=patch, drop_path=drop_path,
+                       dt_init=dt_init)
     model = VideoMambaStudent(out_dim, aligned, interval, tap, normalize, max_frames=max_frames, order=order, norm=norm,
                               bidirectional=bidirectional, mixer=dict(state=state), **o)
     model.checkpoint_layers = checkpoint_layers
