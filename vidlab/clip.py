@@ -136,6 +136,7 @@ def _patches(self:CLIPBackbone, x, frames): # (N,3,S,S), images of a clip -> (N,
     # (B,3,T,S,S) -> (B*T,d,g,g)
     return v.conv2(x.unflatten(0, (-1,frames)).transpose(1,2)).transpose(1,2).flatten(0,1)
 
+# %% ../nbs/20_clip.ipynb #ba139efe
 @patch
 def embed_image(self:CLIPBackbone, x, frames:int=None): # (N,3,S,S) normalised -> (N,1+g²,d_v)
     "Input of the first block"
@@ -171,6 +172,7 @@ def embed_text(self:CLIPBackbone, ids): # (N,L) -> (N,L,d_t)
     w = self.transformer.get_cast_dtype()
     return self.token_embedding(ids).to(w) + self.positional_embedding[:L].to(w)
 
+# %% ../nbs/20_clip.ipynb #8f1dc37c
 @patch
 def encode_text(self:CLIPBackbone, ids, # (N,L) int64
                 tokens:bool=False # also return all tokens
@@ -232,6 +234,7 @@ def frozen_by(self:CLIPBackbone,
                              f'names look like {names[7]!r}')
     return [k for k in names if any(fnmatch(k, p) for p in pats)]
 
+# %% ../nbs/20_clip.ipynb #7f4ef093
 @patch
 def freeze(self:CLIPBackbone, policy, # as in `frozen_by`
            compat_3d:bool=False # likewise
@@ -252,6 +255,7 @@ def layer_of(self:CLIPBackbone, name:str) -> int: # 0 .. max(layers)+1
     if i is not None: return i + 1 + top - (c.text_layers if _is_text(name) else c.vision_layers)
     return top + 1 if name.startswith(ALWAYS_TRAIN) and not name.startswith('visual.conv2.') else 0
 
+# %% ../nbs/20_clip.ipynb #383f82a1
 @patch
 def no_decay(self:CLIPBackbone) -> set: # names
     "Parameters without weight decay besides the one-dimensional ones"
@@ -296,6 +300,7 @@ def half_names(self:CLIPBackbone) -> list:
                                   nn.Linear)) or '.in_proj_' in n or n in ('text_projection', 'visual.proj')
     return [n for n,_ in self.named_parameters() if half(n)]
 
+# %% ../nbs/20_clip.ipynb #4e2447a6
 @patch
 def to_official_half(self:CLIPBackbone) -> CLIPBackbone: # the same
     "Official mixed precision: the weights of `half_names` in fp16, the rest in fp32"
@@ -304,7 +309,8 @@ def to_official_half(self:CLIPBackbone) -> CLIPBackbone: # the same
     return self
 
 # %% ../nbs/20_clip.ipynb #68ae1f27
-BLOCK_NAMES = dict(layer_norm1='ln_1', layer_norm2='ln_2') | {'self_attn.out_proj': 'attn.out_proj', 'mlp.fc1': 'mlp.c_fc', 'mlp.fc2': 'mlp.c_proj'}
+BLOCK_NAMES = {'self_attn.out_proj': 'attn.out_proj', 'layer_norm1': 'ln_1', 'layer_norm2': 'ln_2',
+               'mlp.fc1': 'mlp.c_fc', 'mlp.fc2': 'mlp.c_proj'}
 
 def hf_blocks(start:str, # of the layers in the file, e.g. 'vision_model.encoder.layers.'
               ours:str # prefix of our blocks, e.g. 'visual.transformer.resblocks.'
@@ -314,6 +320,7 @@ def hf_blocks(start:str, # of the layers in the file, e.g. 'vision_model.encoder
              x in enumerate('qkv') for w in ('weight','bias')]
     return apart + [(f'{start}{{}}.{a}.*', f'{ours}{{}}.{b}.*') for a,b in BLOCK_NAMES.items()]
 
+# %% ../nbs/20_clip.ipynb #ced803f5
 def hf_text(start:str, # prefix of the file
             ours:str='' # prefix of our names
            ) -> list:
@@ -367,6 +374,7 @@ def _activation(path, raw): # -> (quick_gelu, why)
     raise ValueError(f'{path}: cannot tell whether these weights were trained with QuickGELU (OpenAI) or GELU (most '
                      'others): give quick_gelu=True or False')
 
+# %% ../nbs/20_clip.ipynb #b51e4835
 def _gelu_in(cfg): # a file beside the weights -> quick_gelu, None: it says nothing
     if cfg is None: return None
     act = cfg.get('vision_config', {}).get('hidden_act', 'quick_gelu' if 'vision_config' in cfg else None)
@@ -447,6 +455,7 @@ def _plain(cfg): # an architecture of open_clip -> is it CLIP with ViT towers an
     text = 'hf_model_name' in t or t.get('embed_cls') or t.get('no_causal_mask') or t.get('pool_type','argmax') != 'argmax'
     return not (image or text or cfg.get('custom_text'))
 
+# %% ../nbs/20_clip.ipynb #fd72f86b
 def arch_dims(name:str) -> dict: # arguments of CLIPBackbone
     "Dimensions of one of open_clip's architectures (ViT towers with a plain text tower)"
     from open_clip import get_model_config, list_models
@@ -475,6 +484,7 @@ def tiny_weights() -> Path:
                                                "weights='random' gives an untrained one")
     return p
 
+# %% ../nbs/20_clip.ipynb #16b8ebe0
 def _named(source, weights, dims, own):
     "A named architecture with weights from a file or from open_clip's list"
     from open_clip import pretrained
@@ -509,6 +519,7 @@ def _architecture(source, weights, own): # by name, with weights of any kind
     if weights == 'random': return _untrained(source, dims, own['quick_gelu'], own['image_size'])
     return _named(source, weights, dims, own)
 
+# %% ../nbs/20_clip.ipynb #21567f41
 def create_clip(source:str='tiny', # 'tiny', an architecture name, 'random' (an untrained tiny one), or a weights file or folder
                 weights:str=None, # file or folder, open_clip tag, 'random', or for 'tiny' also 'shapes' (its default)
                 quick_gelu:bool=None, # activation of both towers; None: as the weights or the architecture say

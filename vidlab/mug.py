@@ -77,6 +77,7 @@ def _check(text, text_mask, video, video_mask, word_weight):
             raise ValueError(f'{name} has shape {tuple(x.shape)}, its features {tuple(like.shape)}: '
                              'Mug needs features per word and frame (N,L,E) and masks (N,L)')
 
+# %% ../nbs/22_mug.ipynb #c8b6b21e
 class MugHead(nn.Module):
     "Similarity of every text with every video by mutual choice of words and frames"
     def __init__(self, mode:str='simple', # see MODES
@@ -145,6 +146,7 @@ def weighted_max(self:MugHead, Z, real, text_weight, video_weight): # of drl_wti
     if self.leak: told = torch.where(real.all(1)[:,None,None], told, told.clamp(min=self.shift))
     return ((shown*text_weight[:,:,None]).sum(1) + (told*video_weight).sum(2))/2
 
+# %% ../nbs/22_mug.ipynb #b24f70fa
 @patch
 def block(self:MugHead, text, video, grad:bool): # sides of a texts and b videos -> (a,b)
     "Scores of one block"

@@ -76,6 +76,7 @@ def proj(self:_Form, name, x): # B or C -> (K,M,G,S,L), or (K,E,S) constant
                              f'or {tuple(self.A.shape)}, constant')
     return x.reshape(self.K, -1, *x.shape[-3:])
 
+# %% ../nbs/26_ssm.ipynb #53c8e4fd
 def scan_inputs(u, delta, A, B, C, D=None, z=None, delta_bias=None, softplus=False) -> Scan: # arguments as in `selective_scan`
     "Check shapes, bring them into one form"
     f = _Form(u, A)
@@ -276,6 +277,7 @@ def _place(M, Q, S, G:tl.constexpr, NB:tl.constexpr, BQ:tl.constexpr, BS:tl.cons
     state = (r*(G*Q) + e)[:,None]*S + s[None,:]            # of the last state
     return r, p, g, q, s, e, ok, oks, ok2, row, cell, state
 
+# %% ../nbs/26_ssm.ipynb #3dde2282
 def _read(x, to, cell, oks, ok2, STEP:tl.constexpr, DT:tl.constexpr):
     if STEP: y = tl.load(x + to, mask=oks, other=0.).to(DT)[None,:]
     else: y = tl.load(x + cell, mask=ok2, other=0.).to(DT)
@@ -318,8 +320,8 @@ def _scan_forward(u, delta, A, B, C, D, z, bias, out, last, starts, L, M, Q, S, 
 # %% ../nbs/26_ssm.ipynb #fa5209ea
 def _scan_backward(u, delta, A, B, C, D, z, bias, starts, dout, dlast, scratch, du, ddelta, dA, dB, dC, dD, dz, dbias,
                    L, M, Q, S, N, parts,
-                   SOFTPLUS:tl.constexpr, STEP_B:tl.constexpr, STEP_C:tl.constexpr, G:tl.constexpr, NB:tl.constexpr, BQ:tl.constexpr, BS:tl.constexpr,
-                   CHUNK:tl.constexpr, DT:tl.constexpr):
+                   SOFTPLUS:tl.constexpr, STEP_B:tl.constexpr, STEP_C:tl.constexpr, G:tl.constexpr, NB:tl.constexpr,
+                   BQ:tl.constexpr, BS:tl.constexpr, CHUNK:tl.constexpr, DT:tl.constexpr):
     r, p, g, q, s, e, ok, oks, ok2, row, cell, state = _place(M, Q, S, G, NB, BQ, BS)
     E = G*Q
     tile = scratch + ((r*G*NB + p)*CHUNK*BQ + tl.arange(0, BQ))[:,None]*BS + s[None,:]
@@ -408,6 +410,7 @@ def _kernels():
     for name in _parts: globals()[name] = triton.jit(globals()[name])       # the kernels call them by these names
     return triton.jit(_scan_forward), triton.jit(_scan_backward)
 
+# %% ../nbs/26_ssm.ipynb #cc51e6b5
 CHUNK = 32     # steps between stored states
 def _pow2(n): return 1 << max(0, n-1).bit_length()
 
@@ -480,6 +483,7 @@ PATHS = ('triton', 'mamba_ssm', 'loop', 'reference')
 def _run(path, x):
     return reference_scan(x) if path == 'reference' else mamba_scan(x) if path == 'mamba_ssm' else own_scan(path, x)
 
+# %% ../nbs/26_ssm.ipynb #f1d8f8c3
 def self_test(path:str, # of PATHS
               device, # where it shall run
               tol:float=1e-3 # of a tensor's maximum
@@ -512,6 +516,7 @@ def _reason(path, device): # '' when `path` may run on `device` (a string)
     except Exception as e: return f'{type(e).__name__}: {e}'.splitlines()[0]
     return ''
 
+# %% ../nbs/26_ssm.ipynb #e02c106e
 def scan_status(device=None) -> dict: # path -> '' if it can run on `device`, else why not
     "All paths; default device: CUDA where there is one"
     device = str(torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu')))
@@ -530,6 +535,7 @@ def scan_path(device='cpu') -> str: # a name of `PATHS`
     order = PATHS if torch.device(device).type == 'cuda' else ('loop',)
     return next(p for p in order if not _reason(p, str(device)))
 
+# %% ../nbs/26_ssm.ipynb #38841c29
 @contextmanager
 def use_path(path:str): # a name of `PATHS`, or 'auto'
     "All scans inside take this path (one named in the call still wins)"
@@ -545,6 +551,7 @@ def _say(device, path): # once per device
     passed = PATHS[:PATHS.index(path)] if device.startswith('cuda') else ()
     print(f'selective scan on {device}: {path}' + ''.join(f'; {p}: {_reason(p, device)}' for p in passed))
 
+# %% ../nbs/26_ssm.ipynb #564a9bab
 def _choose(path, x, last_state): # the name of the path that `x` takes
     device = str(x.u.device)
     free = path == 'auto' and _forced.get() == 'auto'

@@ -40,6 +40,7 @@ def _dims_of(state, conv, heads): # of a tower alone -> arguments of CLIPBackbon
                 vision_layers=blocks,
                 vision_heads=heads, text_width=8, text_layers=1, text_heads=1, context=1, vocab=1)
 
+# %% ../nbs/27_teacher.ipynb #426c1fc7
 def load_visual(path, # a file with an image tower and no text tower
                 quick_gelu:bool=None, # None: True
                 vision_heads:int=None, # None: width // 64
@@ -68,6 +69,7 @@ def _must_be(clip, source, file):
     if off:
         raise ValueError(f'{file} is another architecture than {source}: ' + ', '.join(f'{k} {a} (file) / {b} (asked)' for k, (a, b) in off.items()))
 
+# %% ../nbs/27_teacher.ipynb #140ac115
 def teacher_clip(source:str='tiny', # 'tiny', an architecture such as 'ViT-B-16', or a weights file or folder
                  weights:str=None, # file or folder, open_clip tag such as 'openai', 'random', for 'tiny' also 'shapes' (its default)
                  quick_gelu:bool=None, # None: as the weights say
@@ -121,6 +123,7 @@ def _normalise(self:Teacher, input, mean, std):
     to_mean, to_std = (torch.tensor(x) for x in ((card.mean, card.std) if input == 'clip' else (IMAGENET_MEAN, IMAGENET_STD)))
     self.scale, self.shift = (x.view(3, 1, 1) for x in (torch.tensor(std)/to_std, (torch.tensor(mean) - to_mean)/to_std))
 
+# %% ../nbs/27_teacher.ipynb #043cae70
 @patch
 def _span(self:Teacher, tubelet, inflate):
     span = self.clip.visual.conv1.in_channels//3
@@ -152,6 +155,7 @@ def _see(self:Teacher, x): # (n,3k,S,S) as the student sees them -> (n,3k,s,s) a
     return torch.addcmul(self.shift.to(x).repeat_interleave(self.tubelet, 0), x,
                          self.scale.to(x).repeat_interleave(self.tubelet, 0))
 
+# %% ../nbs/27_teacher.ipynb #67787207
 @patch
 def _say(self:Teacher, x): # (n,3k,S,S) -> (K,n,1+N,D)
     v, out = self.clip.visual, []
@@ -171,6 +175,7 @@ def _grids(self:Teacher, video): # (B,T,3,S,S) -> (B*T',3k,S,S)
         raise ValueError(f'{video.shape[1]} frames are no multiple of the tubelet {self.tubelet}')
     return video.unflatten(1, (-1, self.tubelet)).transpose(2, 3).flatten(0, 1).flatten(1, 2)
 
+# %% ../nbs/27_teacher.ipynb #e352393d
 @patch
 @torch.no_grad()
 def __call__(self:Teacher, video:torch.Tensor # (B,T,3,S,S) normalised with `mean`, `std`

@@ -58,6 +58,7 @@ class Clip4ClipCard(Card):
     @property
     def untrained(self): return 'CLIP, frames averaged' if self.head == 'meanP' else ''
 
+# %% ../../nbs/models/30_clip4clip.ipynb #f8c46a47
 def _check_lengths(head, context, words, frames):
     # the tight head's sequence begins with the text
     extra = {'meanP':None, 'mug':None, 'tightTransf':1}.get(head, 0)
@@ -67,6 +68,7 @@ def _check_lengths(head, context, words, frames):
         raise ValueError(f'head {head} has {context} frame positions{" and needs one for the text" if extra else ""}: '
                          f'{frames} frames are too many; lower max_frames to {context-extra} or use meanP')
 
+# %% ../../nbs/models/30_clip4clip.ipynb #601d7640
 def _check_kind(clip, head, patch): # what the head and the patch ask of the CLIP
     if head not in HEADS: raise unknown('head', head, HEADS)
     if patch not in ('2d','3d'): raise unknown('patch', patch, ('2d','3d'))
@@ -115,6 +117,7 @@ class CLIP4Clip(VideoModel):
                     video=self.encode_video(v, mask, batch.get('sid')),
                     video_mask=mask, logit_scale=self.logit_scale.exp())
 
+# %% ../../nbs/models/30_clip4clip.ipynb #8066476b
 @patch
 def _add_head(self:CLIP4Clip, layers, heads, eps, dropout):
     c,head = self.clip.card,self.head
@@ -148,6 +151,7 @@ def head_output(self:CLIP4Clip, x, mask): # (B,T,D), (B,T) -> (B,T,D)
     if self.head == 'seqLSTM': return x + lstm_over(self.lstm_visual, x, mask)
     return x + self.transformerClip(x + self.frame_position_embeddings.weight[:x.shape[1]], mask).float()
 
+# %% ../../nbs/models/30_clip4clip.ipynb #76cb0ed1
 def _check_frames(mask, sid):
     empty = (mask.sum(1) == 0).nonzero().flatten().tolist()
     if not empty: return
@@ -155,6 +159,7 @@ def _check_frames(mask, sid):
     raise ValueError(f'{who}: no valid frame (all padding). Their loss would be nan for the whole batch; '
                      'leave such clips out of training')
 
+# %% ../../nbs/models/30_clip4clip.ipynb #0eae948d
 @patch
 def encode_video(self:CLIP4Clip, video, video_mask=None, sid=None): # (B,T,3,S,S), (B,T) -> (B,T,D)
     "Frame features after the head (before it, for the tight head)"
@@ -200,6 +205,7 @@ def pair_scores(self:CLIP4Clip, text, video, mask): # (n,D), (m,T,D), (m,T) -> (
     mask = torch.cat([mask.new_ones(m,1), mask], 1)[None].expand(n,-1,-1).flatten(0,1)
     return self.similarity_dense(self.cross(x, mask)[1]).view(n,m).float()
 
+# %% ../../nbs/models/30_clip4clip.ipynb #8c9106db
 @patch
 def tight_similarity(self:CLIP4Clip, text, video, mask, block): # -> (Bt,Bv)
     m = min(len(video), block)
@@ -219,6 +225,7 @@ def _like_clip(model): # -> the parts of the head that copy from CLIP: blocks, p
     if model.head == 'tightTransf': return model.cross.transformer,model.cross.embeddings['position_embeddings']
     return getattr(model, 'transformerClip', None),getattr(model, 'frame_position_embeddings', None)
 
+# %% ../../nbs/models/30_clip4clip.ipynb #02cc8456
 @torch.no_grad()
 def init_head(model:CLIP4Clip,
               clip_state:dict=None # CLIP to copy from; None: the model's own
@@ -259,7 +266,8 @@ _marks = {'mug.': 'mug', 'cross.': 'tightTransf', 'transformerClip.': 'seqTransf
 def describe(state:dict) -> dict: # head ('mug' only with weights of its own), patch, temporal_layers
     "What kind of CLIP4Clip a state dict is of"
     head = next(h for start,h in _marks.items() if not start or any(k.startswith(start) for k in state))
-    blocks = {k.split('resblocks.')[1].split('.')[0] for k in state if k.startswith(('transformerClip.resblocks.','cross.transformer.resblocks.'))}
+    temporal = ('transformerClip.resblocks.', 'cross.transformer.resblocks.')
+    blocks = {k.split('resblocks.')[1].split('.')[0] for k in state if k.startswith(temporal)}
     return dict(head=head, patch='3d' if 'clip.visual.conv2.weight' in state else '2d',
                 temporal_layers=len(blocks) or None)
 
@@ -284,6 +292,7 @@ def load_weights(self:CLIP4Clip, source, # path, or a state dict
     self.report = _shared(self, state, name, compat)
     return self.report
 
+# %% ../../nbs/models/30_clip4clip.ipynb #3604581d
 @patch
 def start_from_clip(self:CLIP4Clip, report):
     v = self.clip.visual
@@ -301,6 +310,7 @@ def _dropped(own, state, name): # names of the model, the file -> keys that it h
         raise WeightsError(f'{name}: another CLIP: {drop[:3]}')
     return drop
 
+# %% ../../nbs/models/30_clip4clip.ipynb #6c3fdedf
 def _shared(model, state, name, compat):
     "Take what both kinds have; the rest keeps its start from the pretrained CLIP"
     own,state = model.state_dict(),dict(state)
@@ -328,6 +338,7 @@ def _random_blocks(blocks):
             nn.init.ones_(l.weight)
             nn.init.zeros_(l.bias)
 
+# %% ../../nbs/models/30_clip4clip.ipynb #f465a9e0
 @patch
 def to_official_state(self:CLIP4Clip) -> dict: # name -> CPU tensor
     "State dict as the official code saves it: CLIP's matrices in fp16, the rest in fp32"
@@ -358,7 +369,7 @@ def clip4clip(preset:str='base', # CLIP and sizes: 'base' (ViT-B/32) | 'base16' 
               quick_gelu:bool=None, # activation of the towers; None: as the weights say, of a checkpoint OpenAI's (True)
               vision_heads:int=None, # attention heads of the image tower; None: the architecture's, of a file width/64
               text_heads:int=None, # likewise of the text tower
-              freeze=None # 'none' | 'all' (towers) | 'visual' | 'text' | patterns; -1 nothing, 0 patches and embeddings, n also the first n blocks; None: nothing
+              freeze=None # 'none' | 'all' (towers) | 'visual' | 'text' | patterns; 0 embeddings, n also the first n blocks, -1 or None nothing
              ) -> CLIP4Clip:
     "CLIP4Clip with one of its heads"
     if preset not in PRESETS: raise unknown('preset', preset, PRESETS)

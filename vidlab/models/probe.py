@@ -71,6 +71,7 @@ def _names(state): # a file -> our names, rows of the report
     names,rows = rename(state, clip_rules(state))
     return {'clip.' + k: v for k,v in names.items()},[(a, b and 'clip.' + b, w) for a,b,w in rows]
 
+# %% ../../nbs/models/34_probe.ipynb #551cbd85
 @patch
 def load_weights(self:Probe, source, # path, or a state dict
                  exact:bool=False # refuse a file without this very classifier

@@ -26,6 +26,7 @@ def _drop_path(rate):
     from timm.layers import DropPath
     return DropPath(rate) if rate else nn.Identity()
 
+# %% ../../nbs/models/31_stan.ipynb #5fe58564
 class TemporalLayer(nn.Module):
     "Cross-frame module: attention over the T frames of every patch position"
     def __init__(self, dim:int, heads:int, drop:float=0.):
@@ -61,6 +62,7 @@ class SpatialLayer(ResidualAttentionBlock):
         cls,x = cls + frame_mean(y[:,:,0], mask),x + y[:,:,1:]
         return cls + self.mlp(self.ln_2(cls)),x + self.mlp(self.ln_2(x))
 
+# %% ../../nbs/models/31_stan.ipynb #8b605110
 def frame_mean(x, mask=None): # (B,T,D), (B,T) or None -> (B,D)
     "Mean over the frames that are there"
     return x.mean(1) if mask is None else masked_mean(x, mask)
@@ -121,7 +123,8 @@ class StanBranch(nn.Module):
         if time not in TIME: raise unknown('cross-frame module', time, TIME)
         rates = [drop_path*j/max(1, depth-1) for j in range(depth)]
         self.time_embed = nn.Embedding(positions, dim)
-        self.temporal = nn.ModuleList([TemporalLayer(dim, heads, r) if time == 'attention' else TemporalConv(dim, time, r) for r in rates])
+        cross = lambda r: TemporalLayer(dim, heads, r) if time == 'attention' else TemporalConv(dim, time, r)
+        self.temporal = nn.ModuleList([cross(r) for r in rates])
         self.spatial = nn.ModuleList([SpatialLayer(dim, heads, r, act, mlp_ratio) for r in rates])
         self.cls_residue,self.grad_checkpointing = cls_residue,False
 
@@ -142,6 +145,7 @@ def start(self:StanBranch, h, cls, pos, mask): # (B,T,1+P,D), CLIP's class embed
     time = self.time_embed.weight[:h.shape[1]]
     return (frame_mean(h[:,:,0], mask) + cls + pos[0])/2, h[:,:,1:] + pos[1:] + time[:,None]
 
+# %% ../../nbs/models/31_stan.ipynb #8723ed4e
 @patch
 def merge(self:StanBranch, z, h, mask): # state (B,D), (B,T,P,D); tokens of the next tapped block (B,T,1+P,D)
     "The state with another block's tokens"
@@ -172,7 +176,8 @@ def _check(c, head, depth, blocks, tau, positions, words, frames):
     if head not in HEADS: raise unknown('head', head, HEADS)
     if not 0 <= depth <= c.vision_layers:
         raise ValueError(f'depth {depth}: the image tower has {c.vision_layers} blocks; use 0..{c.vision_layers}')
-    if blocks is not None and (len(blocks) != depth or sorted(set(blocks)) != list(blocks) or not all(0 <= b < c.vision_layers for b in blocks)):
+    rising = blocks is None or sorted(set(blocks)) == list(blocks)
+    if not rising or blocks is not None and (len(blocks) != depth or not all(0 <= b < c.vision_layers for b in blocks)):
         raise ValueError(f'blocks {list(blocks)}: needs {depth} (the depth) different rising numbers in '
                          f'0..{c.vision_layers-1}')
     if tau < 0: raise ValueError(f'tau {tau}: a positive temperature, or 0 for the learned one')
@@ -181,6 +186,7 @@ def _check(c, head, depth, blocks, tau, positions, words, frames):
     if depth and frames > positions:
         raise ValueError(f'max_frames {frames} exceeds the {positions} time embeddings: give positions={frames}')
 
+# %% ../../nbs/models/31_stan.ipynb #5f511e7e
 @torch.no_grad()
 def init_branch(model):
     "Spatial layer j of a STAN starts as a copy of the CLIP block it listens to"
@@ -232,10 +238,12 @@ def tapped(self:STAN, x, T): # (B*T,3,S,S) -> last tokens (B*T,1+P,D), list of t
     v = self.clip.visual.transformer
     h,out = self.clip.embed_image(x, T),[]
     for i,block in enumerate(v.resblocks):
-        h = recompute(block, h, use_reentrant=False) if v.grad_checkpointing and self.training and torch.is_grad_enabled() else block(h)
+        redo = v.grad_checkpointing and self.training and torch.is_grad_enabled()
+        h = recompute(block, h, use_reentrant=False) if redo else block(h)
         if i in self.blocks: out.append(h.unflatten(0, (-1,T)))
     return h,out
 
+# %% ../../nbs/models/31_stan.ipynb #75974bbc
 @patch
 def encode_video(self:STAN, video, video_mask=None): # (B,T,3,S,S) normalised, (B,T) -> (B,T,E)
     "Projected features of every frame, the branch's video token added to each"
@@ -271,6 +279,7 @@ def scale(self:STAN): # factor of the scores
     if not self.tau: return self.clip.logit_scale.float().exp()
     return torch.tensor(1/self.tau, device=self.clip.logit_scale.device)
 
+# %% ../../nbs/models/31_stan.ipynb #37f448b4
 @patch
 def similarity(self:STAN, text, # (Bt,E), or (Bt,L,E) with a Mug head
                video, # (Bv,T,E) from encode_video
@@ -360,6 +369,7 @@ def load_weights(self:STAN, source, # path, or a state dict
     self.report.rows = self.report.rows if rows is None else rows + [r for r in self.report.rows if r[2] != 'loaded']
     return self.report
 
+# %% ../../nbs/models/31_stan.ipynb #6ed19f36
 @patch
 def mug_parameters(self:STAN) -> list: return [n for n,_ in self.named_parameters() if n.startswith('mug.')]
 
@@ -375,7 +385,7 @@ PRESETS = dict(base=dict(clip='ViT-B-32', depth=4), base16=dict(clip='ViT-B-16',
 def stan(preset:str='base', # CLIP and sizes: 'base' (ViT-B/32) | 'base16' (ViT-B/16) | 'large' (ViT-L/14) | 'tiny' (for a CPU)
          head:str='mean', # 'mean' (cosine of the mean frame), or Mug's 'simple' | 'full' | 'frame_text' | 'drl_wti'
          depth:int=None, # layers of the branch, 0: none (the mean-pool baseline); None: the checkpoint's or the preset's (4, tiny 2)
-         time:str=None, # cross-frame module: 'attention' | 'conv', of first files 'origin' | 'activate' | '3layerST' | '3D11'; None: attention, or the checkpoint's
+         time:str=None, # cross-frame module: 'attention' | 'conv' | of first files 'origin', 'activate', '3layerST', '3D11'; None: attention or the file's
          tau:float=0.01, # temperature of the scores; 0: CLIP's own, learned
          blocks=None, # CLIP blocks to listen to, rising; None: the last `depth` ones
          drop_path:float=0.1, # rate of the branch's last layer, rising from 0 at the first

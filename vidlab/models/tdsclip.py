@@ -130,7 +130,8 @@ class SideBlock(nn.Module):
         return self.attn.out_proj(self.attn.attend(q[:,:,1:], k, w).transpose(1,2).flatten(2)).view_as(v)
 
     def forward(self, v, cls, pos): # -> (B,T,N,D)
-        run = lambda f, *a: checkpoint(f, *a, use_reentrant=False) if self.grad_checkpointing and torch.is_grad_enabled() else f(*a)
+        again = self.grad_checkpointing and torch.is_grad_enabled()
+        run = lambda f, *a: checkpoint(f, *a, use_reentrant=False) if again else f(*a)
         v = self.td(v)
         v = v + run(self.attention, v, cls, pos)
         return v + run(self.mlp, over(self.bn, v))
@@ -192,6 +193,7 @@ class TokenShift(nn.Module):
         self.fold = dim//n_div
     def forward(self, x): return on_cls(x, lambda c: shift_time(c, self.fold, self.fold))
 
+# %% ../../nbs/models/33_tdsclip.ipynb #24f92625
 class TSM(nn.Module):
     "An eighth of the patches' channels from each neighbouring frame (Lin et al. 2019)"
     def __init__(self, dim:int, n_div:int=8):
@@ -199,6 +201,7 @@ class TSM(nn.Module):
         self.fold = dim//n_div
     def forward(self, x): return on_patches(x, lambda v: shift_time(v, self.fold, self.fold))
 
+# %% ../../nbs/models/33_tdsclip.ipynb #88c04e79
 class TokenT1D(nn.Module):
     "A learned convolution on the class token that starts as the shift"
     def __init__(self, dim:int, n_div:int=4):
@@ -220,6 +223,7 @@ class LocalUni(nn.Module):
         nn.init.zeros_(self.path.pw_2.bias)
     def forward(self, x): return on_patches(x, lambda v: v + self.path(v))
 
+# %% ../../nbs/models/33_tdsclip.ipynb #4d2b50de
 class T1D(nn.Module):
     "The same with batch norm and ReLU in between"
     def __init__(self, dim:int, hidden:int=None): # None: 512 for 768, 768 for 1024, else two thirds
@@ -259,8 +263,9 @@ def make_plugins(name:str, width:int, layers:int) -> nn.ModuleDict: # str(layer)
 
 # %% ../../nbs/models/33_tdsclip.ipynb #9176a562
 TEMPLATES = ('a video of a person {}.',)  # the one in use officially
-_doing = ('{}', 'a person {}', *(f'a person {verb} {{}}' for verb in ('using', 'doing', 'during', 'performing', 'practicing')))
-KINETICS_TEMPLATES = tuple(f'a {kind} of {what}.' for kind in ('photo', 'video', 'example', 'demonstration') for what in _doing)
+_kinds = ('photo', 'video', 'example', 'demonstration')
+_doing = ('{}', *(f'a person {verb}{{}}' for verb in ('', 'using ', 'doing ', 'during ', 'performing ', 'practicing ')))
+KINETICS_TEMPLATES = tuple(f'a {kind} of {what}.' for kind in _kinds for what in _doing)
 POSITIONS = ('end', 'middle', 'front')    # of the class name: after, within, before the learned words
 
 def class_prompts(names, # class names
@@ -271,6 +276,7 @@ def class_prompts(names, # class names
         raise ValueError(f'templates {bad}: no {{}} for the name of the class')
     return [t.replace('{}', n.replace('_', ' ')) for t in templates for n in names]
 
+# %% ../../nbs/models/33_tdsclip.ipynb #ab219947
 def context_prompts(names, # class names
                     n_ctx:int=4, # learned words
                     words:str=None # words to start from instead, e.g. 'a video of a'; there must be n_ctx
@@ -342,6 +348,7 @@ class TDSClipCard(Card):
     plugin:str = None
     side_dim:int = 320
 
+# %% ../../nbs/models/33_tdsclip.ipynb #bdd5e929
 def _width(c, head, pool, context_at, side_dim): # card of CLIP, options -> width of the side network
     for what,name,known in (('head',head,HEADS), ('pool',pool,POOLS),
                             ('position of the class name',context_at,POSITIONS)):
@@ -368,7 +375,9 @@ class TDSCLIP(VideoModel):
                  dropout:float=0., # before the classifier
                  embed_dropout:float=0., # on CLIP's input tokens, in training
                  drop_path:float=0., # skip CLIP's last block with this probability, earlier ones less; whole clips
-                 n_ctx:int=4, context_at:str='end', class_specific:bool=False): # of head 'prompts': learned words, see POSITIONS, a set for every class
+                 n_ctx:int=4, # of head 'prompts': learned words
+                 context_at:str='end', # of head 'prompts', see POSITIONS
+                 class_specific:bool=False): # of head 'prompts': a set of words for every class
         super().__init__()
         c,D = clip.card,_width(clip.card, head, pool, context_at, side_dim)
         self.clip = trim(clip, head != 'linear')
@@ -384,7 +393,8 @@ class TDSCLIP(VideoModel):
         init_plugins(self)
         self.freeze('all')
 
-    def forward(self, batch:dict) -> dict: # video (B,T*M,3,S,S), video_mask (B,T*M) -> logits (B,C), video (B,D); text classes: also text (C,E), logit_scale
+    def forward(self, batch:dict # video (B,T*M,3,S,S), video_mask (B,T*M)
+               ) -> dict: # logits (B,C), video (B,D); text classes: also text (C,E), logit_scale
         v = self.encode_video(batch['video'], batch.get('video_mask'), batch.get('sid'))
         if self.head == 'linear': return dict(logits=self.fc(self.dropout(v)), video=v)
         t = self.class_text()
@@ -400,6 +410,7 @@ def _add_head(self:TDSCLIP, D, classes, class_specific):
     if self.head == 'prompts':
         self.ctx = nn.Parameter(0.02*torch.randn(*((classes,) if class_specific else ()), self.n_ctx, c.text_width))
 
+# %% ../../nbs/models/33_tdsclip.ipynb #64aec433
 @torch.no_grad()
 def init_plugins(model:TDSCLIP):
     "Attention over frames starts from the attention of its block, as officially intended; its output stays zero"
@@ -455,6 +466,7 @@ def side_tokens(self:TDSCLIP, groups): # (B,T,M,3,S,S) -> (B,T,N,D)
         v = self.side.step(i, v, x)
     return over(self.side.bn, v)
 
+# %% ../../nbs/models/33_tdsclip.ipynb #0d33fe03
 @patch
 def encode_video(self:TDSCLIP, video, video_mask=None, sid=None): # (B,T*M,3,S,S) normalised -> (B,D)
     "Mean of the side tokens over patches, then over frames or by the frame header"
@@ -468,6 +480,7 @@ def class_texts(self:TDSCLIP, names, templates=TEMPLATES) -> list: # none for a 
     if self.head == 'linear': return []
     return class_prompts(names, templates) if self.head == 'text' else context_prompts(names, self.n_ctx)
 
+# %% ../../nbs/models/33_tdsclip.ipynb #badc6b4d
 @patch
 def set_classes(self:TDSCLIP, ids, # (C,L) token ids, or (K,C,L) of K templates
                 copy_context:bool=False): # head 'prompts': start the learned words from the words that stand there
@@ -482,6 +495,7 @@ def set_classes(self:TDSCLIP, ids, # (C,L) token ids, or (K,C,L) of K templates
     self.class_ids,self._texts = ids[..., :last+1],None
     self.card.classes = ids.shape[1]
 
+# %% ../../nbs/models/33_tdsclip.ipynb #c75db4d3
 @patch
 def _room_for_context(self:TDSCLIP, ids):
     n = self.n_ctx
@@ -504,6 +518,7 @@ def encode_text(self:TDSCLIP, text, text_mask=None): # (N,L) ids -> (N,E); the c
     if self.head == 'linear': raise ValueError("head linear has no text tower; texts need head='text' or 'prompts'")
     return self.clip.encode_text(text).float()
 
+# %% ../../nbs/models/33_tdsclip.ipynb #42336891
 @patch
 def _class_text(self:TDSCLIP): # -> (C,E)
     K,C,L = self.class_ids.shape
@@ -529,6 +544,7 @@ def class_text(self:TDSCLIP): # -> (C,E), kept while no weight changes
         with torch.no_grad(), torch.autocast(own[0].device.type, enabled=False): self._texts = now,self._class_text()
     return self._texts[1]
 
+# %% ../../nbs/models/33_tdsclip.ipynb #29df4842
 @patch
 def train(self:TDSCLIP, mode:bool=True):
     self._texts = None
@@ -571,7 +587,8 @@ def official_groups(self:TDSCLIP, lr:float, weight_decay:float=0.15,
                    ) -> list: # optimiser groups with 'name' and 'names'
     "The official three groups: visual, other, batch norms of the side network"
     bns = {n for n,m in self.named_modules() if n.startswith('side.') and isinstance(m, nn.modules.batchnorm._BatchNorm)}
-    kind = lambda n: 'bn' if n.rpartition('.')[0] in bns else 'visual' if n.startswith(('clip.visual.', 'side.', 'plugins.')) else 'other'
+    seen = ('clip.visual.', 'side.', 'plugins.')
+    kind = lambda n: 'bn' if n.rpartition('.')[0] in bns else 'visual' if n.startswith(seen) else 'other'
     rates = dict(visual=lr*clip_ratio, other=lr, bn=lr if sync_bn else lr/accumulation)
     named = {g: [(n,p) for n,p in self.named_parameters() if p.requires_grad and kind(n) == g] for g in rates}
     return [dict(params=[p for _,p in named[g]], names=[n for n,_ in named[g]], name=g, lr=r,
@@ -579,7 +596,9 @@ def official_groups(self:TDSCLIP, lr:float, weight_decay:float=0.15,
 
 # %% ../../nbs/models/33_tdsclip.ipynb #47e9444b
 def _ones(dims): # an official tensor with `dims` trailing ones <-> ours without
-    return (lambda v: v.reshape(v.shape[:v.ndim-dims]) if v.ndim > 1 else v), (lambda v: v.reshape(*v.shape, *(1,)*dims) if v.ndim > 1 else v)
+    ours = lambda v: v.reshape(v.shape[:v.ndim-dims]) if v.ndim > 1 else v
+    theirs = lambda v: v.reshape(*v.shape, *(1,)*dims) if v.ndim > 1 else v
+    return ours, theirs
 
 _blocks = [('visual.transformer.side_transformer.{}.' + a, 'side.blocks.{}.' + b, ones) for a,b,ones in (
     ('bn_1.*', 'td.path.bn.*', 0),
@@ -658,6 +677,7 @@ def describe(state:dict) -> dict: # options of the model and dimensions of its t
                 side_dim=n['side.positions'][1], neighbours=n.get('side.stem.motion.weight', (0,0))[1]//3 + 1,
                 tower=_tower(n, frames))
 
+# %% ../../nbs/models/33_tdsclip.ipynb #82504b26
 def _tower(n, frames): # shapes by name -> dimensions of the image tower
     width,_,patch,_ = n['clip.visual.conv1.weight']
     start = 'clip.visual.transformer.resblocks.'
@@ -713,12 +733,12 @@ def tdsclip(preset:str='base', # CLIP: 'base' (ViT-B/16) | 'base32' | 'large' (V
             clip:str=None, # CLIP architecture ('ViT-B-32', 'tiny', 'random') or weights file; None: the preset's
             weights:str=None, # CLIP's weights: open_clip tag ('openai'), file, 'random', 'shapes' (of the tiny one); None: the preset's
             checkpoint:str=None, # trained TDS-CLIP file to build from, official or ours; None: a new side network beside CLIP
-            side_dim:int=None, # width of the side network; None: 320 beside ViT-B, 512 beside ViT-L, with text classes the joint width; or the checkpoint's
+            side_dim:int=None, # width of the side network; None: 320 beside ViT-B, 512 beside ViT-L, joint width with texts, or the checkpoint's
             neighbours:int=None, # consecutive frames around each sampled one, odd; 1: no differences; None: 5, or the checkpoint's
             max_frames:int=8, # positions a sampler takes
-            head:str=None, # 'linear' | 'text' (cosines with class texts) | 'prompts' (with learned words in them); None: linear, or the checkpoint's
+            head:str=None, # 'linear' | 'text' (cosines with class texts) | 'prompts' (learned words in them); None: linear, or the file's
             pool:str=None, # over frames: 'mean' | 'transf' (six blocks before the mean); None: mean, or the checkpoint's
-            plugin:str=None, # before CLIP's blocks: 'tokenshift' | 'tsm' | 'tokent1d' | 'localuni' | 't1d' | 'dividedst'; None: none, or the checkpoint's
+            plugin:str=None, # in CLIP: 'tokenshift' | 'tsm' | 'tokent1d' | 'localuni' | 't1d' | 'dividedst'; None: none, or the checkpoint's
             side_heads:int=None, # attention heads of the side network; None: side_dim/64
             dropout:float=0., # before the classifier
             embed_dropout:float=0., # on CLIP's input tokens, in training
@@ -758,6 +778,7 @@ def _tower_of(dims, source, quick_gelu, vision_heads): # an image tower; its tex
                         name=Path(source).name, source='checkpoint',
                         gelu_from='fine-tuned from OpenAI weights' if quick_gelu is None else 'asked for')
 
+# %% ../../nbs/models/33_tdsclip.ipynb #1747ff09
 def from_state(state:dict, # official or our names
                source:str='state dict', # named in errors and on the card
                quick_gelu:bool=None, # None: True, as in OpenAI's towers

@@ -82,7 +82,8 @@ class VideoEncoder(nn.Module):
         self.dim,self.size,self.patch,self.frames,self.tubelet,self.grad_checkpointing = dim,size,patch,frames,tubelet,False
         kernel = (tubelet,patch,patch)
         self.patch_embed = nn.ModuleDict(dict(proj=nn.Conv3d(3, dim, kernel, kernel)))
-        self.cls_token,self.pos_embed = nn.Parameter(torch.zeros(1, 1, dim)),nn.Parameter(torch.zeros(1, 1 + (size//patch)**2, dim))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + (size//patch)**2, dim))
         self.temporal_embed = nn.Parameter(torch.zeros(1, frames//tubelet, dim))
         self.blocks = nn.ModuleList([Block(dim, heads, mlp_ratio, qkv_bias,
                                            drop_path*i/max(1, depth-1)) for i in range(depth)])
@@ -96,6 +97,7 @@ class VideoEncoder(nn.Module):
         return self.norm(run_blocks(self.blocks, self.embed(video, keep), mask,
                                     self.grad_checkpointing and self.training))
 
+# %% ../../nbs/models/35_tvts.ipynb #eb57d9c3
 @torch.no_grad()
 def init_encoder(enc, time_std:float=0., place_std:float=0.02):
     "Linear maps, places and class token truncated normal (0.02), the tubelet convolution as PyTorch makes it"
@@ -130,6 +132,7 @@ def patches(self:VideoEncoder, video): # (B,T,3,S,S) -> (B,t,P,D)
     x = self.patch_embed['proj'](video.transpose(1,2).to(self.cls_token.dtype))
     return x.flatten(3).permute(0,2,3,1)
 
+# %% ../../nbs/models/35_tvts.ipynb #9cc4b63a
 @patch
 def embed(self:VideoEncoder, video, keep=None): # -> (B,1+n,D), input of the first block
     x = self.patches(_clip(self, video))
@@ -192,6 +195,7 @@ def _attend(module, query, key, value, attention_mask, scaling=None, dropout=0.,
     else: y = module.attend(query, key, value, attention_mask)
     return y.transpose(1,2).contiguous(),None
 
+# %% ../../nbs/models/35_tvts.ipynb #118c509c
 def open_attention(tower): # a model of transformers
     "Put `Attend` into a tower of transformers, where its version allows; the same tower"
     try:
@@ -223,6 +227,7 @@ def _config(tr, text, weights): # of a tower with random weights; None: it has w
     if text in DEFAULTS: return tr.AutoConfig.for_model(DEFAULTS[text])
     return from_hub(tr.AutoConfig, text, 'text tower', _INSTEAD)
 
+# %% ../../nbs/models/35_tvts.ipynb #7a78dfd2
 def text_tower(text, # hub name, folder, dict with `model_type` and the fields of its config, or 'clip:' and a name for `create_clip`
                weights:str='pretrained' # or 'random'; for CLIP a file, a tag of open_clip, or 'random'
               ) -> nn.Module:
@@ -256,6 +261,7 @@ def text_feature(tower, ids, mask=None): # (N,L), (N,L) -> (N,Dt)
 # %% ../../nbs/models/35_tvts.ipynb #6f47f21a
 PROJECTIONS = ('minimal', '')
 
+# %% ../../nbs/models/35_tvts.ipynb #22b21d26
 @dataclass
 class TVTSCard(Card):
     name:str = 'tvts'
@@ -319,6 +325,7 @@ def video_tokens(self:TVTS, video, video_mask=None, keep=None): # -> (B,1+n,D), 
     mask = self.video_model.token_mask(video_mask, keep)
     return self.video_model(video, keep, mask),mask
 
+# %% ../../nbs/models/35_tvts.ipynb #7436745e
 @patch
 def video_features(self:TVTS, video, video_mask=None, keep=None): # (B,T,3,S,S) -> (B,D)
     "The class token before the projection"
@@ -340,6 +347,7 @@ def text_features(self:TVTS, text, text_mask=None): # (B,L) or (B,K,L) -> (B,K,D
 def encode_text(self:TVTS, text, text_mask=None): # (B,L) or (B,K,L) -> (B,P), mean over the K
     return self.txt_proj(self.text_features(text, text_mask)).mean(1).float()
 
+# %% ../../nbs/models/35_tvts.ipynb #73e1e73c
 @patch
 def similarity(self:TVTS, text, # (Bt,P) from encode_text
                video, # (Bv,P) from encode_video
@@ -414,6 +422,7 @@ def imagemae_rules(tubelet:int=2 # frames of a slot
     return [('decoder_*', None), ('mask_token', None), ('head.*', None),
             ('patch_embed.proj.weight', 'patch_embed.proj.weight', over_time), ('*', '*')]
 
+# %% ../../nbs/models/35_tvts.ipynb #f73fdb9c
 def encoder_rules(state:dict, # of the file
                   source='weights', # named in errors
                   tubelet:int=2 # frames of a slot
@@ -437,6 +446,7 @@ def _times(time, t): # (1,t',D) -> (1,t,D)
     if time.shape[1] > t: return time[:,:t]
     return F.interpolate(time.float().transpose(1,2), t, mode='linear', align_corners=False).transpose(1,2)
 
+# %% ../../nbs/models/35_tvts.ipynb #e9753ad2
 def fit_positions(state:dict, # names of the encoder
                   enc:VideoEncoder # to be filled
                  ) -> tuple: # state, names that changed
@@ -560,6 +570,7 @@ def _encoder_of(state, heads): # fields of `VideoEncoder`
                 frames=get('temporal_embed')[1]*tub, tubelet=tub, mlp_ratio=get('blocks.0.mlp.fc1.weight')[0]/D,
                 qkv_bias='video_model.blocks.0.attn.qkv.bias' in state)
 
+# %% ../../nbs/models/35_tvts.ipynb #5193ee30
 def _text_of(state, heads): # fields of a config of transformers
     if 'text_model.embeddings.word_embeddings.weight' not in state:
         raise WeightsError("a checkpoint with CLIP's text tower does not say which: "
@@ -672,7 +683,7 @@ def _tokenizer(text, preset, checkpoint):
 @register_model
 def tvts_classifier(preset:str='base', # sizes: 'base' (as published: ViT-B/16) | 'tiny' (for a CPU)
                     classes:int=174, # of the classifier
-                    weights:str=None, # to start from: file of TVTS, ImageMAE or a classifier, or 'random'; None: the preset's (tiny random; base must be told)
+                    weights:str=None, # to start from: file of TVTS, ImageMAE or a classifier, or 'random'; None: tiny random, base must be told
                     probe:bool=False, # freeze the encoder
                     drop_path:float=0., # rate of the last block, rising from 0 at the first
                     max_frames:int=None, # most frames of a clip; None: as many as there are positions for (16)

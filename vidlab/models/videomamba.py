@@ -65,6 +65,7 @@ class _Permute(torch.autograd.Function): # of tokens; undone in the backward pas
         order,inverse = ctx.saved_tensors
         return _Permute.apply(g, inverse, order), None, None
 
+# %% ../../nbs/models/32_videomamba.ipynb #fe9e976b
 def enter(x, route, swap): # (B,E,L) in the model's order -> in the order of the route
     if route[0]: x = _Permute.apply(x, *swap)
     return x.flip(-1) if route[1] else x
@@ -81,6 +82,7 @@ class Scan(nn.Module):
     def forward(self, u, delta, A, B, C, D, bias):
         return selective_scan(u, delta, A, B, C, D, delta_bias=bias, softplus=True)
 
+# %% ../../nbs/models/32_videomamba.ipynb #7a11ded3
 @torch.no_grad()
 def init_dt(proj:nn.Linear, # R -> E
             low:float=1e-3, # smallest step size
@@ -120,10 +122,12 @@ class Mixer(nn.Module):
 # %% ../../nbs/models/32_videomamba.ipynb #60f510b2
 @patch
 def per_route(self:Mixer, name, part=None): # a parameter of every route, stacked; None when there is none
-    p = [getattr(self, (name + s) if name != 'A_log' or not s else 'A_b_log') for s in (self.sides[r[1]] for r in self.routes)]
+    own = lambda s: 'A_b_log' if name == 'A_log' and s else name + s
+    p = [getattr(self, own(self.sides[r[1]])) for r in self.routes]
     p = p if part is None else [getattr(m, part) for m in p]
     return None if p[0] is None else torch.stack(p)
 
+# %% ../../nbs/models/32_videomamba.ipynb #bc46e4b3
 @patch
 def forward(self:Mixer, x, swap=None): # (B,L,d); `time_first` of the tokens, where a route needs it -> (B,L,d)
     a,z = self.in_proj(x).transpose(1,2).chunk(2, 1)                                                # (B E L)
@@ -189,6 +193,7 @@ def resize_space(pos, # (1,1+N,d), class token first
                       align_corners=False)
     return torch.cat([pos[:,:1].float(), rearrange(p, 'b d h w -> b (h w) d')], 1)
 
+# %% ../../nbs/models/32_videomamba.ipynb #a0aaca9e
 def resize_time(times, # (1,T,d)
                 frames:int # of the model
                ): # (1,frames,d)
@@ -274,6 +279,7 @@ def embed(self:Trunk, video): # (B,T,3,S,S) -> (B,L,d)
     cls = (self.cls_token + self.pos_embed[:,:1]).expand(len(x), -1, -1)
     return torch.cat([cls, x.flatten(1,2)], 1)
 
+# %% ../../nbs/models/32_videomamba.ipynb #24f44368
 @patch
 def streams(self:Trunk, x, at=None): # (B,n,d), places of these tokens (B,n), None: all -> depth tensors (B,n,d) float32
     "The residual stream after layer 0, 1, ..."
@@ -354,6 +360,7 @@ def sine_table(n:int, # places
     table = torch.from_numpy(np.where(j%2 == 0, np.sin(a), np.cos(a))).float()
     return table[None]           # numpy's own new axis has no stride, which broadcasts between processes refuse
 
+# %% ../../nbs/models/32_videomamba.ipynb #c8d98fa8
 class Decoder(nn.Module):
     "From a state of the student to a feature of the teacher"
     def __init__(self, dim:int, out_dim:int, normalize:str='l2'):
@@ -381,7 +388,8 @@ class VideoMambaStudent(Trunk):
         self.norm = NORMS[trunk.get('norm', 'rms')](c.dim)
         self.clip_decoder = nn.ModuleList([Decoder(c.dim, out_dim, normalize) for _ in range(aligned)])
         self.register_buffer('clip_pos_embed', sine_table(1 + math.prod(c.grid), c.dim), persistent=False)
-        c.name,c.classes,c.out_dim,c.aligned,c.interval,c.normalize = 'videomamba_pretrain',0,out_dim,aligned,interval,normalize
+        c.name,c.classes = 'videomamba_pretrain',0
+        c.out_dim,c.aligned,c.interval,c.normalize = out_dim,aligned,interval,normalize
         init_weights(self, dt_init)
 
     def forward(self, batch:dict) -> dict: # video (B,T,3,S,S), visible bool (B,L), class token first -> features (K,B,n,out_dim)
@@ -451,6 +459,7 @@ def label_rows(labels, # list of numbers, or a JSON file with one
         raise WeightsError(f'label map: {classes} row numbers below {rows} are needed, this has {len(labels)} entries')
     return labels
 
+# %% ../../nbs/models/32_videomamba.ipynb #eb060d08
 @patch
 def fit_head(self:Trunk, got, # state dict, changed
              name, # of the file, in errors
@@ -522,6 +531,7 @@ def load_weights(self:Trunk, source, # path, or a state dict
     self.card.source = Path(name).name
     return self.report
 
+# %% ../../nbs/models/32_videomamba.ipynb #bae95703
 @patch
 def _fit_top(self:Trunk, own, got, name, image, o, looks): # head, or a student's decoders -> names that were cut
     if hasattr(self, 'head'): return self.fit_head(got, name, image or o['new_head'], o['labels'], looks=looks)
@@ -536,7 +546,7 @@ def videomamba(preset:str='tiny192', # width and blocks: 'tiny192' | 'small384' 
                image_size:int=None, # pixels, square; None: the preset's (224, tiny 64)
                patch:int=None, # pixels of a patch; None: the preset's (16)
                tubelet:int=1, # frames of a patch
-               order:str='spatial', # of the scan: 'spatial' | 'temporal' | 'st_v1' | 'st_v2' | 'spatial_then_temporal' | 'temporal_then_spatial' | 'alternate'
+               order:str='spatial', # 'spatial' | 'temporal' | 'st_v1' | 'st_v2' | 'spatial_then_temporal' | 'temporal_then_spatial' | 'alternate'
                drop_path:float=None, # chance to skip the last mixer, rising from 0; None: the preset's (0.1, tiny 0)
                dropout:float=0., # before the head
                norm:str='rms', # 'rms' | 'layer'
@@ -544,7 +554,7 @@ def videomamba(preset:str='tiny192', # width and blocks: 'tiny192' | 'small384' 
                dim:int=None, # width; None: the preset's
                depth:int=None, # blocks; None: the preset's
                state:int=16, # numbers in a channel's state
-               dt_init:str=None, # start of the step sizes: 'released' (all 0.69) | 'log_uniform' (Mamba's); None: the preset's (released, tiny log_uniform)
+               dt_init:str=None, # start of the step sizes: 'released' (all 0.69) | 'log_uniform' (Mamba's, of tiny); None: the preset's
                checkpoint_layers:int=None, # mixers that gradient checkpointing recomputes, from the first; None: all
                inflate:str='centre', # a file's kernel for pictures goes to the 'centre' frame of a patch, or is its 'mean'
                new_head:bool=False, # of a file, never take the head
@@ -574,16 +584,16 @@ def videomamba_pretrain(preset:str='middle576', # width and blocks: 'tiny192' | 
                         out_dim:int=512, # width of the teacher's features: 512 of CLIP B/16, 768 of L/14
                         aligned:int=1, # layers with a target, from the top
                         interval:float=1., # layers from one of them to the next
-                        tap:str='fixed', # top state: 'fixed' (norm of the final stream) | 'official' (before the last block) | 'official_unfused' (without norm)
+                        tap:str='fixed', # top state: 'fixed' (normed) | 'official' (before the last block) | 'official_unfused' (without norm)
                         normalize:str='l2', # features of length one: 'l2' | 'none'
-                        order:str='spatial', # of the scan: 'spatial' | 'temporal' | 'st_v1' | 'st_v2' | 'spatial_then_temporal' | 'temporal_then_spatial' | 'alternate'
+                        order:str='spatial', # 'spatial' | 'temporal' | 'st_v1' | 'st_v2' | 'spatial_then_temporal' | 'temporal_then_spatial' | 'alternate'
                         drop_path:float=0.4, # chance to skip the last mixer, rising from 0
                         norm:str='rms', # 'rms' | 'layer'
                         bidirectional:bool=True, # False: scans run forwards only
                         dim:int=None, # width; None: the preset's
                         depth:int=None, # blocks; None: the preset's
                         state:int=16, # numbers in a channel's state
-                        dt_init:str=None, # start of the step sizes: 'released' (all 0.69) | 'log_uniform' (Mamba's); None: the preset's
+                        dt_init:str=None, # start of step sizes: 'released' (all 0.69) | 'log_uniform' (Mamba's); None: the preset's
                         checkpoint_layers:int=None # mixers that gradient checkpointing recomputes, from the first; None: all
                        ) -> VideoMambaStudent:
     "Student of VideoMamba's masked pretraining"
@@ -603,6 +613,7 @@ def _scan_hook(kept): # a dict -> hook that fills it with what goes into a scan
 
 def _gate_hook(kept): return lambda mod, args, out: kept.update(z=out.detach().transpose(1,2).chunk(2, 1)[1])
 
+# %% ../../nbs/models/32_videomamba.ipynb #a5e73c31
 @contextmanager
 def capture_scans(model:Trunk, # any VideoMamba
                   layers=None # numbers; None: all
