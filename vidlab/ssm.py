@@ -15,6 +15,7 @@ from functools import lru_cache
 from types import SimpleNamespace
 from typing import NamedTuple
 import numpy as np, torch, torch.nn.functional as F
+from fastcore.basics import patch
 from torch.autograd.function import once_differentiable
 from .core import need, unknown
 
@@ -36,31 +37,55 @@ class Scan(NamedTuple):
     @property
     def groups(self): return max(x.shape[2] if x.ndim == 5 else 1 for x in (self.B, self.C))
 
+# %% ../nbs/26_ssm.ipynb #a26729d3
+class _Form:
+    "Shapes that fit an `u` and an `A`, and the common one"
+    def __init__(self, u, A):
+        if A.is_complex() or A.ndim not in (2,3):
+            raise ValueError(f'selective scan: A must be real, (E,S) or (K,E,S), got {A.dtype} {tuple(A.shape)}')
+        self.u,self.A,self.both = u,A,A.ndim == 3                 # both: directions with parameters of their own
+        lead,self.K = u.shape[:-2],A.shape[0] if self.both else 1
+        if u.ndim < 3 or self.both and (len(lead) != 2 or lead[0] != self.K):
+            self.refuse('u', u, '(batch,E,L), or (K,batch,E,L) when A is (K,E,S)')
+        if A.shape[-2] != u.shape[-2]: self.refuse('A', A, f'(E,S) or (K,E,S) with E={u.shape[-2]}')
+
+    def refuse(self, name, x, want):
+        raise ValueError(f'selective scan: {name} has shape {tuple(x.shape)}, expected {want}; '
+                         f'u is {tuple(self.u.shape)}, A is {tuple(self.A.shape)}')
+
+    def one(self, x): return x if self.both else x[None]
+
+    def big(self, name, x): # like u -> (K,M,E,L)
+        if x is None: return None
+        if x.shape != self.u.shape: self.refuse(name, x, 'the shape of u')
+        return x.reshape(self.K, -1, *self.u.shape[-2:])
+
+    def small(self, name, x): # a number per channel -> (K,E)
+        if x is None: return None
+        if x.shape != self.A.shape[:-1]: self.refuse(name, x, tuple(self.A.shape[:-1]))
+        return self.one(x)
+
+# %% ../nbs/26_ssm.ipynb #c151a393
+@patch
+def proj(self:_Form, name, x): # B or C -> (K,M,G,S,L), or (K,E,S) constant
+    if x.shape == self.A.shape: return self.one(x)
+    lead,(E,L),S = self.u.shape[:-2],self.u.shape[-2:],self.A.shape[-1]
+    if x.ndim == len(lead)+2: x = x.unsqueeze(-3)
+    if x.shape[:-3] != lead or x.shape[-2:] != (S,L) or E % x.shape[-3]:
+        self.refuse(name, x, f'(..,S,L) or (..,G,S,L) with S={S}, L={L}, G a divisor of {E}; '
+                             f'or {tuple(self.A.shape)}, constant')
+    return x.reshape(self.K, -1, *x.shape[-3:])
+
+# %% ../nbs/26_ssm.ipynb #53c8e4fd
 def scan_inputs(u, delta, A, B, C, D=None, z=None, delta_bias=None, softplus=False) -> Scan: # arguments as in `selective_scan`
     "Check shapes, bring them into one form"
-    both, lead, (E,L), S = A.ndim == 3, u.shape[:-2], u.shape[-2:], A.shape[-1]
-    K = A.shape[0] if both else 1
-    def refuse(name, x, want): raise ValueError(f'selective scan: {name} has shape {tuple(x.shape)}, expected {want}; u is {tuple(u.shape)}, A is {tuple(A.shape)}')
-    if A.is_complex() or A.ndim not in (2,3): raise ValueError(f'selective scan: A must be real, (E,S) or (K,E,S), got {A.dtype} {tuple(A.shape)}')
-    if u.ndim < 3 or both and (len(lead) != 2 or lead[0] != K): refuse('u', u, '(batch,E,L), or (K,batch,E,L) when A is (K,E,S)')
-    if A.shape[-2] != E: refuse('A', A, f'(E,S) or (K,E,S) with E={E}')
-    one = lambda x: x if both else x[None]
-    def big(name, x):
-        if x.shape != u.shape: refuse(name, x, 'the shape of u')
-        return x.reshape(K,-1,E,L)
-    def small(name, x):
-        if x.shape != A.shape[:-1]: refuse(name, x, tuple(A.shape[:-1]))
-        return one(x)
-    def proj(name, x):
-        if x.shape == A.shape: return one(x)
-        if x.ndim == len(lead)+2: x = x.unsqueeze(-3)
-        if x.shape[:-3] != lead or x.shape[-2:] != (S,L) or E % x.shape[-3]: refuse(name, x, f'(..,S,L) or (..,G,S,L) with S={S}, L={L}, G a divisor of {E}; or {tuple(A.shape)}, constant')
-        return x.reshape(K,-1,*x.shape[-3:])
-    B,C = proj('B', B), proj('C', C)
+    f = _Form(u, A)
+    B,C = f.proj('B', B), f.proj('C', C)
     if B.ndim == C.ndim == 5 and B.shape[2] != C.shape[2]:
-        g = math.lcm(B.shape[2], C.shape[2]); B,C = [x.repeat_interleave(g//x.shape[2], 2) for x in (B,C)]
-    opt = lambda f, name, x: None if x is None else f(name, x)
-    return Scan(big('u', u), big('delta', delta), one(A), B, C, opt(small,'D',D), opt(big,'z',z), opt(small,'delta_bias',delta_bias), softplus)
+        g = math.lcm(B.shape[2], C.shape[2])
+        B,C = [x.repeat_interleave(g//x.shape[2], 2) for x in (B,C)]
+    return Scan(f.big('u', u), f.big('delta', delta), f.one(A), B, C, f.small('D', D), f.big('z', z),
+                f.small('delta_bias', delta_bias), softplus)
 
 # %% ../nbs/26_ssm.ipynb #b5607f7b
 def _spread(x, Q): # B or C -> (K,M,E,S,L), a constant one with L=1
@@ -74,7 +99,8 @@ def reference_scan(x:Scan) -> tuple: # out (K,M,E,L), last state (K,M,E,S)
     E,L = u.shape[-2:]
     a = (delta[:,:,:,None]*A[:,None,...,None]).exp().unbind(-1)                            # L times (K,M,E,S)
     b = ((delta*u)[:,:,:,None]*_spread(B, E//B.shape[2])).unbind(-1)
-    C = _spread(C, E//C.shape[2]); C = C.unbind(-1) if C.shape[-1] == L else [C[...,0]]*L
+    C = _spread(C, E//C.shape[2])
+    C = C.unbind(-1) if C.shape[-1] == L else [C[...,0]]*L
     h,y = torch.zeros_like(a[0]),[]
     for a_t,b_t,C_t in zip(a, b, C):
         h = a_t*h + b_t
@@ -98,17 +124,31 @@ class _Walk:
         if x.bias is not None: self.dt = self.dt + self.row(x.bias)
         if x.softplus: self.dt = F.softplus(self.dt)
         self.dtu = self.dt*self.u
-        cpu = x.u.device.type == 'cpu'           # a buffer should fit the cache of a CPU core; an accelerator wants few large launches
+        # a buffer should fit the cache of a CPU core; an accelerator wants few large launches
+        cpu = x.u.device.type == 'cpu'
         fit = (1_600_000 if cpu else 64_000_000)//max(1, self.A.element_size()*math.prod(self.state))
         self.size = max(1, min(L, max(16, min(64 if cpu else 256, fit))))
         self.spans = [(i, min(L, i+self.size)) for i in range(0, L, self.size)]
 
-    def channels(self, v): return v.to(self.dtype).unflatten(1, (self.state[2],-1)).transpose(2,3).contiguous()[None,:,None]     # (K,E,S) -> (1,K,1,G,S,Q)
-    def row(self, v): return None if v is None else self.channels(v[...,None])                                                  # (K,E) -> (1,K,1,G,1,Q)
-    def tokens(self, v): return v.permute(3,0,1,2).to(self.dtype).contiguous().unflatten(-1, (self.state[2],-1)).unsqueeze(-2)    # (K,M,E,L) -> (t,K,M,G,1,Q)
-    def proj(self, v): return self.channels(v) if v.ndim == 3 else v.permute(4,0,1,2,3).to(self.dtype).contiguous().unsqueeze(-1) # -> (t or 1,K,M,G,S,1 or Q)
     def new(self, n): return self.template.new_empty((n, *self.state), dtype=self.dtype)
     def zero(self): return torch.zeros_like(self.new(1)[0])
+
+# %% ../nbs/26_ssm.ipynb #bc6be3c7
+@patch
+def channels(self:_Walk, v): # (K,E,S) -> (1,K,1,G,S,Q)
+    return v.to(self.dtype).unflatten(1, (self.state[2],-1)).transpose(2,3).contiguous()[None,:,None]
+
+@patch
+def row(self:_Walk, v): # (K,E) -> (1,K,1,G,1,Q)
+    return None if v is None else self.channels(v[...,None])
+
+@patch
+def tokens(self:_Walk, v): # (K,M,E,L) -> (t,K,M,G,1,Q)
+    return v.permute(3,0,1,2).to(self.dtype).contiguous().unflatten(-1, (self.state[2],-1)).unsqueeze(-2)
+
+@patch
+def proj(self:_Walk, v): # B or C -> (t or 1,K,M,G,S,1 or Q)
+    return self.channels(v) if v.ndim == 3 else v.permute(4,0,1,2,3).to(self.dtype).contiguous().unsqueeze(-1)
 
 def _plain(v, dtype): return v.flatten(3).permute(1,2,3,0).to(dtype)          # (t,K,M,G,1,Q) -> (K,M,E,t), channels still innermost in memory
 def _at(v, i, j): return v if v.shape[0] == 1 else v[i:j]                     # a constant stays as it is
@@ -116,12 +156,14 @@ def _at(v, i, j): return v if v.shape[0] == 1 else v[i:j]                     # 
 # %% ../nbs/26_ssm.ipynb #a26cd045
 def loop_forward(x:Scan, keep:bool=False): # keep: also the states at chunk starts
     "out (K,M,E,L), last state (K,M,E,S), states at chunk starts or None"
-    w = _Walk(x); a,h,last = w.new(w.size),w.new(w.size),w.zero()
+    w = _Walk(x)
+    a,h,last = w.new(w.size),w.new(w.size),w.zero()
     a_,h_,y,starts = a.unbind(),h.unbind(),torch.empty_like(w.dtu),w.new(len(w.spans)) if keep else None
     for k,(i,j) in enumerate(w.spans):
         n = j-i
         if keep: starts[k].copy_(last)
-        torch.mul(w.dt[i:j], w.A2, out=a[:n]).exp2_(); torch.mul(w.dtu[i:j], _at(w.B,i,j), out=h[:n])
+        torch.mul(w.dt[i:j], w.A2, out=a[:n]).exp2_()
+        torch.mul(w.dtu[i:j], _at(w.B,i,j), out=h[:n])
         prev = last
         for a_t,h_t in zip(a_[:n], h_): prev = h_t.addcmul_(a_t, prev)
         last.copy_(prev)
@@ -136,15 +178,19 @@ def _chunk_gradients(w, x, starts, d, carry):
     a,g,t,h = w.new(w.size),w.new(w.size),w.new(w.size),w.new(w.size+1)
     a_,g_,h_ = a.unbind(),g.unbind(),h.unbind()
     gB,dd,y = torch.empty_like(d),torch.empty_like(d),None if x.z is None else torch.empty_like(d)
-    dA = torch.zeros_like(a); dB,dC = [torch.zeros_like(a) if v.ndim == 3 else torch.empty_like(wv) for v,wv in ((x.B,w.B),(x.C,w.C))]
+    dA = torch.zeros_like(a)
+    dB,dC = [torch.zeros_like(a) if v.ndim == 3 else torch.empty_like(wv) for v,wv in ((x.B,w.B),(x.C,w.C))]
     for k,(i,j) in reversed(list(enumerate(w.spans))):
-        n = j-i; A,B,C,dt,dtu,dk = w.A,_at(w.B,i,j),_at(w.C,i,j),w.dt[i:j],w.dtu[i:j],d[i:j]
+        n = j-i
+        A,B,C,dt,dtu,dk = w.A,_at(w.B,i,j),_at(w.C,i,j),w.dt[i:j],w.dtu[i:j],d[i:j]
         an,gn,before,hn,tn = a[:n],g[:n],h[:n],h[1:n+1],t[:n]
-        torch.mul(dt, w.A2, out=an).exp2_(); torch.mul(dtu, B, out=hn)
+        torch.mul(dt, w.A2, out=an).exp2_()
+        torch.mul(dtu, B, out=hn)
         h_[0].copy_(starts[k])
         for a_t,prev,h_t in zip(a_[:n], h_, h_[1:]): h_t.addcmul_(a_t, prev)
         if y is not None: torch.sum(torch.mul(hn, C, out=tn), -2, keepdim=True, out=y[i:j])
-        torch.mul(dk, C, out=gn); g_[n-1].add_(carry)
+        torch.mul(dk, C, out=gn)
+        g_[n-1].add_(carry)
         for q in range(n-1, 0, -1): g_[q-1].addcmul_(a_[q], g_[q])
         torch.mul(a_[0], g_[0], out=carry)
         if x.C.ndim == 3: dC[:n].addcmul_(hn, dk)
@@ -152,18 +198,22 @@ def _chunk_gradients(w, x, starts, d, carry):
         if x.B.ndim == 3: dB[:n].addcmul_(gn, dtu)
         else: torch.sum(torch.mul(gn, dtu, out=tn), -1, keepdim=True, out=dB[i:j])
         torch.sum(torch.mul(gn, B, out=tn), -2, keepdim=True, out=gB[i:j])
-        an.mul_(gn).mul_(before); dA[:n].addcmul_(an, dt)
+        an.mul_(gn).mul_(before)
+        dA[:n].addcmul_(an, dt)
         torch.sum(torch.mul(an, A, out=tn), -2, keepdim=True, out=dd[i:j])
     return gB, dd, dA, dB, dC, y
 
 # %% ../nbs/26_ssm.ipynb #57e644c2
 def loop_backward(x:Scan, starts, dout, dlast): # dout (K,M,E,L), dlast (K,M,E,S) or None
     "Gradients of u, delta, A, B, C, D, z, bias"
-    w = _Walk(x); d,carry = w.tokens(dout),w.zero()
+    w = _Walk(x)
+    d,carry = w.tokens(dout),w.zero()
     if dlast is not None: carry.copy_(dlast.unflatten(2, w.state[2::2]).transpose(-1,-2))
     if x.z is not None:
-        z = w.tokens(x.z); s = z.sigmoid()
-        dgate = d*s*(1+z*(1-s)); d = d*z*s
+        z = w.tokens(x.z)
+        s = z.sigmoid()
+        dgate = d*s*(1+z*(1-s))
+        d = d*z*s
     gB,ddelta,dA,dB,dC,y = _chunk_gradients(w, x, starts, d, carry)
     ddelta.addcmul_(gB, w.u)
     if x.softplus: ddelta.mul_(torch.expm1(-w.dt).neg_())
@@ -173,13 +223,15 @@ def loop_backward(x:Scan, starts, dout, dlast): # dout (K,M,E,L), dlast (K,M,E,S
     const = lambda v: v.sum((0,2)).transpose(-1,-2).flatten(1,2)               # (t,K,M,G,S,Q) -> (K,E,S)
     proj = lambda v,of: const(v) if of.ndim == 3 else v.squeeze(-1).permute(1,2,3,4,0)
     row = lambda v: v.sum((0,2)).flatten(1)                                    # (t,K,M,G,1,Q) -> (K,E)
-    return (_plain(du, x.u.dtype), _plain(ddelta, x.delta.dtype), const(dA), proj(dB, x.B), proj(dC, x.C), None if w.D is None else row(d*w.u),
-            None if y is None else _plain(dgate, x.z.dtype), None if x.bias is None else row(ddelta))
+    return (_plain(du, x.u.dtype), _plain(ddelta, x.delta.dtype), const(dA), proj(dB, x.B), proj(dC, x.C),
+            None if w.D is None else row(d*w.u), None if y is None else _plain(dgate, x.z.dtype),
+            None if x.bias is None else row(ddelta))
 
 # %% ../nbs/26_ssm.ipynb #ec90c58d
 BACKENDS = dict(loop=(loop_forward, loop_backward))
 
-def _exact(device): return torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
+def _exact(device):
+    return torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
 
 class _ScanFunction(torch.autograd.Function):
     @staticmethod
@@ -198,34 +250,64 @@ class _ScanFunction(torch.autograd.Function):
         if dout is None: dout = torch.zeros_like(x.u)
         with _exact(x.u.device): return None, None, *BACKENDS[ctx.how][1](x, starts, dout, dlast)
 
+# %% ../nbs/26_ssm.ipynb #04dd26cb
+def _differentiated(x): return torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in x[:8])
+
 def own_scan(how:str, # a key of `BACKENDS`
-             x:Scan) -> tuple: # out (K,M,E,L), last state (K,M,E,S)
+             x:Scan # the arguments
+            ) -> tuple: # out (K,M,E,L), last state (K,M,E,S)
     "A scan with its own backward; without gradients it keeps nothing"
-    if torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in x[:8]): return _ScanFunction.apply(how, x.softplus, *x[:8])
+    if _differentiated(x): return _ScanFunction.apply(how, x.softplus, *x[:8])
     return BACKENDS[how][0](x)[:2]
 
 # %% ../nbs/26_ssm.ipynb #cc1a4cf2
 tl = SimpleNamespace(constexpr='constexpr')    # stands in for triton.language until the first call of `_kernels`
 
-def _scan_forward(u, delta, A, B, C, D, z, bias, out, last, starts, L, M, Q, S, N, SOFTPLUS:tl.constexpr, STEP_B:tl.constexpr, STEP_C:tl.constexpr,
+def _place(M, Q, S, G:tl.constexpr, NB:tl.constexpr, BQ:tl.constexpr, BS:tl.constexpr):
+    r = tl.program_id(0).to(tl.int64)                      # sequence
+    p = tl.program_id(1)                                   # block of channels (blocks do not cross groups)
+    g = p//NB                                              # group
+    q = (p % NB)*BQ + tl.arange(0, BQ)                     # channels within it
+    s = tl.arange(0, BS)                                   # states
+    e = g*Q + q                                            # channels
+    ok, oks = q < Q, s < S
+    ok2 = ok[:,None] & oks[None,:]
+    row = (r//M)*(G*Q) + e                                 # of D and bias
+    cell = row[:,None]*S + s[None,:]                       # of A, constant B and C
+    state = (r*(G*Q) + e)[:,None]*S + s[None,:]            # of the last state
+    return r, p, g, q, s, e, ok, oks, ok2, row, cell, state
+
+# %% ../nbs/26_ssm.ipynb #3dde2282
+def _read(x, to, cell, oks, ok2, STEP:tl.constexpr, DT:tl.constexpr):
+    if STEP: y = tl.load(x + to, mask=oks, other=0.).to(DT)[None,:]
+    else: y = tl.load(x + cell, mask=ok2, other=0.).to(DT)
+    return y
+
+def _softplus(x):
+    w = tl.exp(tl.minimum(x, 20.))
+    v = 1. + w            # log1p(w), exact for tiny w as well; linear above 20 as in PyTorch
+    y = tl.where(x > 20., x, tl.where(v == 1., w, tl.log(v)*(w/tl.where(v == 1., 1., v - 1.))))
+    return y, tl.where(x > 20., 1., w/v)
+
+# %% ../nbs/26_ssm.ipynb #d7fb91a5
+def _scan_forward(u, delta, A, B, C, D, z, bias, out, last, starts, L, M, Q, S, N, SOFTPLUS:tl.constexpr,
+                  STEP_B:tl.constexpr, STEP_C:tl.constexpr,
                   G:tl.constexpr, NB:tl.constexpr, BQ:tl.constexpr, BS:tl.constexpr, CHUNK:tl.constexpr, DT:tl.constexpr):
-    r = tl.program_id(0).to(tl.int64); p = tl.program_id(1)          # sequence, block of channels (blocks do not cross groups)
-    g = p//NB; q = (p % NB)*BQ + tl.arange(0, BQ); s = tl.arange(0, BS); e = g*Q + q; E = G*Q
-    ok = q < Q; oks = s < S; ok2 = ok[:,None] & oks[None,:]
-    row = (r//M)*E + e; cell = row[:,None]*S + s[None,:]; state = (r*E + e)[:,None]*S + s[None,:]
+    r, p, g, q, s, e, ok, oks, ok2, row, cell, state = _place(M, Q, S, G, NB, BQ, BS)
+    E = G*Q
     A2 = tl.load(A + cell, mask=ok2, other=0.).to(DT)*1.4426950408889634       # log2(e)
     h = tl.full((BQ, BS), 0., DT)
     for t in range(L):
-        at = (r*L + t)*E + e; to = ((r*L + t)*G + g)*S + s
+        at = (r*L + t)*E + e
+        to = ((r*L + t)*G + g)*S + s
         if starts is not None:
             if t % CHUNK == 0: tl.store(starts + ((r*N + t//CHUNK)*E + e)[:,None]*S + s[None,:], h, mask=ok2)
-        x = tl.load(u + at, mask=ok, other=0.).to(DT); dt = tl.load(delta + at, mask=ok, other=0.).to(DT)
+        x = tl.load(u + at, mask=ok, other=0.).to(DT)
+        dt = tl.load(delta + at, mask=ok, other=0.).to(DT)
         if bias is not None: dt += tl.load(bias + row, mask=ok, other=0.).to(DT)
-        if SOFTPLUS:
-            w = tl.exp(tl.minimum(dt, 20.)); v = 1. + w            # log1p(w), exact for tiny w as well; linear above 20 as in PyTorch
-            dt = tl.where(dt > 20., dt, tl.where(v == 1., w, tl.log(v)*(w/tl.where(v == 1., 1., v - 1.))))
-        b = tl.load(B + to, mask=oks, other=0.).to(DT)[None,:] if STEP_B else tl.load(B + cell, mask=ok2, other=0.).to(DT)
-        c = tl.load(C + to, mask=oks, other=0.).to(DT)[None,:] if STEP_C else tl.load(C + cell, mask=ok2, other=0.).to(DT)
+        if SOFTPLUS: dt, slope = _softplus(dt)
+        b = _read(B, to, cell, oks, ok2, STEP_B, DT)
+        c = _read(C, to, cell, oks, ok2, STEP_C, DT)
         h = tl.exp2(dt[:,None]*A2)*h + (dt*x)[:,None]*b
         y = tl.sum(h*c, 1)
         if D is not None: y += tl.load(D + row, mask=ok, other=0.).to(DT)*x
@@ -236,81 +318,117 @@ def _scan_forward(u, delta, A, B, C, D, z, bias, out, last, starts, L, M, Q, S, 
     tl.store(last + state, h, mask=ok2)
 
 # %% ../nbs/26_ssm.ipynb #fa5209ea
-def _scan_backward(u, delta, A, B, C, D, z, bias, starts, dout, dlast, scratch, du, ddelta, dA, dB, dC, dD, dz, dbias, L, M, Q, S, N, parts,
-                   SOFTPLUS:tl.constexpr, STEP_B:tl.constexpr, STEP_C:tl.constexpr, G:tl.constexpr, NB:tl.constexpr, BQ:tl.constexpr, BS:tl.constexpr, CHUNK:tl.constexpr, DT:tl.constexpr):
-    r = tl.program_id(0).to(tl.int64); p = tl.program_id(1)
-    g = p//NB; q = (p % NB)*BQ + tl.arange(0, BQ); s = tl.arange(0, BS); e = g*Q + q; E = G*Q; ok = q < Q; oks = s < S; ok2 = ok[:,None] & oks[None,:]
-    row = (r//M)*E + e; cell = row[:,None]*S + s[None,:]; state = (r*E + e)[:,None]*S + s[None,:]
+def _scan_backward(u, delta, A, B, C, D, z, bias, starts, dout, dlast, scratch, du, ddelta, dA, dB, dC, dD, dz, dbias,
+                   L, M, Q, S, N, parts,
+                   SOFTPLUS:tl.constexpr, STEP_B:tl.constexpr, STEP_C:tl.constexpr, G:tl.constexpr, NB:tl.constexpr,
+                   BQ:tl.constexpr, BS:tl.constexpr, CHUNK:tl.constexpr, DT:tl.constexpr):
+    r, p, g, q, s, e, ok, oks, ok2, row, cell, state = _place(M, Q, S, G, NB, BQ, BS)
+    E = G*Q
     tile = scratch + ((r*G*NB + p)*CHUNK*BQ + tl.arange(0, BQ))[:,None]*BS + s[None,:]
-    a = tl.load(A + cell, mask=ok2, other=0.).to(DT); A2 = a*1.4426950408889634
-    carry = tl.full((BQ, BS), 0., DT); sA = tl.full((BQ, BS), 0., DT); sB = tl.full((BQ, BS), 0., DT); sC = tl.full((BQ, BS), 0., DT)
-    sD = tl.full((BQ,), 0., DT); sb = tl.full((BQ,), 0., DT); d0 = tl.full((BQ,), 0., DT); b0 = tl.full((BQ,), 0., DT)
+    mine = (p % NB).to(tl.int64)*parts                     # of the gradients of B and C
+    a = tl.load(A + cell, mask=ok2, other=0.).to(DT)
+    A2 = a*1.4426950408889634
+    carry = tl.full((BQ, BS), 0., DT)
+    sA, sB, sC = carry, carry, carry
+    sD = tl.full((BQ,), 0., DT)
+    sb, d0, b0 = sD, sD, sD
     if D is not None: d0 = tl.load(D + row, mask=ok, other=0.).to(DT)
     if bias is not None: b0 = tl.load(bias + row, mask=ok, other=0.).to(DT)
     if dlast is not None: carry = tl.load(dlast + state, mask=ok2, other=0.).to(DT)
     for back in range(N):
-        k = N - 1 - back; h = tl.load(starts + ((r*N + k)*E + e)[:,None]*S + s[None,:], mask=ok2, other=0.)
+        k = N - 1 - back
+        h = tl.load(starts + ((r*N + k)*E + e)[:,None]*S + s[None,:], mask=ok2, other=0.)
         for way in tl.static_range(2):                     # up with the states, down with their gradients
             for n in range(CHUNK):
                 i = n if way == 0 else CHUNK - 1 - n
-                t = k*CHUNK + i; m = q < tl.where(t < L, Q, 0); ms = s < tl.where(t < L, S, 0)
-                at = (r*L + t)*E + e; to = ((r*L + t)*G + g)*S + s
-                x = tl.load(u + at, mask=m, other=0.).to(DT); raw = tl.load(delta + at, mask=m, other=0.).to(DT) + b0; dt = raw; ds = tl.full((BQ,), 1., DT)
-                if SOFTPLUS:
-                    w = tl.exp(tl.minimum(raw, 20.)); v = 1. + w; ds = tl.where(raw > 20., 1., w/v)
-                    dt = tl.where(raw > 20., raw, tl.where(v == 1., w, tl.log(v)*(w/tl.where(v == 1., 1., v - 1.))))
-                dt = tl.where(m, dt, 0.); ds = tl.where(m, ds, 0.)       # past the end: a step of width 0, which changes nothing
-                b = tl.load(B + to, mask=ms, other=0.).to(DT)[None,:] if STEP_B else tl.load(B + cell, mask=ok2, other=0.).to(DT)
-                fade = tl.exp2(dt[:,None]*A2); dtu = dt*x
+                t = k*CHUNK + i
+                m = q < tl.where(t < L, Q, 0)
+                ms = s < tl.where(t < L, S, 0)
+                at = (r*L + t)*E + e
+                to = ((r*L + t)*G + g)*S + s
+                x = tl.load(u + at, mask=m, other=0.).to(DT)
+                dt, ds = _masked_step(tl.load(delta + at, mask=m, other=0.).to(DT) + b0, m, SOFTPLUS)
+                b = _read(B, to, cell, ms, ok2, STEP_B, DT)
+                fade = tl.exp2(dt[:,None]*A2)
+                dtu = dt*x
                 if way == 0:
-                    tl.store(tile + i*BQ*BS, h); h = fade*h + dtu[:,None]*b
+                    tl.store(tile + i*BQ*BS, h)
+                    h = fade*h + dtu[:,None]*b
                 else:
-                    before = tl.load(tile + i*BQ*BS); now = fade*before + dtu[:,None]*b
-                    c = tl.load(C + to, mask=ms, other=0.).to(DT)[None,:] if STEP_C else tl.load(C + cell, mask=ok2, other=0.).to(DT)
+                    before = tl.load(tile + i*BQ*BS)
+                    now = fade*before + dtu[:,None]*b
+                    c = _read(C, to, cell, ms, ok2, STEP_C, DT)
                     d = tl.load(dout + at, mask=m, other=0.).to(DT)
-                    if z is not None:
-                        zt = tl.load(z + at, mask=m, other=0.).to(DT); sig = 1./(1. + tl.exp(-zt))
-                        tl.store(dz + at, d*(tl.sum(now*c, 1) + d0*x)*sig*(1. + zt*(1. - sig)), mask=m)
-                        d = d*zt*sig
-                    adj = carry + d[:,None]*c; carry = adj*fade
-                    if STEP_B: tl.store(dB + (p % NB).to(tl.int64)*parts + to, tl.sum(adj*dtu[:,None], 0), mask=ms)
+                    if z is not None: d = _through_gate(d, tl.sum(now*c, 1) + d0*x, z + at, dz + at, m, DT)
+                    adj = carry + d[:,None]*c
+                    carry = adj*fade
+                    if STEP_B: tl.store(dB + mine + to, tl.sum(adj*dtu[:,None], 0), mask=ms)
                     else: sB += adj*dtu[:,None]
-                    if STEP_C: tl.store(dC + (p % NB).to(tl.int64)*parts + to, tl.sum(now*d[:,None], 0), mask=ms)
+                    if STEP_C: tl.store(dC + mine + to, tl.sum(now*d[:,None], 0), mask=ms)
                     else: sC += now*d[:,None]
-                    ga = carry*before; gb = tl.sum(adj*b, 1); dd = (tl.sum(ga*a, 1) + x*gb)*ds
-                    sA += ga*dt[:,None]; sD += d*x; sb += dd
-                    tl.store(du + at, dt*gb + d0*d, mask=m); tl.store(ddelta + at, dd, mask=m)
-            tl.debug_barrier()                             # the scratch tile is written before it is read, and read before it is written again
+                    ga = carry*before
+                    gb = tl.sum(adj*b, 1)
+                    dd = (tl.sum(ga*a, 1) + x*gb)*ds
+                    sA += ga*dt[:,None]
+                    sD += d*x
+                    sb += dd
+                    tl.store(du + at, dt*gb + d0*d, mask=m)
+                    tl.store(ddelta + at, dd, mask=m)
+            # the scratch tile is written before it is read, and read before it is written again
+            tl.debug_barrier()
+    _store_sums(sA, sB, sC, sD, sb, dA, dB, dC, dD, dbias, state, r*E + e, ok, ok2, STEP_B, STEP_C)
+
+# %% ../nbs/26_ssm.ipynb #5a758c1b
+def _masked_step(raw, m, SOFTPLUS:tl.constexpr):
+    if SOFTPLUS: dt, ds = _softplus(raw)
+    else: dt, ds = raw, tl.full(raw.shape, 1., raw.dtype)
+    return tl.where(m, dt, 0.), tl.where(m, ds, 0.)
+
+def _through_gate(d, y, z, dz, m, DT:tl.constexpr):
+    zt = tl.load(z, mask=m, other=0.).to(DT)
+    sig = 1./(1. + tl.exp(-zt))
+    tl.store(dz, d*y*sig*(1. + zt*(1. - sig)), mask=m)
+    return d*zt*sig
+
+def _store_sums(sA, sB, sC, sD, sb, dA, dB, dC, dD, dbias, state, channel, ok, ok2, STEP_B:tl.constexpr,
+                STEP_C:tl.constexpr):
     tl.store(dA + state, sA, mask=ok2)
     if not STEP_B: tl.store(dB + state, sB, mask=ok2)
     if not STEP_C: tl.store(dC + state, sC, mask=ok2)
-    if D is not None: tl.store(dD + r*E + e, sD, mask=ok)
-    if bias is not None: tl.store(dbias + r*E + e, sb, mask=ok)
+    if dD is not None: tl.store(dD + channel, sD, mask=ok)
+    if dbias is not None: tl.store(dbias + channel, sb, mask=ok)
 
 # %% ../nbs/26_ssm.ipynb #0a2ff24f
+_parts = ('_place', '_read', '_softplus', '_masked_step', '_through_gate', '_store_sums')
+
 @lru_cache
 def _kernels():
     "The two kernels as Triton functions"
     global tl
     triton = need('triton')
     import triton.language as tl
+    for name in _parts: globals()[name] = triton.jit(globals()[name])       # the kernels call them by these names
     return triton.jit(_scan_forward), triton.jit(_scan_backward)
 
+# %% ../nbs/26_ssm.ipynb #cc51e6b5
 CHUNK = 32     # steps between stored states
-
 def _pow2(n): return 1 << max(0, n-1).bit_length()
 
 def _launch(x:Scan):
     "Inputs as the kernels want them, sizes, options"
     (K,M,E,L),S,G = x.u.shape,x.A.shape[-1],x.groups
     _kernels()                                                # from here on there is a `tl`
-    BS = _pow2(S); BQ = min(_pow2(E//G), max(1, min(32, 512//BS))); NB = -(-(E//G)//BQ)
+    BS = _pow2(S)
+    BQ = min(_pow2(E//G), max(1, min(32, 512//BS)))
+    NB = -(-(E//G)//BQ)
     tokens = lambda v: None if v is None else v.transpose(2,3).contiguous()                             # (K,M,L,E)
     proj = lambda v: v.contiguous() if v.ndim == 3 else v.permute(0,1,4,2,3).contiguous()               # (K,M,L,G,S)
     flat = lambda v: None if v is None else v.contiguous()
     ins = (tokens(x.u), tokens(x.delta), flat(x.A), proj(x.B), proj(x.C), flat(x.D), tokens(x.z), flat(x.bias))
-    return ins, (K*M, G*NB), dict(L=L, M=M, Q=E//G, S=S, N=-(-L//CHUNK), SOFTPLUS=x.softplus, STEP_B=x.B.ndim == 5, STEP_C=x.C.ndim == 5, G=G, NB=NB, BQ=BQ, BS=BS, CHUNK=CHUNK,
-                                 DT=tl.float64 if x.dtype == torch.float64 else tl.float32, num_warps=1)
+    sizes = dict(L=L, M=M, Q=E//G, S=S, N=-(-L//CHUNK), G=G, NB=NB, BQ=BQ, BS=BS, CHUNK=CHUNK)
+    kinds = dict(SOFTPLUS=x.softplus, STEP_B=x.B.ndim == 5, STEP_C=x.C.ndim == 5,
+                 DT=tl.float64 if x.dtype == torch.float64 else tl.float32)
+    return ins, (K*M, G*NB), dict(sizes, **kinds, num_warps=1)
 
 # %% ../nbs/26_ssm.ipynb #ea8f139d
 def triton_forward(x:Scan, keep:bool=False):
@@ -322,6 +440,7 @@ def triton_forward(x:Scan, keep:bool=False):
     with torch.cuda.device_of(x.u): _kernels()[0][grid](*ins, out, last, starts, **opt)
     return out.transpose(2,3), last, starts
 
+# %% ../nbs/26_ssm.ipynb #19cfdbbe
 def triton_backward(x:Scan, starts, dout, dlast):
     "As `loop_backward`"
     ins,grid,opt = _launch(x)
@@ -330,14 +449,16 @@ def triton_backward(x:Scan, starts, dout, dlast):
     per_program = lambda *tail: new(K, M, E, *tail)
     part = lambda v: per_program(S) if v.ndim == 3 else new(opt['NB'], K, M, L, G, S)
     du,ddelta,dz = [None if v is None else torch.empty_like(v) for v in (ins[0], ins[1], ins[6])]
-    dA,dB,dC,dD,dbias = per_program(S),part(x.B),part(x.C),None if x.D is None else per_program(),None if x.bias is None else per_program()
+    dA,dB,dC = per_program(S),part(x.B),part(x.C)
+    dD,dbias = [None if v is None else per_program() for v in (x.D, x.bias)]
     scratch = new(grid[0]*grid[1], CHUNK, opt['BQ'], opt['BS'])
+    dout,dlast = dout.transpose(2,3).contiguous(),None if dlast is None else dlast.contiguous()
     with torch.cuda.device_of(x.u):
-        _kernels()[1][grid](*ins, starts, dout.transpose(2,3).contiguous(), None if dlast is None else dlast.contiguous(), scratch, du, ddelta, dA, dB, dC, dD, dz, dbias,
+        _kernels()[1][grid](*ins, starts, dout, dlast, scratch, du, ddelta, dA, dB, dC, dD, dz, dbias,
                             parts=K*M*L*G*S, **opt)
-    whole = lambda v: v.sum(1) if v.ndim < 6 else v.sum(0).permute(0,1,3,4,2)
+    whole = lambda v: None if v is None else v.sum(1) if v.ndim < 6 else v.sum(0).permute(0,1,3,4,2)
     swap = lambda v: None if v is None else v.transpose(2,3)
-    return swap(du), swap(ddelta), whole(dA), whole(dB), whole(dC), None if dD is None else whole(dD), swap(dz), None if dbias is None else whole(dbias)
+    return swap(du), swap(ddelta), whole(dA), whole(dB), whole(dC), whole(dD), swap(dz), whole(dbias)
 
 BACKENDS['triton'] = triton_forward, triton_backward
 
@@ -350,15 +471,23 @@ def mamba_scan(x:Scan) -> tuple: # out (K,M,E,L), last state (K,M,E,S)
     like = lambda v: None if v is None else v.to(x.u.dtype)
     u,delta,z,B,C = [like(v) for v in (x.u, x.delta, x.z)] + [full(v) if v.ndim == 3 else like(v) for v in (x.B, x.C)]
     pick = lambda v,k: None if v is None else v[k]
-    both = [f(u[k], delta[k], full(x.A)[k], B[k], C[k], D=pick(full(x.D),k), z=pick(z,k), delta_bias=pick(full(x.bias),k), delta_softplus=x.softplus, return_last_state=True) for k in range(len(u))]
+    more = lambda k: dict(D=pick(full(x.D),k), z=pick(z,k), delta_bias=pick(full(x.bias),k))
+    both = [f(u[k], delta[k], full(x.A)[k], B[k], C[k], **more(k), delta_softplus=x.softplus,
+              return_last_state=True) for k in range(len(u))]
     return tuple(torch.stack(v) for v in zip(*both))
 
 # %% ../nbs/26_ssm.ipynb #9edf368f
-PATHS = ('triton', 'mamba_ssm', 'loop', 'reference')     # the order of 'auto' on CUDA devices; elsewhere it starts at 'loop'
+# the order of 'auto' on CUDA devices; elsewhere it starts at 'loop'
+PATHS = ('triton', 'mamba_ssm', 'loop', 'reference')
 
-def _run(path, x): return reference_scan(x) if path == 'reference' else mamba_scan(x) if path == 'mamba_ssm' else own_scan(path, x)
+def _run(path, x):
+    return reference_scan(x) if path == 'reference' else mamba_scan(x) if path == 'mamba_ssm' else own_scan(path, x)
 
-def self_test(path:str, device, tol:float=1e-3):
+# %% ../nbs/26_ssm.ipynb #f1d8f8c3
+def self_test(path:str, # of PATHS
+              device, # where it shall run
+              tol:float=1e-3 # of a tensor's maximum
+             ):
     "Raise unless values and all gradients of a small scan on `device` are the oracle's, relative to each tensor's maximum"
     g = torch.Generator().manual_seed(0)
     K,M,E,S,L = 2,1,3,4,37
@@ -369,21 +498,25 @@ def self_test(path:str, device, tol:float=1e-3):
         t = [v.clone().requires_grad_() for v in args]
         with torch.enable_grad():
             out,last = _run(how, scan_inputs(*t, softplus=True))
-            return dict(zip('out last_state u delta A B C D z delta_bias'.split(), (out.detach(), last.detach(), *torch.autograd.grad((out*w).sum(), t))))
+            grads = torch.autograd.grad((out*w).sum(), t)
+        return dict(zip('out last_state u delta A B C D z delta_bias'.split(), (out.detach(), last.detach(), *grads)))
     got,want = run(path),run('reference')
     for k,v in want.items():
         off = ((got[k]-v).abs().max()/v.abs().max()).item()
         if not off <= tol: raise ValueError(f'disagrees with the oracle: {k} is off by {off:.2g} of its maximum')
 
+# %% ../nbs/26_ssm.ipynb #cff773ef
 @lru_cache
 def _reason(path, device): # '' when `path` may run on `device` (a string)
     if path in ('loop', 'reference'): return ''
-    if path == 'triton' and not device.startswith('cuda') and os.environ.get('TRITON_INTERPRET') != '1': return 'needs a CUDA device'
+    if path == 'triton' and not device.startswith('cuda') and os.environ.get('TRITON_INTERPRET') != '1':
+        return 'needs a CUDA device'
     if importlib.util.find_spec(path) is None: return 'not installed'
     try: self_test(path, device)
     except Exception as e: return f'{type(e).__name__}: {e}'.splitlines()[0]
     return ''
 
+# %% ../nbs/26_ssm.ipynb #e02c106e
 def scan_status(device=None) -> dict: # path -> '' if it can run on `device`, else why not
     "All paths; default device: CUDA where there is one"
     device = str(torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu')))
@@ -402,6 +535,7 @@ def scan_path(device='cpu') -> str: # a name of `PATHS`
     order = PATHS if torch.device(device).type == 'cuda' else ('loop',)
     return next(p for p in order if not _reason(p, str(device)))
 
+# %% ../nbs/26_ssm.ipynb #38841c29
 @contextmanager
 def use_path(path:str): # a name of `PATHS`, or 'auto'
     "All scans inside take this path (one named in the call still wins)"
@@ -410,18 +544,27 @@ def use_path(path:str): # a name of `PATHS`, or 'auto'
     try: yield
     finally: _forced.reset(token)
 
+# %% ../nbs/26_ssm.ipynb #cd3bbf12
+def _say(device, path): # once per device
+    if device in _said: return
+    _said.add(device)
+    passed = PATHS[:PATHS.index(path)] if device.startswith('cuda') else ()
+    print(f'selective scan on {device}: {path}' + ''.join(f'; {p}: {_reason(p, device)}' for p in passed))
+
+# %% ../nbs/26_ssm.ipynb #564a9bab
 def _choose(path, x, last_state): # the name of the path that `x` takes
     device = str(x.u.device)
     free = path == 'auto' and _forced.get() == 'auto'
     if path == 'auto': path = scan_path(device)
-    if free and device not in _said:
-        _said.add(device)
-        print(f'selective scan on {device}: {path}' + ''.join(f'; {p}: {_reason(p, device)}' for p in PATHS[:PATHS.index(path)] if device.startswith('cuda')))
+    if free: _say(device, path)
     if path not in PATHS: raise unknown('scan path', path, ('auto', *PATHS))
-    if _reason(path, device): raise ValueError(f'scan path {path!r} cannot run on {device}: {_reason(path, device)}. Here: {", ".join(scan_paths(device))}')
-    if path == 'mamba_ssm' and (x.dtype == torch.float64 or last_state and torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in x[:8])):
+    if _reason(path, device):
+        raise ValueError(f'scan path {path!r} cannot run on {device}: {_reason(path, device)}. Here: '
+                         f'{", ".join(scan_paths(device))}')
+    if path == 'mamba_ssm' and (x.dtype == torch.float64 or last_state and _differentiated(x)):
         if free: return 'loop'                      # what that kernel cannot do
-        raise ValueError("scan path 'mamba_ssm' knows neither float64 nor the gradient of the last state; take path='loop'")
+        raise ValueError("scan path 'mamba_ssm' knows neither float64 nor the gradient of the last state; "
+                         "take path='loop'")
     return path
 
 # %% ../nbs/26_ssm.ipynb #bb8be88b
@@ -450,11 +593,16 @@ def causal_conv1d(x, # (batch,E,L), or (K,batch,E,L) with weights per direction
     both = x.ndim == 4
     w = weight.squeeze(-2) if weight.ndim == 3 + both else weight
     if x.ndim not in (3,4) or w.shape[:-1] != (x.shape[0],)*both + (x.shape[-2],) or bias is not None and bias.shape != w.shape[:-1]:
-        raise ValueError(f'causal conv: weight {tuple(weight.shape)}{"" if bias is None else f" and bias {tuple(bias.shape)}"} do not fit x {tuple(x.shape)}; '
+        raise ValueError(f'causal conv: weight '
+                         f'{tuple(weight.shape)}{"" if bias is None else f" and bias {tuple(bias.shape)}"} do not '
+                         f'fit x {tuple(x.shape)}; '
                          'expected (E,W) or (E,1,W) and (E), with K in front for x (K,batch,E,L)')
-    if both: return torch.stack([causal_conv1d(a, b, None if bias is None else bias[k], silu) for k,(a,b) in enumerate(zip(x, w))])
+    if both:
+        return torch.stack([causal_conv1d(a, b, None if bias is None else bias[k], silu) for k,
+                            (a,b) in enumerate(zip(x, w))])
     with _exact(x.device):
-        y = F.conv1d(x, w[:,None].to(x.dtype), None if bias is None else bias.to(x.dtype), padding=w.shape[-1]-1, groups=len(w))[...,:x.shape[-1]]
+        y = F.conv1d(x, w[:,None].to(x.dtype), None if bias is None else bias.to(x.dtype), padding=w.shape[-1]-1,
+                     groups=len(w))[...,:x.shape[-1]]
     return F.silu(y) if silu else y
 
 # %% ../nbs/26_ssm.ipynb #df4acdde
@@ -463,14 +611,18 @@ def _matrix(dt, A, B, C, block=16): # dt (E,L), A (E,S), B, C (E,S,L) -> rows (E
     total,fade = dt.double().cumsum(-1),lambda gap: (A[:,None]*gap.to(A.dtype)[...,None]).exp()
     write = dt[...,None]*B                                           # (E,L,S), faded as the blocks move on
     for i in range(0, L, block):
-        j = min(L, i+block); now = total[:,i:j]; start = total[:,i-1:i] if i else torch.zeros_like(now[:,:1])
+        j = min(L, i+block)
+        now = total[:,i:j]
+        start = total[:,i-1:i] if i else torch.zeros_like(now[:,:1])
         rows = dt.new_zeros(E, j-i, L)
         rows[...,:i] = (C[:,i:j]*fade(now-start)) @ write[:,:i].transpose(1,2)
         gap = (now[:,:,None]-now[:,None]).clamp(min=0).flatten(1)
         rows[...,i:j] = (fade(gap).unflatten(1, (j-i,j-i))*C[:,i:j,None]*write[:,None,i:j]).sum(-1).tril()
         yield i, j, rows
-        write[:,:i] *= fade(now[:,-1:]-start); write[:,i:j] *= fade(now[:,-1:]-now)
+        write[:,:i] *= fade(now[:,-1:]-start)
+        write[:,i:j] *= fade(now[:,-1:]-now)
 
+# %% ../nbs/26_ssm.ipynb #2b683679
 @torch.no_grad()
 def scan_matrix(delta, A, B, C, D=None, z=None, delta_bias=None, softplus:bool=False, # as in `selective_scan`
                 reduce='abs' # over channels: 'abs' mean of |M|, 'mean' signed mean, None all of them

@@ -10,6 +10,7 @@ __all__ = ['INPUTS', 'NORMS', 'INFLATE', 'ALIGN', 'aligned_blocks', 'load_visual
 from contextlib import nullcontext
 from pathlib import Path
 import torch, torch.nn.functional as F
+from fastcore.basics import patch
 from torch import nn
 from .attend import capture_attention
 from .ckpt import load_into, read_weights
@@ -23,12 +24,23 @@ def aligned_blocks(depth:int, # blocks of the model
                   ) -> list: # K indices, increasing
     "The blocks whose outputs are compared: depth - int(i*interval) - 1 for i = 0..K-1"
     at = sorted(depth - int(i*interval) - 1 for i in range(layers))
-    if not at or at[0] < 0 or len(set(at)) < layers: raise ValueError(f'layers={layers}, interval={interval} of {depth} blocks gives {at}: {layers} different blocks from 0 to {depth-1} are needed')
+    if not at or at[0] < 0 or len(set(at)) < layers:
+        raise ValueError(f'layers={layers}, interval={interval} of {depth} blocks gives {at}: '
+                         f'{layers} different blocks from 0 to {depth-1} are needed')
     return at
 
 # %% ../nbs/27_teacher.ipynb #889bf9c2
 def _conv_over(k, width, patch): return nn.Conv2d(3*k, width, patch, stride=patch, bias=False)   # channels: colour-major, then time
 
+def _dims_of(state, conv, heads): # of a tower alone -> arguments of CLIPBackbone; the text tower is as small as can be
+    width,patch = conv.shape[0],conv.shape[-1]
+    blocks = len({n.split('.')[3] for n in state if n.startswith('visual.transformer.resblocks.')})
+    side = round((len(state['visual.positional_embedding'])-1)**.5)
+    return dict(embed_dim=state['visual.proj'].shape[1], image_size=patch*side, patch=patch, vision_width=width,
+                vision_layers=blocks,
+                vision_heads=heads, text_width=8, text_layers=1, text_heads=1, context=1, vocab=1)
+
+# %% ../nbs/27_teacher.ipynb #426c1fc7
 def load_visual(path, # a file with an image tower and no text tower
                 quick_gelu:bool=None, # None: True
                 vision_heads:int=None, # None: width // 64
@@ -37,35 +49,40 @@ def load_visual(path, # a file with an image tower and no text tower
     "An image tower from a file of its own"
     path = weights_file(path)
     state = {k if k.startswith('visual.') else 'visual.' + k: v for k, v in (raw or read_weights(path)).items()}
-    conv, pos = state['visual.conv1.weight'], state['visual.positional_embedding']
+    conv = state['visual.conv1.weight']
     d, p, k = conv.shape[0], conv.shape[-1], conv.shape[2] if conv.ndim == 5 else 1
-    state['visual.conv1.weight'] = conv.reshape(d, -1, p, p)
-    blocks = len({n.split('.')[3] for n in state if n.startswith('visual.transformer.resblocks.')})
     if not (vision_heads or d//64): raise ValueError(f'{path}: width {d} is below 64: give vision_heads=')
-    clip = CLIPBackbone(embed_dim=state['visual.proj'].shape[1], image_size=p*round((len(pos)-1)**.5), patch=p, vision_width=d, vision_layers=blocks, vision_heads=vision_heads or d//64,
-                        text_width=8, text_layers=1, text_heads=1, context=1, vocab=1, quick_gelu=quick_gelu is not False, name=path.stem, source=path.name, sha256=file_hash(path),
-                        gelu_from="a tower cut from OpenAI's CLIP" if quick_gelu is None else 'asked for')
+    state['visual.conv1.weight'] = conv.reshape(d, -1, p, p)
+    why = "a tower cut from OpenAI's CLIP" if quick_gelu is None else 'asked for'
+    clip = CLIPBackbone(**_dims_of(state, conv, vision_heads or d//64), quick_gelu=quick_gelu is not False,
+                        name=path.stem, source=path.name, sha256=file_hash(path), gelu_from=why)
     if k > 1: clip.visual.conv1 = _conv_over(k, d, p)
-    text = ('transformer.*', 'token_embedding.*', 'positional_embedding', 'ln_final.*', 'text_projection', 'logit_scale')
+    text = ('transformer.*', 'token_embedding.*', 'positional_embedding', 'ln_final.*', 'text_projection',
+            'logit_scale')
     clip.report = load_into(clip, state, new=text, source=path.name)
     return clip
 
 # %% ../nbs/27_teacher.ipynb #91f5e5f4
+def _must_be(clip, source, file):
+    dims, same = arch_dims(source), ('patch', 'embed_dim')
+    off = {k: (v, dims[k]) for k, v in vars(clip.card).items() if (k.startswith('vision_') or k in same) and v != dims[k]}
+    if off:
+        raise ValueError(f'{file} is another architecture than {source}: ' + ', '.join(f'{k} {a} (file) / {b} (asked)' for k, (a, b) in off.items()))
+
+# %% ../nbs/27_teacher.ipynb #140ac115
 def teacher_clip(source:str='tiny', # 'tiny', an architecture such as 'ViT-B-16', or a weights file or folder
                  weights:str=None, # file or folder, open_clip tag such as 'openai', 'random', for 'tiny' also 'shapes' (its default)
                  quick_gelu:bool=None, # None: as the weights say
                  vision_heads:int=None # None: width // 64
                 ) -> CLIPBackbone:
     "A CLIP for teaching: `create_clip`, and files that hold the image tower alone"
-    file = next((f for f in (source, weights) if f and Path(f).expanduser().is_file()), None)   # a folder holds a whole CLIP
+    # a folder holds a whole CLIP
+    file = next((f for f in (source, weights) if f and Path(f).expanduser().is_file()), None)
     raw = read_weights(file) if file else {}
     alone = 'conv1.weight' in raw or (raw and all(k.startswith('visual.') for k in raw))
     if not alone: return create_clip(source, weights, quick_gelu=quick_gelu, vision_heads=vision_heads)
     clip = load_visual(file, quick_gelu, vision_heads, raw)
-    if weights:                                                       # an architecture was named
-        dims = arch_dims(source)
-        if off := {k: (v, dims[k]) for k, v in vars(clip.card).items() if (k.startswith('vision_') or k in ('patch', 'embed_dim')) and v != dims[k]}:
-            raise ValueError(f'{file} is another architecture than {source}: ' + ', '.join(f'{k} {a} (file) / {b} (asked)' for k, (a, b) in off.items()))
+    if weights: _must_be(clip, source, file)
     return clip
 
 # %% ../nbs/27_teacher.ipynb #341e9707
@@ -74,7 +91,8 @@ INPUTS, NORMS, INFLATE = ('clip', 'imagenet'), ('l2', 'none'), ('centre', 'mean'
 class Teacher:
     "A frozen CLIP image tower; call it with a clip"
     def __init__(self, clip:CLIPBackbone, # taken over; its text tower is not used
-                 layers:int=1, interval:float=1., # which blocks: see `aligned_blocks`
+                 layers:int=1, # K
+                 interval:float=1., # blocks between two of them, see `aligned_blocks`
                  cls:bool=True, # class token in front and no final norm; False: patches alone, after the final norm
                  attention:bool=False, # also give the class token's attention (for the mask of that name)
                  norm:str='l2', # 'l2': unit vectors; 'none'
@@ -87,62 +105,98 @@ class Teacher:
                 ):
         for what, x, known in (('norm', norm, NORMS), ('input', input, INPUTS), ('inflate', inflate, INFLATE)):
             if x not in known: raise unknown(what, x, known)
-        self.clip, self.cls, self.attention, self.norm, self.chunk = clip.eval().requires_grad_(False), cls, attention, norm, chunk
-        self.blocks, self.mean, self.std = aligned_blocks(clip.card.vision_layers, layers, interval), mean, std
-        if image_size: clip.resize_positions(image_size, antialias=False)            # as the published code, which matters when the grid shrinks
-        to_mean, to_std = (torch.tensor(x) for x in ((clip.card.mean, clip.card.std) if input == 'clip' else (IMAGENET_MEAN, IMAGENET_STD)))
-        self.scale, self.shift = ((x.view(3, 1, 1)) for x in (torch.tensor(std)/to_std, (torch.tensor(mean) - to_mean)/to_std))
-        self.tubelet = tubelet or clip.visual.conv1.in_channels//3
-        if clip.visual.conv1.in_channels == 3 and self.tubelet > 1: self._inflate(inflate)
-        if clip.visual.conv1.in_channels != 3*self.tubelet: raise ValueError(f'tubelet {tubelet}: the kernel of this tower spans {clip.visual.conv1.in_channels//3} frames')
+        self.clip = clip.eval().requires_grad_(False)
+        self.cls,self.attention,self.norm,self.chunk = cls,attention,norm,chunk
+        self.blocks = aligned_blocks(clip.card.vision_layers, layers, interval)
+        # as the published code, which matters when the grid shrinks
+        if image_size: clip.resize_positions(image_size, antialias=False)
+        self._normalise(input, mean, std)
+        self._span(tubelet, inflate)
 
-    def _inflate(self, how):
-        v, k, w = self.clip.visual, self.tubelet, self.clip.visual.conv1.weight
-        share = torch.full((k,), 1/k) if how == 'mean' else F.one_hot(torch.tensor(k//2), k)
-        v.conv1 = _conv_over(k, len(w), self.clip.card.patch).requires_grad_(False)
-        v.conv1.weight.data = (w[:, :, None]*share.view(-1, 1, 1).to(w)).flatten(1, 2)
+    def __repr__(self):
+        return f'Teacher({self.clip.card.name}, {self.clip.card.source}, {self.clip.card.image_size} px, blocks {self.blocks})'
 
-    @property
-    def dim(self): return self.clip.visual.proj.shape[1]             # D of the features
-    def window(self, frames:int) -> tuple: return (frames//self.tubelet, self.clip.card.grid, self.clip.card.grid)   # (T', h, w)
+# %% ../nbs/27_teacher.ipynb #8822d228
+@patch
+def _normalise(self:Teacher, input, mean, std):
+    card, self.mean, self.std = self.clip.card, mean, std
+    to_mean, to_std = (torch.tensor(x) for x in ((card.mean, card.std) if input == 'clip' else (IMAGENET_MEAN, IMAGENET_STD)))
+    self.scale, self.shift = (x.view(3, 1, 1) for x in (torch.tensor(std)/to_std, (torch.tensor(mean) - to_mean)/to_std))
 
-    def __repr__(self): return f'Teacher({self.clip.card.name}, {self.clip.card.source}, {self.clip.card.image_size} px, blocks {self.blocks})'
+# %% ../nbs/27_teacher.ipynb #043cae70
+@patch
+def _span(self:Teacher, tubelet, inflate):
+    span = self.clip.visual.conv1.in_channels//3
+    self.tubelet = tubelet or span
+    if span == 1 and self.tubelet > 1: self._inflate(inflate)
+    elif span != self.tubelet: raise ValueError(f'tubelet {tubelet}: the kernel of this tower spans {span} frames')
+
+@patch
+def _inflate(self:Teacher, how):
+    v, k, w = self.clip.visual, self.tubelet, self.clip.visual.conv1.weight
+    share = torch.full((k,), 1/k) if how == 'mean' else F.one_hot(torch.tensor(k//2), k)
+    v.conv1 = _conv_over(k, len(w), self.clip.card.patch).requires_grad_(False)
+    v.conv1.weight.data = (w[:, :, None]*share.view(-1, 1, 1).to(w)).flatten(1, 2)
+
+# %% ../nbs/27_teacher.ipynb #b7b8835c
+@patch(as_prop=True)
+def dim(self:Teacher) -> int: return self.clip.visual.proj.shape[1]             # D of the features
+
+@patch
+def window(self:Teacher, frames:int) -> tuple: # (T', h, w)
+    "Tokens of a clip besides the class token"
+    return (frames//self.tubelet, self.clip.card.grid, self.clip.card.grid)
 
 # %% ../nbs/27_teacher.ipynb #52148284
-def _see(self, x): # (n,3k,S,S) as the student sees them -> (n,3k,s,s) as the tower wants them
+@patch
+def _see(self:Teacher, x): # (n,3k,S,S) as the student sees them -> (n,3k,s,s) as the tower wants them
     s = self.clip.card.image_size
     if x.shape[-1] != s: x = F.interpolate(x, (s, s), mode='bicubic', align_corners=False)
-    return torch.addcmul(self.shift.to(x).repeat_interleave(self.tubelet, 0), x, self.scale.to(x).repeat_interleave(self.tubelet, 0))
+    return torch.addcmul(self.shift.to(x).repeat_interleave(self.tubelet, 0), x,
+                         self.scale.to(x).repeat_interleave(self.tubelet, 0))
 
-def _say(self, x): # (n,3k,S,S) -> (K,n,1+N,D)
+# %% ../nbs/27_teacher.ipynb #67787207
+@patch
+def _say(self:Teacher, x): # (n,3k,S,S) -> (K,n,1+N,D)
     v, out = self.clip.visual, []
-    x = self.clip.embed_image(_see(self, x))
+    x = self.clip.embed_image(self._see(x))
     for i, block in enumerate(v.transformer.resblocks):
         x = block(x)
         if i in self.blocks: out.append(((x if self.cls else v.ln_post(x)) @ v.proj).float())
     return torch.stack(out)
 
-@torch.no_grad()
-def _call(self, video:torch.Tensor # (B,T,3,S,S) normalised with `mean`, `std`
-         ) -> dict: # features (K,B,[1+]T'N,D) float32; with `attention` also attention (B,T',N)
-    "What the teacher says about a clip"
+# %% ../nbs/27_teacher.ipynb #0f4dbc11
+@patch
+def _grids(self:Teacher, video): # (B,T,3,S,S) -> (B*T',3k,S,S)
     if video.ndim != 5 or video.shape[2] != 3 or video.shape[3] != video.shape[4] or not video.is_floating_point():
-        raise ValueError(f'a teacher takes (B,T,3,S,S) normalised square frames, not {video.dtype} {tuple(video.shape)}')
-    B, T, k = *video.shape[:2], self.tubelet
-    if T % k: raise ValueError(f'{T} frames are no multiple of the tubelet {k}')
+        raise ValueError(f'a teacher takes (B,T,3,S,S) normalised square frames, not {video.dtype} '
+                         f'{tuple(video.shape)}')
+    if video.shape[1] % self.tubelet:
+        raise ValueError(f'{video.shape[1]} frames are no multiple of the tubelet {self.tubelet}')
+    return video.unflatten(1, (-1, self.tubelet)).transpose(2, 3).flatten(0, 1).flatten(1, 2)
+
+# %% ../nbs/27_teacher.ipynb #e352393d
+@patch
+@torch.no_grad()
+def __call__(self:Teacher, video:torch.Tensor # (B,T,3,S,S) normalised with `mean`, `std`
+            ) -> dict: # features (K,B,[1+]T'N,D) float32; with `attention` also attention (B,T',N)
+    "What the teacher says about a clip"
+    x, B = self._grids(video), len(video)
     self.clip.visual.to(video.device)
-    x = video.unflatten(1, (-1, k)).transpose(2, 3).flatten(0, 1).flatten(1, 2)                       # (B*T' 3k S S)
     last = f'visual.transformer.resblocks.{self.clip.card.vision_layers-1}.attn'
     look = capture_attention(self.clip, last, keep=lambda a: a[:, :, 0, 1:].float().mean(1)) if self.attention else nullcontext({})
-    with look as seen: f = torch.cat([_say(self, part) for part in x.split(self.chunk)], 1).unflatten(1, (B, -1)) # (K B T' 1+N D)
+    # (K B T' 1+N D)
+    with look as seen: f = torch.cat([self._say(part) for part in x.split(self.chunk)], 1).unflatten(1, (B, -1))
     patches = f[:, :, :, 1:].flatten(2, 3)
     f = torch.cat([f[:, :, :, 0].mean(2, keepdim=True), patches], 2) if self.cls else patches
     if self.norm == 'l2': f = F.normalize(f, dim=-1)
     return dict(features=f, **({'attention': torch.cat(seen[last]).unflatten(0, (B, -1))} if self.attention else {}))
 
-Teacher.__call__ = _call
-
-def create_teacher(source:str='tiny', weights:str=None, quick_gelu:bool=None, vision_heads:int=None, # as `teacher_clip`
+# %% ../nbs/27_teacher.ipynb #9065f03d
+def create_teacher(source:str='tiny', # 'tiny', an architecture such as 'ViT-B-16', or a weights file or folder
+                   weights:str=None, # as of `teacher_clip`
+                   quick_gelu:bool=None, # None: as the weights say
+                   vision_heads:int=None, # None: width // 64
                    **options # of `Teacher`
                   ) -> Teacher:
     "A teacher by the name of its CLIP"
@@ -156,7 +210,9 @@ def align_loss(student:torch.Tensor, # (K,B,n,D)
                kind:str='l2' # one of ALIGN; 'l2' expects unit vectors
               ) -> torch.Tensor: # scalar
     "How far the student is from the teacher"
-    if student.shape != target.shape: raise ValueError(f'student {tuple(student.shape)}, teacher {tuple(target.shape)}: other blocks, tokens or width')
+    if student.shape != target.shape:
+        raise ValueError(f'student {tuple(student.shape)}, teacher {tuple(target.shape)}: '
+                         'other blocks, tokens or width')
     s, t = student.float(), target.detach().float()
     if kind == 'l2': return (2 - 2*(s*t).sum(-1)).mean()
     if kind == 'mse': return F.mse_loss(s, t)
@@ -170,7 +226,8 @@ def pca_rgb(features:torch.Tensor # (...,D); directions and scale are those of a
     x = features.flatten(0, -2).float()
     x = x - x.mean(0)
     d = torch.linalg.eigh(x.T @ x).eigenvectors[:, -3:].flip(1)
-    d = d*d.gather(0, d.abs().argmax(0, keepdim=True)).sign()                        # the largest entry positive: the same picture every time
+    # the largest entry positive: the same picture every time
+    d = d*d.gather(0, d.abs().argmax(0, keepdim=True)).sign()
     c = x @ d
     lo, hi = torch.quantile(c[::1 + (len(c) >> 20)], torch.tensor([.01, .99]).to(c), 0)   # of a million at most
     return ((c-lo)/(hi-lo).clamp(min=1e-12)).clamp(0, 1).view(*features.shape[:-1], 3)

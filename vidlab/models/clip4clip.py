@@ -19,7 +19,7 @@ from ..ckpt import load_into, read_weights, WeightsError
 from ..contract import Card, VideoModel
 from ..mug import MugHead
 from ..layers import LayerNorm, QuickGELU, TemporalTransformer, layers_from, masked_mean, unit
-from ..clip import CLIPBackbone, TINY, create_clip, inflate_patch, inner_clip
+from ..clip import CLIPBackbone, inflate_patch, towers_of
 from ..registry import register_model
 
 # %% ../../nbs/models/30_clip4clip.ipynb #57d91670
@@ -28,15 +28,18 @@ HEADS = ('meanP', 'seqLSTM', 'seqTransf', 'tightTransf', 'mug')
 def lstm_over(lstm, x, mask): # nn.LSTM, (B,T,D), (B,T) -> (B,T,D)
     "LSTM over each clip's valid frames; what lies past the longest clip of the batch keeps its input, as officially"
     n = mask.sum(1).long().cpu().clamp(min=1)   # a clip without frames runs one step; its score is nan anyway
-    y,_ = pad_packed_sequence(lstm(pack_padded_sequence(x, n, batch_first=True, enforce_sorted=False))[0], batch_first=True)
+    y,_ = pad_packed_sequence(lstm(pack_padded_sequence(x, n, batch_first=True, enforce_sorted=False))[0],
+                              batch_first=True)
     return torch.cat([y, x[:, y.shape[1]:]], 1)
 
+# %% ../../nbs/models/30_clip4clip.ipynb #760229b2
 class Cross(nn.Module):
     "Joint transformer of the tight head: (text token, frames) -> pooled first token"
     def __init__(self, dim:int, layers:int=4, heads:int=8, positions:int=77, eps:float=1e-12, dropout:float=0.1):
         super().__init__()
         self.embeddings = nn.ModuleDict(dict(position_embeddings=nn.Embedding(positions, dim)))
-        self.dropout = nn.Dropout(dropout)          # after the positions; blocks have none (the paper's type embeddings do not exist in the code)
+        # after the positions; blocks have none (the paper's type embeddings do not exist in the code)
+        self.dropout = nn.Dropout(dropout)
         self.transformer = TemporalTransformer(dim, layers, heads, eps)
         self.pooler = nn.ModuleDict(dict(ln_pool=LayerNorm(dim, eps=eps), dense=nn.Linear(dim, dim)))
         self.act = QuickGELU()
@@ -55,10 +58,33 @@ class Clip4ClipCard(Card):
     @property
     def untrained(self): return 'CLIP, frames averaged' if self.head == 'meanP' else ''
 
+# %% ../../nbs/models/30_clip4clip.ipynb #f8c46a47
+def _check_lengths(head, context, words, frames):
+    # the tight head's sequence begins with the text
+    extra = {'meanP':None, 'mug':None, 'tightTransf':1}.get(head, 0)
+    if words > context:
+        raise ValueError(f'max_words {words} exceeds the {context} positions of the text tower: lower max_words')
+    if extra is not None and frames + extra > context:
+        raise ValueError(f'head {head} has {context} frame positions{" and needs one for the text" if extra else ""}: '
+                         f'{frames} frames are too many; lower max_frames to {context-extra} or use meanP')
+
+# %% ../../nbs/models/30_clip4clip.ipynb #601d7640
+def _check_kind(clip, head, patch): # what the head and the patch ask of the CLIP
+    if head not in HEADS: raise unknown('head', head, HEADS)
+    if patch not in ('2d','3d'): raise unknown('patch', patch, ('2d','3d'))
+    c = clip.card
+    if head not in ('meanP','mug') and c.embed_dim != c.text_width:
+        raise ValueError(f'head {head} needs a joint width equal to the text width, this CLIP has {c.embed_dim} and '
+                         f'{c.text_width}: use meanP or mug')
+    if patch == '2d' and hasattr(clip.visual, 'conv2'):
+        raise ValueError("this CLIP has a temporal patch (visual.conv2): use patch='3d'")
+
+# %% ../../nbs/models/30_clip4clip.ipynb #218d8152
 class CLIP4Clip(VideoModel):
     "CLIP towers + similarity head; parameter names as in the official checkpoints"
     no_decay_names = ('*position_embeddings.weight',)
-    token_kinds = {'cross*': dict(kind='pair', prefix=1, grid=None), 'transformerClip*': dict(kind='frames', prefix=0, grid=None)}   # rows Bt*Bv, text-major; rows B
+    token_kinds = {'cross*': dict(kind='pair', prefix=1, grid=None),             # rows Bt*Bv, text-major
+                   'transformerClip*': dict(kind='frames', prefix=0, grid=None)} # rows B
     def __init__(self, clip:CLIPBackbone,
                  head:str='meanP', # see HEADS
                  patch:str='2d', # '2d' | '3d'
@@ -72,76 +98,84 @@ class CLIP4Clip(VideoModel):
                  mug_tau:float=100. # temperature inside the Mug head
                 ):
         super().__init__()
-        if head not in HEADS: raise unknown('head', head, HEADS)
-        if patch not in ('2d','3d'): raise unknown('patch', patch, ('2d','3d'))
-        c = clip.card
-        _check_lengths(head, c.context, max_words, max_frames)
-        if head not in ('meanP','mug') and c.embed_dim != c.text_width:
-            raise ValueError(f'head {head} needs a joint width equal to the text width, this CLIP has {c.embed_dim} and {c.text_width}: use meanP or mug')
+        _check_kind(clip, head, patch)
+        _check_lengths(head, clip.card.context, max_words, max_frames)
         if patch == '3d' and not hasattr(clip.visual, 'conv2'): clip.add_temporal_patch()
-        if patch == '2d' and hasattr(clip.visual, 'conv2'): raise ValueError("this CLIP has a temporal patch (visual.conv2): use patch='3d'")
         self.clip,self.head,self.patch,self.pair_block = clip,head,patch,pair_block
-        heads = temporal_heads or (8 if head == 'tightTransf' else max(1, c.text_width//64))
-        if head in ('seqLSTM','seqTransf'): self.frame_position_embeddings = nn.Embedding(c.context, c.text_width)
-        if head == 'seqLSTM': self.lstm_visual = nn.LSTM(c.embed_dim, c.embed_dim, batch_first=True)
-        if head == 'seqTransf': self.transformerClip = TemporalTransformer(c.text_width, temporal_layers, heads, eps)
-        if head == 'tightTransf':
-            self.cross = Cross(c.text_width, temporal_layers, heads, c.context, eps, dropout)
-            self.similarity_dense = nn.Linear(c.text_width, 1)
-        if head == 'mug': self.mug = MugHead(mug_mode, mug_tau, dim=c.embed_dim)
-        self.card = Clip4ClipCard.of_clip(clip, name='clip4clip', head=head, patch=patch, frames=max_frames, words=max_words)
+        self._add_head(temporal_layers, temporal_heads, eps, dropout)
+        if head == 'mug': self.mug = MugHead(mug_mode, mug_tau, dim=clip.card.embed_dim)
+        self.card = Clip4ClipCard.of_clip(clip, name='clip4clip', head=head, patch=patch, frames=max_frames,
+                                          words=max_words)
         init_head(self)
         self.stop_unused()
-
-    @property
-    def logit_scale(self): return self.clip.logit_scale
-
-    def unused_parameters(self) -> set:
-        "Names of parameters that official checkpoints hold but no score depends on"
-        out = {'seqLSTM':{'frame_position_embeddings.weight'}, 'tightTransf':{'clip.logit_scale'}}.get(self.head, set())
-        return out | ({'clip.visual.conv1.weight'} if self.patch == '3d' else set())
-
-    def frame_features(self, video): # (B,T,3,S,S) normalised, padding zero -> (B,T,D) float32
-        B,T = video.shape[:2]
-        return self.clip.encode_image(video.flatten(0,1), frames=T).float().unflatten(0, (B,T))
-
-    def head_output(self, x, mask): # (B,T,D), (B,T) -> (B,T,D)
-        if self.head in ('meanP','tightTransf','mug'): return x
-        if self.head == 'seqLSTM': return x + lstm_over(self.lstm_visual, x, mask)
-        return x + self.transformerClip(x + self.frame_position_embeddings.weight[:x.shape[1]], mask).float()
-
-    def encode_video(self, video, video_mask=None, sid=None): # (B,T,3,S,S), (B,T) -> (B,T,D)
-        "Frame features after the head (before it, for the tight head)"
-        mask = video.new_ones(video.shape[:2]) if video_mask is None else video_mask
-        _check_lengths(self.head, self.clip.card.context, 0, video.shape[1])
-        if self.training: _check_frames(mask, sid)
-        return self.head_output(self.frame_features(video), mask)
-
-    def encode_text(self, text, text_mask=None): # (B,L) ids -> (B,D), for mug (B,L,D); the causal mask makes text_mask unnecessary
-        if self.head != 'mug': return self.clip.encode_text(text).float()
-        tokens = self.clip.encode_text(text, tokens=True)[1]
-        return (tokens @ self.clip.text_projection.to(tokens.dtype)).float()
 
     def forward(self, batch:dict) -> dict: # video (B,T,3,S,S), video_mask (B,T), text (B,L), text_mask (B,L)
         v,t,mask,words = batch['video'],batch['text'],batch.get('video_mask'),batch.get('text_mask')
         mask = torch.ones(v.shape[:2], dtype=torch.bool, device=v.device) if mask is None else mask
         words = torch.arange(t.shape[1], device=t.device) <= t.argmax(-1, keepdim=True) if words is None else words
-        return dict(text=self.encode_text(t, words), text_mask=words, video=self.encode_video(v, mask, batch.get('sid')),
+        return dict(text=self.encode_text(t, words), text_mask=words,
+                    video=self.encode_video(v, mask, batch.get('sid')),
                     video_mask=mask, logit_scale=self.logit_scale.exp())
 
-# %% ../../nbs/models/30_clip4clip.ipynb #85b39279
-def _check_lengths(head, context, words, frames):
-    extra = {'meanP':None, 'mug':None, 'tightTransf':1}.get(head, 0)     # the tight head's sequence begins with the text
-    if words > context: raise ValueError(f'max_words {words} exceeds the {context} positions of the text tower: lower max_words')
-    if extra is not None and frames + extra > context:
-        raise ValueError(f'head {head} has {context} frame positions{" and needs one for the text" if extra else ""}: {frames} frames are too many; lower max_frames to {context-extra} or use meanP')
+# %% ../../nbs/models/30_clip4clip.ipynb #8066476b
+@patch
+def _add_head(self:CLIP4Clip, layers, heads, eps, dropout):
+    c,head = self.clip.card,self.head
+    heads = heads or (8 if head == 'tightTransf' else max(1, c.text_width//64))
+    if head in ('seqLSTM','seqTransf'): self.frame_position_embeddings = nn.Embedding(c.context, c.text_width)
+    if head == 'seqLSTM': self.lstm_visual = nn.LSTM(c.embed_dim, c.embed_dim, batch_first=True)
+    if head == 'seqTransf': self.transformerClip = TemporalTransformer(c.text_width, layers, heads, eps)
+    if head == 'tightTransf':
+        self.cross = Cross(c.text_width, layers, heads, c.context, eps, dropout)
+        self.similarity_dense = nn.Linear(c.text_width, 1)
 
+# %% ../../nbs/models/30_clip4clip.ipynb #d8cc552d
+@patch(as_prop=True)
+def logit_scale(self:CLIP4Clip): return self.clip.logit_scale
+
+@patch
+def unused_parameters(self:CLIP4Clip) -> set:
+    "Names of parameters that official checkpoints hold but no score depends on"
+    out = {'seqLSTM':{'frame_position_embeddings.weight'}, 'tightTransf':{'clip.logit_scale'}}.get(self.head, set())
+    return out | ({'clip.visual.conv1.weight'} if self.patch == '3d' else set())
+
+# %% ../../nbs/models/30_clip4clip.ipynb #8c9868d6
+@patch
+def frame_features(self:CLIP4Clip, video): # (B,T,3,S,S) normalised, padding zero -> (B,T,D) float32
+    B,T = video.shape[:2]
+    return self.clip.encode_image(video.flatten(0,1), frames=T).float().unflatten(0, (B,T))
+
+@patch
+def head_output(self:CLIP4Clip, x, mask): # (B,T,D), (B,T) -> (B,T,D)
+    if self.head in ('meanP','tightTransf','mug'): return x
+    if self.head == 'seqLSTM': return x + lstm_over(self.lstm_visual, x, mask)
+    return x + self.transformerClip(x + self.frame_position_embeddings.weight[:x.shape[1]], mask).float()
+
+# %% ../../nbs/models/30_clip4clip.ipynb #76cb0ed1
 def _check_frames(mask, sid):
     empty = (mask.sum(1) == 0).nonzero().flatten().tolist()
     if not empty: return
     who = f'sids {[int(sid[i]) for i in empty]}' if sid is not None else f'rows {empty} of the batch'
-    raise ValueError(f'{who}: no valid frame (all padding). Their loss would be nan for the whole batch; leave such clips out of training')
+    raise ValueError(f'{who}: no valid frame (all padding). Their loss would be nan for the whole batch; '
+                     'leave such clips out of training')
 
+# %% ../../nbs/models/30_clip4clip.ipynb #0eae948d
+@patch
+def encode_video(self:CLIP4Clip, video, video_mask=None, sid=None): # (B,T,3,S,S), (B,T) -> (B,T,D)
+    "Frame features after the head (before it, for the tight head)"
+    mask = video.new_ones(video.shape[:2]) if video_mask is None else video_mask
+    _check_lengths(self.head, self.clip.card.context, 0, video.shape[1])
+    if self.training: _check_frames(mask, sid)
+    return self.head_output(self.frame_features(video), mask)
+
+# %% ../../nbs/models/30_clip4clip.ipynb #56810945
+@patch
+def encode_text(self:CLIP4Clip, text, text_mask=None): # (B,L) ids -> (B,D), for mug (B,L,D); the causal mask makes text_mask unnecessary
+    if self.head != 'mug': return self.clip.encode_text(text).float()
+    tokens = self.clip.encode_text(text, tokens=True)[1]
+    return (tokens @ self.clip.text_projection.to(tokens.dtype)).float()
+
+# %% ../../nbs/models/30_clip4clip.ipynb #85b39279
 @patch
 def pool_video(self:CLIP4Clip, video, mask): # (B,T,D) head output, (B,T) -> (B,D) unit; nan for a clip without frames
     return unit(masked_mean(unit(video.float()), mask))
@@ -158,39 +192,55 @@ def similarity(self:CLIP4Clip, text, # (Bt,D) from encode_text; mug: (Bt,L,D)
         if self.head == 'mug':
             if text_mask is None: raise ValueError('head mug compares words with frames: give text_mask, 1 on words')
             return self.logit_scale.float().exp()*self.mug(text, text_mask, video, video_mask)
-        if self.head != 'tightTransf': return self.logit_scale.float().exp()*unit(text.float())@self.pool_video(video, video_mask).T
+        if self.head != 'tightTransf':
+            return self.logit_scale.float().exp()*unit(text.float())@self.pool_video(video, video_mask).T
     return self.tight_similarity(text, video, video_mask, block or self.pair_block)
 
 # %% ../../nbs/models/30_clip4clip.ipynb #62cfb9d5
 @patch
 def pair_scores(self:CLIP4Clip, text, video, mask): # (n,D), (m,T,D), (m,T) -> (n,m)
     n,m = len(text),len(video)
-    x = torch.cat([text[:,None,None].expand(-1,m,1,-1), video[None].expand(n,-1,-1,-1)], 2).flatten(0,1)      # (n*m 1+T D), text-major
+    # (n*m 1+T D), text-major
+    x = torch.cat([text[:,None,None].expand(-1,m,1,-1), video[None].expand(n,-1,-1,-1)], 2).flatten(0,1)
     mask = torch.cat([mask.new_ones(m,1), mask], 1)[None].expand(n,-1,-1).flatten(0,1)
     return self.similarity_dense(self.cross(x, mask)[1]).view(n,m).float()
 
+# %% ../../nbs/models/30_clip4clip.ipynb #8c9106db
 @patch
 def tight_similarity(self:CLIP4Clip, text, video, mask, block): # -> (Bt,Bv)
-    m = min(len(video), block); n = max(1, block//m)
+    m = min(len(video), block)
+    n = max(1, block//m)
     one = len(text) <= n and len(video) <= m
     score = self.pair_scores if one or not torch.is_grad_enabled() else lambda *a: checkpoint(self.pair_scores, *a, use_reentrant=False)
     rows = [torch.cat([score(t, v, k) for v,k in zip(video.split(m), mask.split(m))], 1) for t in text.split(n)]
-    return torch.cat(rows).masked_fill((mask.sum(1) == 0)[None], float('nan'))     # officially the text alone would be scored
+    # officially the text alone would be scored
+    return torch.cat(rows).masked_fill((mask.sum(1) == 0)[None], float('nan'))
 
 # %% ../../nbs/models/30_clip4clip.ipynb #3898ec38
+def _new_layers(model): # modules of the head that start from small noise
+    if model.head == 'tightTransf': return [model.cross.transformer, model.cross.pooler, model.similarity_dense]
+    return [model.transformerClip] if model.head == 'seqTransf' else []
+
+def _like_clip(model): # -> the parts of the head that copy from CLIP: blocks, positions; None: it has none
+    if model.head == 'tightTransf': return model.cross.transformer,model.cross.embeddings['position_embeddings']
+    return getattr(model, 'transformerClip', None),getattr(model, 'frame_position_embeddings', None)
+
+# %% ../../nbs/models/30_clip4clip.ipynb #02cc8456
 @torch.no_grad()
 def init_head(model:CLIP4Clip,
               clip_state:dict=None # CLIP to copy from; None: the model's own
              ):
     "Initialise everything that is not CLIP (section 3.4 of the paper and its code)"
     state = model.clip.state_dict() if clip_state is None else clip_state
-    if model.head == 'tightTransf': temporal,positions = model.cross.transformer,model.cross.embeddings['position_embeddings']
-    else: temporal,positions = getattr(model, 'transformerClip', None),getattr(model, 'frame_position_embeddings', None)
-    for m in ([temporal] if temporal else []) + ([model.cross.pooler, model.similarity_dense] if model.head == 'tightTransf' else []):
+    for m in _new_layers(model):
         for l in m.modules():
-            if isinstance(l, nn.Linear): nn.init.normal_(l.weight, std=0.02); nn.init.zeros_(l.bias)
+            if isinstance(l, nn.Linear):
+                nn.init.normal_(l.weight, std=0.02)
+                nn.init.zeros_(l.bias)
+    temporal,positions = _like_clip(model)
     if positions is not None: positions.weight.copy_(state['positional_embedding'])
-    if temporal is not None: temporal.load_state_dict({**temporal.state_dict(), **layers_from(state, layers=temporal.layers)})
+    if temporal is not None:
+        temporal.load_state_dict({**temporal.state_dict(), **layers_from(state, layers=temporal.layers)})
 
 # %% ../../nbs/models/30_clip4clip.ipynb #bdb3634a
 @patch
@@ -204,18 +254,24 @@ def freeze(self:CLIP4Clip, policy='none', # see `VideoModel.freeze`; -1..12 is C
 def pictures(self:CLIP4Clip, task, batch) -> dict: # name -> what `vidlab.explain` draws
     "Of the Mug head: words and frames"
     if self.head != 'mug' or 'text' not in batch: return {}
-    return dict(words=self.mug.picture(self.encode_text(batch['text']), batch['text_mask'], self.encode_video(batch['video'], batch['video_mask']), batch['video_mask']))
+    text,video = self.encode_text(batch['text']),self.encode_video(batch['video'], batch['video_mask'])
+    return dict(words=self.mug.picture(text, batch['text_mask'], video, batch['video_mask']))
 
 # %% ../../nbs/models/30_clip4clip.ipynb #b8966369
-OFFICIAL = [(k, k) for k in ('clip.*', 'transformerClip.*', 'lstm_visual.*', 'frame_position_embeddings.weight', 'cross.*', 'similarity_dense.*', 'mug.*')]
+OFFICIAL = [(k, k) for k in ('clip.*', 'transformerClip.*', 'lstm_visual.*', 'frame_position_embeddings.weight',
+                             'cross.*', 'similarity_dense.*', 'mug.*')]
+_marks = {'mug.': 'mug', 'cross.': 'tightTransf', 'transformerClip.': 'seqTransf', 'lstm_visual.': 'seqLSTM',
+          '': 'meanP'} # beginning of a key -> head
 
 def describe(state:dict) -> dict: # head ('mug' only with weights of its own), patch, temporal_layers
     "What kind of CLIP4Clip a state dict is of"
-    has = lambda p: any(k.startswith(p) for k in state)
-    head = 'mug' if has('mug.') else 'tightTransf' if has('cross.') else 'seqTransf' if has('transformerClip.') else 'seqLSTM' if has('lstm_visual.') else 'meanP'
-    blocks = {k.split('resblocks.')[1].split('.')[0] for k in state if k.startswith(('transformerClip.resblocks.','cross.transformer.resblocks.'))}
-    return dict(head=head, patch='3d' if 'clip.visual.conv2.weight' in state else '2d', temporal_layers=len(blocks) or None)
+    head = next(h for start,h in _marks.items() if not start or any(k.startswith(start) for k in state))
+    temporal = ('transformerClip.resblocks.', 'cross.transformer.resblocks.')
+    blocks = {k.split('resblocks.')[1].split('.')[0] for k in state if k.startswith(temporal)}
+    return dict(head=head, patch='3d' if 'clip.visual.conv2.weight' in state else '2d',
+                temporal_layers=len(blocks) or None)
 
+# %% ../../nbs/models/30_clip4clip.ipynb #8bd254f2
 @patch
 def load_weights(self:CLIP4Clip, source, # path, or a state dict
                  exact:bool=False, # refuse a file of another head or patch
@@ -224,38 +280,65 @@ def load_weights(self:CLIP4Clip, source, # path, or a state dict
     "Fill the model from a checkpoint; the report is returned and kept as `.report`"
     state,name = self.weights_of(source)
     if 'visual.conv1.weight' in state: return self.load_clip(state, name, new=('visual.conv2.weight',))
-    same = 'meanP' if self.head == 'mug' and self.mug.mode != 'drl_wti' else self.head               # the head with the same parameters
+    # the head with the same parameters
+    same = 'meanP' if self.head == 'mug' and self.mug.mode != 'drl_wti' else self.head
     kind,own = describe(state),dict(head=same, patch=self.patch)
-    if all(kind[k] == own[k] for k in own): self.report = load_into(self, state, rules=OFFICIAL, source=name); return self.report
-    if exact: raise WeightsError(f'{name} is {kind["head"]}/{kind["patch"]}, the model {self.head}/{self.patch}: build that model, or load without exact=True to take the shared parts')
+    if all(kind[k] == own[k] for k in own):
+        self.report = load_into(self, state, rules=OFFICIAL, source=name)
+        return self.report
+    if exact:
+        raise WeightsError(f'{name} is {kind["head"]}/{kind["patch"]}, the model {self.head}/{self.patch}: '
+                           'build that model, or load without exact=True to take the shared parts')
     self.report = _shared(self, state, name, compat)
     return self.report
 
+# %% ../../nbs/models/30_clip4clip.ipynb #3604581d
 @patch
 def start_from_clip(self:CLIP4Clip, report):
     v = self.clip.visual
     if 'clip.visual.conv2.weight' in report.names('new'): v.conv2.weight.data.copy_(inflate_patch(v.conv1.weight.data))
     init_head(self)
 
+# %% ../../nbs/models/30_clip4clip.ipynb #2f7fc061
+def _dropped(own, state, name): # names of the model, the file -> keys that it has no place for
+    odd = [k for k in state if not any(fnmatch(k, p) for p,_ in OFFICIAL)]
+    if odd:
+        raise WeightsError(f'{name}: {len(odd)} keys that no rule knows, such as {odd[:4]}; '
+                           'is this file of another system?')
+    drop = [k for k in state if k not in own]
+    if any(k.startswith('clip.') for k in drop if k != 'clip.visual.conv2.weight'):
+        raise WeightsError(f'{name}: another CLIP: {drop[:3]}')
+    return drop
+
+# %% ../../nbs/models/30_clip4clip.ipynb #6c3fdedf
 def _shared(model, state, name, compat):
     "Take what both kinds have; the rest keeps its start from the pretrained CLIP"
     own,state = model.state_dict(),dict(state)
-    odd = [k for k in state if not any(fnmatch(k, p) for p,_ in OFFICIAL)]
-    if odd: raise WeightsError(f'{name}: {len(odd)} keys that no rule knows, such as {odd[:4]}; is this file of another system?')
-    drop = [(k, None) for k in state if k not in own]
-    if any(k.startswith('clip.') for k,_ in drop if k != 'clip.visual.conv2.weight'): raise WeightsError(f'{name}: another CLIP: {[k for k,_ in drop][:3]}')
+    drop = [(k, None) for k in _dropped(own, state, name)]
     new = [k for k in own if k not in state and not k.startswith('clip.')]
     inflated = model.patch == '3d' and 'clip.visual.conv2.weight' not in state
     if inflated: state['clip.visual.conv2.weight'] = inflate_patch(state['clip.visual.conv1.weight'])
     if compat and model.head == 'seqTransf' and 'frame_position_embeddings.weight' in state:
-        for l in model.transformerClip.modules():
-            if isinstance(l, nn.Linear): nn.init.normal_(l.weight, std=0.02); nn.init.zeros_(l.bias)
-            elif hasattr(l, 'in_proj_weight'): nn.init.xavier_uniform_(l.in_proj_weight); nn.init.zeros_(l.in_proj_bias)
-            elif isinstance(l, nn.LayerNorm): nn.init.ones_(l.weight); nn.init.zeros_(l.bias)
+        _random_blocks(model.transformerClip)
     report = load_into(model, state, new=new, rules=drop + OFFICIAL, source=name)
-    if inflated: report.rows = [(None, b, 'new') if b == 'clip.visual.conv2.weight' else (a,b,w) for a,b,w in report.rows]
+    if inflated:
+        report.rows = [(None, b, 'new') if b == 'clip.visual.conv2.weight' else (a,b,w) for a,b,w in report.rows]
     return report
 
+# %% ../../nbs/models/30_clip4clip.ipynb #1769d668
+def _random_blocks(blocks):
+    for l in blocks.modules():
+        if isinstance(l, nn.Linear):
+            nn.init.normal_(l.weight, std=0.02)
+            nn.init.zeros_(l.bias)
+        elif hasattr(l, 'in_proj_weight'):
+            nn.init.xavier_uniform_(l.in_proj_weight)
+            nn.init.zeros_(l.in_proj_bias)
+        elif isinstance(l, nn.LayerNorm):
+            nn.init.ones_(l.weight)
+            nn.init.zeros_(l.bias)
+
+# %% ../../nbs/models/30_clip4clip.ipynb #f465a9e0
 @patch
 def to_official_state(self:CLIP4Clip) -> dict: # name -> CPU tensor
     "State dict as the official code saves it: CLIP's matrices in fp16, the rest in fp32"
@@ -263,39 +346,57 @@ def to_official_state(self:CLIP4Clip) -> dict: # name -> CPU tensor
     return {n: (p.half() if n in half else p.float()).detach().cpu().clone() for n,p in self.state_dict().items()}
 
 # %% ../../nbs/models/30_clip4clip.ipynb #8fb599cc
-PRESETS = dict(base=dict(clip='ViT-B-32', temporal_layers=4, max_words=32, max_frames=12), base16=dict(clip='ViT-B-16', temporal_layers=4, max_words=32, max_frames=12),
+PRESETS = dict(base=dict(clip='ViT-B-32', temporal_layers=4, max_words=32, max_frames=12),
+               base16=dict(clip='ViT-B-16', temporal_layers=4, max_words=32, max_frames=12),
                tiny=dict(clip='tiny', weights='random', temporal_layers=2, max_words=24, max_frames=8))
 
 @register_model
-def clip4clip(preset:str='base', # see PRESETS
-              head:str=None, # see HEADS; None: meanP, or the checkpoint's
-              patch:str=None, # '2d' | '3d'; None: 2d, or the checkpoint's
-              clip:str=None, # architecture or weights file; None: the preset's
-              weights:str=None, # of CLIP: file, open_clip tag, 'random', 'shapes' (tiny)
-              checkpoint:str=None, # fine-tuned CLIP4Clip file to build from
-              temporal_layers:int=None, temporal_heads:int=None,
-              max_words:int=None, max_frames:int=None,
-              dropout:float=0.1, # of the tight head
-              pair_block:int=1024, # pairs the tight head scores at once
-              mug_mode:str=None, # see `vidlab.mug.MODES`; None: simple, or the checkpoint's
-              mug_tau:float=100., # temperature inside the Mug head
-              image_size:int=None, quick_gelu:bool=None, vision_heads:int=None, text_heads:int=None, # as in `create_clip`
-              freeze=None # a policy, see `CLIP4Clip.freeze`
+def clip4clip(preset:str='base', # CLIP and sizes: 'base' (ViT-B/32) | 'base16' (ViT-B/16) | 'tiny' (for a CPU)
+              head:str=None, # 'meanP' | 'seqLSTM' | 'seqTransf' | 'tightTransf' | 'mug' (Mug-STAN's); None: meanP, or the checkpoint's
+              patch:str=None, # '2d' (CLIP's) | '3d' (over three frames); None: 2d, or the checkpoint's
+              clip:str=None, # CLIP architecture ('ViT-B-32', 'tiny', 'random') or weights file; None: the preset's
+              weights:str=None, # CLIP's weights: open_clip tag ('openai'), file, 'random', 'shapes' (of the tiny one); None: the preset's
+              checkpoint:str=None, # fine-tuned CLIP4Clip file to build from, official or ours; None: a new head on CLIP
+              temporal_layers:int=None, # blocks of seqTransf and tightTransf; None: the checkpoint's or the preset's (4, tiny 2)
+              temporal_heads:int=None, # attention heads of those blocks; None: officially text width/64 for seqTransf, 8 for tightTransf
+              max_words:int=None, # most tokens of a text; None: the preset's
+              max_frames:int=None, # most frames of a clip; None: the preset's
+              dropout:float=0.1, # of the tight head, in training
+              pair_block:int=1024, # text-video pairs the tight head scores at once
+              mug_mode:str=None, # of head 'mug': 'simple' | 'full' | 'frame_text' | 'drl_wti'; None: simple, or the checkpoint's
+              mug_tau:float=100., # factor of cosines inside the head 'mug'
+              image_size:int=None, # pixels, square; CLIP's positions are resampled; None: as CLIP was trained
+              quick_gelu:bool=None, # activation of the towers; None: as the weights say, of a checkpoint OpenAI's (True)
+              vision_heads:int=None, # attention heads of the image tower; None: the architecture's, of a file width/64
+              text_heads:int=None, # likewise of the text tower
+              freeze=None # 'none' | 'all' (towers) | 'visual' | 'text' | patterns; 0 embeddings, n also the first n blocks, -1 or None nothing
              ) -> CLIP4Clip:
     "CLIP4Clip with one of its heads"
     if preset not in PRESETS: raise unknown('preset', preset, PRESETS)
-    p = PRESETS[preset]
-    state = read_weights(checkpoint) if checkpoint else None
-    kind = describe(state) if checkpoint else dict(head='meanP', patch='2d', temporal_layers=None)
-    if checkpoint:
-        if clip or weights: raise ValueError('checkpoint= holds CLIP too: leave clip= and weights= out, or load it into a built model with load_weights')
-        towers = inner_clip(state, str(checkpoint), quick_gelu, vision_heads, text_heads)
-    else: towers = create_clip(clip or p['clip'], weights or (p.get('weights') if clip is None else None), quick_gelu, vision_heads, text_heads, image_size)
-    if mug_mode and (head or kind['head']) != 'mug': raise ValueError(f"mug_mode {mug_mode!r} belongs to head 'mug', and the head is {head or kind['head']!r}")
-    model = CLIP4Clip(towers, head or kind['head'], patch or kind['patch'], temporal_layers or kind['temporal_layers'] or p['temporal_layers'], temporal_heads,
+    p,state = PRESETS[preset],read_weights(checkpoint) if checkpoint else None
+    towers = towers_of(p, clip, weights, state, str(checkpoint), image_size, quick_gelu=quick_gelu,
+                       vision_heads=vision_heads, text_heads=text_heads)
+    kind = _kind(state, head, patch, mug_mode)
+    model = CLIP4Clip(towers, kind['head'], kind['patch'],
+                      temporal_layers or kind['temporal_layers'] or p['temporal_layers'], temporal_heads,
                       max_words or p['max_words'], max_frames or p['max_frames'], dropout, pair_block=pair_block,
-                      mug_mode=mug_mode or ('drl_wti' if kind['head'] == 'mug' else 'simple'), mug_tau=mug_tau)
-    if checkpoint: model.load_weights(state); model.card.source = str(checkpoint).split('/')[-1]
-    if checkpoint and image_size: model.clip.resize_positions(image_size); model.card.size = image_size
+                      mug_mode=kind['mug_mode'], mug_tau=mug_tau)
+    if checkpoint: _fill(model, state, checkpoint, image_size)
     if freeze is not None: model.freeze(freeze)
     return model
+
+# %% ../../nbs/models/30_clip4clip.ipynb #600d1b1f
+def _kind(state, head, patch, mug_mode): # head, patch, temporal_layers, mug_mode
+    kind = dict(head='meanP', patch='2d', temporal_layers=None) if state is None else describe(state)
+    mode = mug_mode or ('drl_wti' if kind['head'] == 'mug' else 'simple')
+    kind |= {k: v for k,v in dict(head=head, patch=patch).items() if v}
+    if mug_mode and kind['head'] != 'mug':
+        raise ValueError(f"mug_mode {mug_mode!r} belongs to head 'mug', and the head is {kind['head']!r}")
+    return dict(kind, mug_mode=mode)
+
+def _fill(model, state, checkpoint, image_size):
+    model.load_weights(state)
+    model.card.source = str(checkpoint).split('/')[-1]
+    if image_size:
+        model.clip.resize_positions(image_size)
+        model.card.size = image_size

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from fastcore.basics import patch
 from ..core import unknown
-from ..ckpt import LoadReport, WeightsError, load_into, read_weights, rename
+from ..ckpt import LoadReport, WeightsError, load_into, rename
 from ..contract import Card, VideoModel
 from ..layers import masked_mean
-from ..clip import CLIPBackbone, clip_rules, create_clip
+from ..clip import CLIPBackbone, clip_rules, towers_of
 from ..registry import register_model
 
 # %% ../../nbs/models/34_probe.ipynb #61a69695
@@ -25,6 +25,15 @@ class ProbeCard(Card):
     classes:int = 400
     norm:str = 'batch'
 
+def _image_alone(clip): # the same CLIP without its text tower
+    if hasattr(clip.visual, 'conv2'):
+        raise ValueError('this CLIP has a temporal patch, which looks at neighbouring frames: '
+                         'a probe of single frames takes one without')
+    for part in {k.split('.')[0] for k in clip.state_dict()} - {'visual'} | {'attn_mask'}:
+        if hasattr(clip, part): delattr(clip, part)
+    return clip
+
+# %% ../../nbs/models/34_probe.ipynb #21841fea
 class Probe(VideoModel):
     "Frozen CLIP image tower, mean over frames, linear classifier"
     head_names = ('fc.*', 'norm.*')
@@ -33,64 +42,75 @@ class Probe(VideoModel):
                  max_frames:int=8): # frames the sampler should take; the model takes any number
         super().__init__()
         if norm not in NORMS: raise unknown('norm', norm, NORMS)
-        if hasattr(clip.visual, 'conv2'): raise ValueError('this CLIP has a temporal patch, which looks at neighbouring frames: a probe of single frames takes one without')
-        for part in {k.split('.')[0] for k in clip.state_dict()} - {'visual'} | {'attn_mask'}:
-            if hasattr(clip, part): delattr(clip, part)                                # the text tower
-        c = clip.card
-        self.clip = clip
+        c,self.clip = clip.card,_image_alone(clip)
         self.norm = nn.BatchNorm1d(c.embed_dim, affine=False, eps=1e-6) if norm == 'batch' else nn.Identity()
         self.fc = nn.Linear(c.embed_dim, classes)
-        nn.init.trunc_normal_(self.fc.weight, std=0.01); nn.init.zeros_(self.fc.bias)      # as MAE's probes
+        nn.init.trunc_normal_(self.fc.weight, std=0.01)
+        nn.init.zeros_(self.fc.bias)                            # as MAE's probes
         self.card = ProbeCard.of_clip(clip, name='probe', norm=norm, frames=max_frames, classes=classes)
         self.freeze('all')
 
-    def encode_video(self, video, video_mask=None): # (B,T,3,S,S) normalised, (B,T) -> (B,D)
-        graph = torch.is_grad_enabled() and (video.requires_grad or any(p.requires_grad for p in self.clip.parameters()))
-        with torch.set_grad_enabled(graph): f = self.clip.encode_image(video.flatten(0,1)).float().unflatten(0, video.shape[:2])
-        return masked_mean(f, f.new_ones(f.shape[:2]) if video_mask is None else video_mask)
 
     def forward(self, batch:dict) -> dict: # video (B,T,3,S,S), video_mask (B,T) -> logits (B,C), video (B,D)
         v = self.encode_video(batch['video'], batch.get('video_mask'))
         return dict(logits=self.fc(self.norm(v)), video=v)
 
+# %% ../../nbs/models/34_probe.ipynb #1c4c88b8
+@patch
+def encode_video(self:Probe, video, video_mask=None): # (B,T,3,S,S) normalised, (B,T) -> (B,D)
+    "Mean of the frames that are there"
+    graph = torch.is_grad_enabled() and (video.requires_grad or any(p.requires_grad for p in self.clip.parameters()))
+    with torch.set_grad_enabled(graph):
+        f = self.clip.encode_image(video.flatten(0,1)).float().unflatten(0, video.shape[:2])
+    return masked_mean(f, f.new_ones(f.shape[:2]) if video_mask is None else video_mask)
+
 # %% ../../nbs/models/34_probe.ipynb #70d92238
+def _names(state): # a file -> our names, rows of the report
+    if 'fc.weight' in state and all(k.split('.')[0] in ('clip','norm','fc') for k in state):
+        return dict(state),[(k, k, 'loaded') for k in state]
+    names,rows = rename(state, clip_rules(state))
+    return {'clip.' + k: v for k,v in names.items()},[(a, b and 'clip.' + b, w) for a,b,w in rows]
+
+# %% ../../nbs/models/34_probe.ipynb #551cbd85
 @patch
 def load_weights(self:Probe, source, # path, or a state dict
                  exact:bool=False # refuse a file without this very classifier
                 ) -> LoadReport:
     "Fill the model from a checkpoint; the report is returned and kept as `.report`"
     state,name = self.weights_of(source)
-    probe = 'fc.weight' in state and all(k.split('.')[0] in ('clip','norm','fc') for k in state)
-    if probe: names,rows = dict(state),[(k, k, 'loaded') for k in state]
-    else:
-        names,rows = rename(state, clip_rules(state))
-        names,rows = {'clip.' + k: v for k,v in names.items()},[(a, b and 'clip.' + b, w) for a,b,w in rows]
+    names,rows = _names(state)
     own = self.state_dict()
-    drop = {k for k in names if (not k.startswith(('clip.visual.','fc.','norm.')) or not k.startswith('clip.') and (k not in own or own[k].shape != names[k].shape))}
+    fits = lambda k: k.startswith('clip.visual.') or k.startswith(('fc.','norm.')) and k in own and own[k].shape == names[k].shape
+    drop = {k for k in names if not fits(k)}
     other = sorted(k for k in drop if not k.startswith('clip.')) + [k for k in own if not k.startswith('clip.') and k not in names]
-    if exact and other: raise WeightsError(f'{name} has another classifier or none ({", ".join(other[:3])}): build that model, or load without exact=True to take the tower')
-    report = load_into(self, {k:v for k,v in names.items() if k not in drop}, new=('fc.*','norm.*'), source=name)
-    report.rows = [(a, b, 'dropped' if b in drop else w) for a,b,w in rows] + [r for r in report.rows if r[2] == 'new']
-    self.report = report
-    return report
+    if exact and other:
+        raise WeightsError(f'{name} has another classifier or none ({", ".join(other[:3])}): '
+                           'build that model, or load without exact=True to take the tower')
+    self.report = load_into(self, {k:v for k,v in names.items() if k not in drop}, new=('fc.*','norm.*'), source=name)
+    self.report.rows = [(a, b, 'dropped' if b in drop else w) for a,b,
+                        w in rows] + [r for r in self.report.rows if r[2] == 'new']
+    return self.report
 
 # %% ../../nbs/models/34_probe.ipynb #91f01a0c
-PRESETS = dict(base=dict(clip='ViT-B-32'), base16=dict(clip='ViT-B-16'), large=dict(clip='ViT-L-14'), tiny=dict(clip='tiny', weights='random'))
+PRESETS = dict(base=dict(clip='ViT-B-32'), base16=dict(clip='ViT-B-16'), large=dict(clip='ViT-L-14'),
+               tiny=dict(clip='tiny', weights='random'))
 
 @register_model
-def probe(preset:str='base', # see PRESETS
-          classes:int=400,
-          clip:str=None, # architecture or weights file; None: the preset's
-          weights:str=None, # of CLIP: file, open_clip tag, 'random', 'shapes' (tiny)
-          norm:str='batch', # see NORMS
-          max_frames:int=8,
-          image_size:int=None, quick_gelu:bool=None, vision_heads:int=None, # as in `create_clip`
-          freeze='all' # a policy, see `Probe.freeze`
+def probe(preset:str='base', # CLIP: 'base' (ViT-B/32) | 'base16' (ViT-B/16) | 'large' (ViT-L/14) | 'tiny' (for a CPU)
+          classes:int=400, # of the classifier
+          clip:str=None, # CLIP architecture ('ViT-B-32', 'tiny', 'random') or weights file; None: the preset's
+          weights:str=None, # CLIP's weights: open_clip tag ('openai'), file, 'random', 'shapes' (of the tiny one); None: the preset's
+          norm:str='batch', # of the mean frame before the classifier: 'batch' (without affine parameters) | 'none'
+          max_frames:int=8, # frames a sampler takes
+          image_size:int=None, # pixels, square; CLIP's positions are resampled; None: as CLIP was trained
+          quick_gelu:bool=None, # activation of the tower; None: as the weights say
+          vision_heads:int=None, # attention heads of the tower; None: the architecture's, of a file width/64
+          freeze='all' # 'all' (the tower) | 'none' | number of layers | patterns
          ) -> Probe:
     "Linear probe of a frozen CLIP, mean over frames"
     if preset not in PRESETS: raise unknown('preset', preset, PRESETS)
-    p = PRESETS[preset]
-    towers = create_clip(clip or p['clip'], weights or (p.get('weights') if clip is None else None), quick_gelu, vision_heads, image_size=image_size)
+    towers = towers_of(PRESETS[preset], clip, weights, image_size=image_size, quick_gelu=quick_gelu,
+                       vision_heads=vision_heads)
     model = Probe(towers, classes, norm, max_frames)
     model.freeze(freeze)
     return model

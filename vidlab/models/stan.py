@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TIME', 'HEADS', 'OFFICIAL', 'PRESETS', 'TemporalLayer', 'SpatialLayer', 'frame_mean', 'TemporalConv', 'StanBranch',
-           'StanCard', 'STAN', 'init_branch', 'is_official', 'describe', 'stan', 'mugstan']
+           'StanCard', 'init_branch', 'STAN', 'is_official', 'describe', 'stan', 'mugstan']
 
 # %% ../../nbs/models/31_stan.ipynb #43076ef5
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from ..core import unknown
 from ..ckpt import load_into, read_weights, rename, WeightsError
 from ..contract import Card, VideoModel
 from ..layers import LayerNorm, MultiHeadAttention, QuickGELU, ResidualAttentionBlock, key_padding, masked_mean
-from ..clip import CLIPBackbone, create_clip, hf_blocks, hf_text, inner_clip
+from ..clip import CLIPBackbone, hf_blocks, hf_text, towers_of
 from ..mug import MODES, MugHead
 from ..registry import register_model
 
@@ -26,14 +26,20 @@ def _drop_path(rate):
     from timm.layers import DropPath
     return DropPath(rate) if rate else nn.Identity()
 
+# %% ../../nbs/models/31_stan.ipynb #5fe58564
 class TemporalLayer(nn.Module):
     "Cross-frame module: attention over the T frames of every patch position"
     def __init__(self, dim:int, heads:int, drop:float=0.):
         super().__init__()
-        self.ln,self.attn,self.fc,self.drop_path = LayerNorm(dim),MultiHeadAttention(dim, heads),nn.Linear(dim, dim),_drop_path(drop)
+        self.ln = LayerNorm(dim)
+        self.attn = MultiHeadAttention(dim, heads)
+        self.fc = nn.Linear(dim, dim)
+        self.drop_path = _drop_path(drop)
         bound = dim**-0.5                                     # separate linear maps as PyTorch makes them
-        for p in (self.attn.in_proj_weight, self.attn.in_proj_bias, self.attn.out_proj.weight, self.attn.out_proj.bias): nn.init.uniform_(p, -bound, bound)
-        nn.init.zeros_(self.fc.weight); nn.init.zeros_(self.fc.bias)
+        for layer in ('in_proj_weight', 'in_proj_bias', 'out_proj.weight', 'out_proj.bias'):
+            nn.init.uniform_(self.attn.get_parameter(layer), -bound, bound)
+        nn.init.zeros_(self.fc.weight)
+        nn.init.zeros_(self.fc.bias)
 
     def forward(self, x, mask=None): # (B,T,P,D), (B,T) or None -> (B,T,P,D)
         B,T,P,_ = x.shape
@@ -56,6 +62,7 @@ class SpatialLayer(ResidualAttentionBlock):
         cls,x = cls + frame_mean(y[:,:,0], mask),x + y[:,:,1:]
         return cls + self.mlp(self.ln_2(cls)),x + self.mlp(self.ln_2(x))
 
+# %% ../../nbs/models/31_stan.ipynb #8b605110
 def frame_mean(x, mask=None): # (B,T,D), (B,T) or None -> (B,D)
     "Mean over the frames that are there"
     return x.mean(1) if mask is None else masked_mean(x, mask)
@@ -67,18 +74,29 @@ def _conv_layers(dim, kind): # modules named as in the published files
     if kind == 'origin': return nn.Conv3d(dim, dim, 3, padding=1)
     if kind == 'activate': return nn.Sequential(nn.Conv3d(dim, dim, 3, padding=1), QuickGELU())
     if kind == '3D11': return nn.Conv3d(dim, dim, 1)
-    if kind == '3layerST': return nn.ModuleDict(dict(adapter_downsample=nn.Conv3d(dim, dim, 1), adapter_DWconv=nn.Conv3d(dim, dim, 3, padding=1), adapter_upsample=nn.Conv3d(dim, dim, 1)))
-    return nn.ModuleDict(dict(down=nn.Conv3d(dim, dim//8, 1), over_time=nn.Conv3d(dim//8, dim//8, (3,1,1), padding=(1,0,0)), up=nn.Conv3d(dim//8, dim, 1)))
+    if kind == '3layerST':
+        return nn.ModuleDict(dict(adapter_downsample=nn.Conv3d(dim, dim, 1),
+                                  adapter_DWconv=nn.Conv3d(dim, dim, 3, padding=1),
+                                  adapter_upsample=nn.Conv3d(dim, dim, 1)))
+    over_time = lambda d: nn.Conv3d(d, d, (3,1,1), padding=(1,0,0))
+    return nn.ModuleDict(dict(down=nn.Conv3d(dim, dim//8, 1), over_time=over_time(dim//8),
+                              up=nn.Conv3d(dim//8, dim, 1)))
 
+# %% ../../nbs/models/31_stan.ipynb #60afe6e3
 class TemporalConv(nn.Module):
     "Cross-frame module: convolutions on the volume of patches"
     def __init__(self, dim:int, kind:str='conv', drop:float=0.):
         super().__init__()
         if kind not in TIME[1:]: raise unknown('convolution', kind, TIME[1:])
-        if kind == 'conv' and dim % 8: raise ValueError(f"time='conv' narrows the width to an eighth: {dim} is not a multiple of 8")
-        self.kind,self.layers,self.drop_path,self.fc = kind,_conv_layers(dim, kind),_drop_path(drop),nn.Identity() if kind == 'conv' else nn.Linear(dim, dim)
+        if kind == 'conv' and dim % 8:
+            raise ValueError(f"time='conv' narrows the width to an eighth: {dim} is not a multiple of 8")
+        self.kind = kind
+        self.layers = _conv_layers(dim, kind)
+        self.drop_path = _drop_path(drop)
+        self.fc = nn.Identity() if kind == 'conv' else nn.Linear(dim, dim)
         last = self.layers['up'] if kind == 'conv' else self.fc
-        nn.init.zeros_(last.weight); nn.init.zeros_(last.bias)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def convolve(self, v, m): # (B,D,T,g,g), (B,1,T,1,1) -> the same; padding frames count as the convolution's own padding
         l = self.layers
@@ -105,29 +123,39 @@ class StanBranch(nn.Module):
         if time not in TIME: raise unknown('cross-frame module', time, TIME)
         rates = [drop_path*j/max(1, depth-1) for j in range(depth)]
         self.time_embed = nn.Embedding(positions, dim)
-        self.temporal = nn.ModuleList([TemporalLayer(dim, heads, r) if time == 'attention' else TemporalConv(dim, time, r) for r in rates])
+        cross = lambda r: TemporalLayer(dim, heads, r) if time == 'attention' else TemporalConv(dim, time, r)
+        self.temporal = nn.ModuleList([cross(r) for r in rates])
         self.spatial = nn.ModuleList([SpatialLayer(dim, heads, r, act, mlp_ratio) for r in rates])
         self.cls_residue,self.grad_checkpointing = cls_residue,False
-
-    def start(self, h, cls, pos, mask): # (B,T,1+P,D), CLIP's class embedding (D) and positions (1+P,D) -> (B,D), (B,T,P,D)
-        time = self.time_embed.weight[:h.shape[1]]
-        return (frame_mean(h[:,:,0], mask) + cls + pos[0])/2, h[:,:,1:] + pos[1:] + time[:,None]
-
-    def merge(self, j, z, h, mask): # branch state, tokens of the next tapped block
-        skip = slice(None, None, 2) if self.cls_residue and self.training else slice(None)
-        return z[0] + frame_mean(h[:,skip,0], None if mask is None else mask[:,skip]),z[1] + h[:,:,1:]
-
-    def layer(self, j, cls, x, mask): return self.spatial[j](cls, self.temporal[j](x, mask), mask)
 
     def forward(self, taps:list, # K tensors (B,T,1+P,D)
                 cls, pos, # CLIP's class embedding (D) and positions (1+P,D)
                 mask=None # (B,T); None: all frames are there
                ) -> torch.Tensor: # (B,D)
         for j,h in enumerate(taps):
-            z = self.start(h, cls, pos, mask) if j == 0 else self.merge(j, z, h, mask)
+            z = self.start(h, cls, pos, mask) if j == 0 else self.merge(z, h, mask)
             redo = self.grad_checkpointing and self.training and torch.is_grad_enabled()
             z = recompute(self.layer, j, *z, mask, use_reentrant=False) if redo else self.layer(j, *z, mask)
         return z[0]
+
+# %% ../../nbs/models/31_stan.ipynb #88121a47
+@patch
+def start(self:StanBranch, h, cls, pos, mask): # (B,T,1+P,D), CLIP's class embedding (D) and positions (1+P,D) -> (B,D), (B,T,P,D)
+    "The state that the first tapped block gives"
+    time = self.time_embed.weight[:h.shape[1]]
+    return (frame_mean(h[:,:,0], mask) + cls + pos[0])/2, h[:,:,1:] + pos[1:] + time[:,None]
+
+# %% ../../nbs/models/31_stan.ipynb #8723ed4e
+@patch
+def merge(self:StanBranch, z, h, mask): # state (B,D), (B,T,P,D); tokens of the next tapped block (B,T,1+P,D)
+    "The state with another block's tokens"
+    skip = slice(None, None, 2) if self.cls_residue and self.training else slice(None)
+    return z[0] + frame_mean(h[:,skip,0], None if mask is None else mask[:,skip]),z[1] + h[:,:,1:]
+
+@patch
+def layer(self:StanBranch, j, cls, x, mask):
+    "Layer j: along time, then within each frame"
+    return self.spatial[j](cls, self.temporal[j](x, mask), mask)
 
 # %% ../../nbs/models/31_stan.ipynb #07431653
 HEADS = ('mean', *MODES)
@@ -143,6 +171,29 @@ class StanCard(Card):
     @property
     def untrained(self): return 'CLIP, frames averaged' if self.head == 'mean' and not self.depth else ''
 
+# %% ../../nbs/models/31_stan.ipynb #3c73b1c4
+def _check(c, head, depth, blocks, tau, positions, words, frames):
+    if head not in HEADS: raise unknown('head', head, HEADS)
+    if not 0 <= depth <= c.vision_layers:
+        raise ValueError(f'depth {depth}: the image tower has {c.vision_layers} blocks; use 0..{c.vision_layers}')
+    rising = blocks is None or sorted(set(blocks)) == list(blocks)
+    if not rising or blocks is not None and (len(blocks) != depth or not all(0 <= b < c.vision_layers for b in blocks)):
+        raise ValueError(f'blocks {list(blocks)}: needs {depth} (the depth) different rising numbers in '
+                         f'0..{c.vision_layers-1}')
+    if tau < 0: raise ValueError(f'tau {tau}: a positive temperature, or 0 for the learned one')
+    if words > c.context:
+        raise ValueError(f'max_words {words} exceeds the {c.context} positions of the text tower: lower max_words')
+    if depth and frames > positions:
+        raise ValueError(f'max_frames {frames} exceeds the {positions} time embeddings: give positions={frames}')
+
+# %% ../../nbs/models/31_stan.ipynb #5f511e7e
+@torch.no_grad()
+def init_branch(model):
+    "Spatial layer j of a STAN starts as a copy of the CLIP block it listens to"
+    for layer,i in zip(getattr(model, 'branch', None).spatial if model.blocks else (), model.blocks):
+        layer.load_state_dict(model.clip.visual.transformer.resblocks[i].state_dict())
+
+# %% ../../nbs/models/31_stan.ipynb #90d748ae
 class STAN(VideoModel):
     "CLIP towers, a branch beside the image tower, and a similarity head"
     no_decay_names = ('branch.time_embed.weight',)
@@ -159,65 +210,76 @@ class STAN(VideoModel):
         c = clip.card
         _check(c, head, depth, blocks, tau, positions, max_words, max_frames)
         self.clip,self.head,self.tau = clip,head,tau
-        self.blocks = tuple(range(c.vision_layers - depth, c.vision_layers)) if blocks is None else tuple(int(b) for b in blocks)
-        block = clip.visual.transformer.resblocks[0]
-        if depth: self.branch = StanBranch(c.vision_width, c.vision_heads, depth, time, drop_path, positions, cls_residue, QuickGELU if c.quick_gelu else nn.GELU, block.mlp.c_fc.out_features/c.vision_width)
+        self.blocks = tuple(range(c.vision_layers - depth,
+                                  c.vision_layers)) if blocks is None else tuple(int(b) for b in blocks)
+        ratio = clip.visual.transformer.resblocks[0].mlp.c_fc.out_features/c.vision_width
+        act = QuickGELU if c.quick_gelu else nn.GELU
+        if depth:
+            self.branch = StanBranch(c.vision_width, c.vision_heads, depth, time, drop_path, positions, cls_residue,
+                                     act, ratio)
         if head != 'mean': self.mug = MugHead(head, mug_tau, dim=c.embed_dim, leak=leak)
-        self.card = StanCard.of_clip(clip, name='stan' if head == 'mean' else 'mugstan', head=head, depth=depth, blocks=self.blocks, time=time, tau=tau, frames=max_frames, words=max_words)
+        self.card = StanCard.of_clip(clip, name='stan' if head == 'mean' else 'mugstan', head=head, depth=depth,
+                                     blocks=self.blocks,
+                                     time=time, tau=tau, frames=max_frames, words=max_words)
         init_branch(self)
         self.stop_unused()
 
-    @property
-    def logit_scale(self): return self.clip.logit_scale
-
-    def unused_parameters(self) -> set:
-        "Names of parameters no score depends on"
-        dead = {n for n,_ in self.named_parameters() if 'adapter_upsample' in n}
-        return dead | ({'clip.logit_scale'} if self.tau else set())
-
-    def tapped(self, x, T): # (B*T,3,S,S) -> last tokens (B*T,1+P,D), list of tapped tokens (B,T,1+P,D)
-        v = self.clip.visual.transformer
-        h,out = self.clip.embed_image(x, T),[]
-        for i,block in enumerate(v.resblocks):
-            h = recompute(block, h, use_reentrant=False) if v.grad_checkpointing and self.training and torch.is_grad_enabled() else block(h)
-            if i in self.blocks: out.append(h.unflatten(0, (-1,T)))
-        return h,out
-
-    def encode_video(self, video, video_mask=None): # (B,T,3,S,S) normalised, (B,T) -> (B,T,E)
-        "Projected features of every frame, the branch's video token added to each"
-        B,T = video.shape[:2]
-        v,mask = self.clip.visual,None if video_mask is None or bool(video_mask.all()) else video_mask
-        if hasattr(self, 'branch') and T > (n := self.branch.time_embed.num_embeddings): raise ValueError(f'clips of {T} frames, the branch has {n} time embeddings: lower max_frames or build it with positions={T}')
-        h,taps = self.tapped(video.flatten(0,1), T)
-        cls = h[:,0].unflatten(0, (B,T))
-        if taps: cls = cls + self.branch(taps, v.class_embedding, v.positional_embedding, mask)[:,None]
-        return (v.ln_post(cls) @ v.proj).float()
-
-    def encode_text(self, text, text_mask=None): # (B,L) ids -> (B,E), with a Mug head (B,L,E)
-        "The pooled text, or every token, in the joint space"
-        if self.head == 'mean': return self.clip.encode_text(text).float()
-        return (self.clip.encode_text(text, tokens=True)[1] @ self.clip.text_projection).float()
-
     def forward(self, batch:dict) -> dict: # video (B,T,3,S,S), video_mask (B,T), text (B,L), text_mask (B,L)
         v,t = batch['video'],batch['text']
-        mask = torch.ones(v.shape[:2], dtype=torch.bool, device=v.device) if batch.get('video_mask') is None else batch['video_mask']
+        mask = torch.ones(v.shape[:2], dtype=torch.bool,
+                          device=v.device) if batch.get('video_mask') is None else batch['video_mask']
         words = t != 0 if batch.get('text_mask') is None else batch['text_mask']
-        return dict(text=self.encode_text(t, words), text_mask=words, video=self.encode_video(v, mask), video_mask=mask, logit_scale=self.scale())
+        return dict(text=self.encode_text(t, words), text_mask=words, video=self.encode_video(v, mask),
+                    video_mask=mask, logit_scale=self.scale())
 
-# %% ../../nbs/models/31_stan.ipynb #f47b4737
-def _check(c, head, depth, blocks, tau, positions, words, frames):
-    if head not in HEADS: raise unknown('head', head, HEADS)
-    if not 0 <= depth <= c.vision_layers: raise ValueError(f'depth {depth}: the image tower has {c.vision_layers} blocks; use 0..{c.vision_layers}')
-    if blocks is not None and (len(blocks) != depth or sorted(set(blocks)) != list(blocks) or not all(0 <= b < c.vision_layers for b in blocks)):
-        raise ValueError(f'blocks {list(blocks)}: needs {depth} (the depth) different rising numbers in 0..{c.vision_layers-1}')
-    if tau < 0: raise ValueError(f'tau {tau}: a positive temperature, or 0 for the learned one')
-    if words > c.context: raise ValueError(f'max_words {words} exceeds the {c.context} positions of the text tower: lower max_words')
-    if depth and frames > positions: raise ValueError(f'max_frames {frames} exceeds the {positions} time embeddings: give positions={frames}')
+# %% ../../nbs/models/31_stan.ipynb #d6833b7f
+@patch
+def tapped(self:STAN, x, T): # (B*T,3,S,S) -> last tokens (B*T,1+P,D), list of tapped tokens (B,T,1+P,D)
+    v = self.clip.visual.transformer
+    h,out = self.clip.embed_image(x, T),[]
+    for i,block in enumerate(v.resblocks):
+        redo = v.grad_checkpointing and self.training and torch.is_grad_enabled()
+        h = recompute(block, h, use_reentrant=False) if redo else block(h)
+        if i in self.blocks: out.append(h.unflatten(0, (-1,T)))
+    return h,out
+
+# %% ../../nbs/models/31_stan.ipynb #75974bbc
+@patch
+def encode_video(self:STAN, video, video_mask=None): # (B,T,3,S,S) normalised, (B,T) -> (B,T,E)
+    "Projected features of every frame, the branch's video token added to each"
+    B,T = video.shape[:2]
+    v,mask = self.clip.visual,None if video_mask is None or bool(video_mask.all()) else video_mask
+    if hasattr(self, 'branch') and T > (n := self.branch.time_embed.num_embeddings):
+        raise ValueError(f'clips of {T} frames, the branch has {n} time embeddings: '
+                         f'lower max_frames or build it with positions={T}')
+    h,taps = self.tapped(video.flatten(0,1), T)
+    cls = h[:,0].unflatten(0, (B,T))
+    if taps: cls = cls + self.branch(taps, v.class_embedding, v.positional_embedding, mask)[:,None]
+    return (v.ln_post(cls) @ v.proj).float()
+
+# %% ../../nbs/models/31_stan.ipynb #7952543e
+@patch
+def encode_text(self:STAN, text, text_mask=None): # (B,L) ids -> (B,E), with a Mug head (B,L,E)
+    "The pooled text, or every token, in the joint space"
+    if self.head == 'mean': return self.clip.encode_text(text).float()
+    return (self.clip.encode_text(text, tokens=True)[1] @ self.clip.text_projection).float()
+
+@patch(as_prop=True)
+def logit_scale(self:STAN): return self.clip.logit_scale
 
 @patch
-def scale(self:STAN): # factor of the scores
-    return self.clip.logit_scale.float().exp() if not self.tau else torch.tensor(1/self.tau, device=self.clip.logit_scale.device)
+def unused_parameters(self:STAN) -> set:
+    "Names of parameters no score depends on"
+    dead = {n for n,_ in self.named_parameters() if 'adapter_upsample' in n}
+    return dead | ({'clip.logit_scale'} if self.tau else set())
 
+# %% ../../nbs/models/31_stan.ipynb #f47b4737
+@patch
+def scale(self:STAN): # factor of the scores
+    if not self.tau: return self.clip.logit_scale.float().exp()
+    return torch.tensor(1/self.tau, device=self.clip.logit_scale.device)
+
+# %% ../../nbs/models/31_stan.ipynb #37f448b4
 @patch
 def similarity(self:STAN, text, # (Bt,E), or (Bt,L,E) with a Mug head
                video, # (Bv,T,E) from encode_video
@@ -230,48 +292,64 @@ def similarity(self:STAN, text, # (Bt,E), or (Bt,L,E) with a Mug head
         v = frame_mean(video.float(), video_mask)
         return self.scale()*F.normalize(text.float(), dim=-1, eps=1e-8)@F.normalize(v, dim=-1, eps=1e-8).T
 
-@torch.no_grad()
-def init_branch(model:STAN):
-    "Spatial layer j starts as a copy of the CLIP block it listens to"
-    for layer,i in zip(getattr(model, 'branch', None).spatial if model.blocks else (), model.blocks):
-        layer.load_state_dict(model.clip.visual.transformer.resblocks[i].state_dict())
-
 # %% ../../nbs/models/31_stan.ipynb #6f89b930
 @patch(as_prop=True)
 def token_kinds(self:STAN): # branch: rows B*T; time: rows B*P
     g = self.clip.card.grid
-    return {'branch.temporal*': dict(kind='time', prefix=0, grid=(g,g)), 'branch*': dict(kind='branch', prefix=1, grid=(g,g))}
+    return {'branch.temporal*': dict(kind='time', prefix=0, grid=(g,g)),
+            'branch*': dict(kind='branch', prefix=1, grid=(g,g))}
 
 @patch
 def pictures(self:STAN, task, batch) -> dict: # name -> what `vidlab.explain` draws
     "Of a Mug head: words and frames"
     if self.head == 'mean' or 'text' not in batch: return {}
-    return dict(words=self.mug.picture(self.encode_text(batch['text']), batch['text_mask'], self.encode_video(batch['video'], batch['video_mask']), batch['video_mask']))
+    text,video = self.encode_text(batch['text']),self.encode_video(batch['video'], batch['video_mask'])
+    return dict(words=self.mug.picture(text, batch['text_mask'], video, batch['video_mask']))
 
 # %% ../../nbs/models/31_stan.ipynb #3c3b7b04
 def _flat(w): return w.squeeze(2) if w.ndim == 5 else w            # `patch_3d` of the published code: a kernel of one frame
+def _transposed(w): return w.T.contiguous()
 
-OFFICIAL = [*hf_blocks('backbone.layers.', 'clip.visual.transformer.resblocks.'), *hf_text('text_backbone.text_model.', 'clip.'),
-    ('backbone.class_embedding', 'clip.visual.class_embedding'), ('backbone.patch_embedding.weight', 'clip.visual.conv1.weight', _flat),
-    ('backbone.position_embedding.weight', 'clip.visual.positional_embedding'), ('backbone.pre_layrnorm.*', 'clip.visual.ln_pre.*'), ('backbone.post_layernorm.*', 'clip.visual.ln_post.*'),
-    ('backbone.visual_projection.weight', 'clip.visual.proj', lambda w: w.T.contiguous()), ('text_backbone.text_projection.weight', 'clip.text_projection', lambda w: w.T.contiguous()),
-    ('backbone.position_ids', None), ('backbone.timesFPN_pos_embed*', None), ('backbone.timesFPN_cls_token', None), ('data_preprocessor.*', None), ('adapter.*', 'mug.*')]
-for _n in ('STAN', 'timesFPN'):
-    OFFICIAL += [*hf_blocks(f'backbone.{_n}_S_layers.', 'branch.spatial.'), *[r for r in hf_blocks(f'backbone.{_n}_T_layers.', 'branch.temporal.') if 'self_attn' in r[0]],
-        (f'backbone.{_n}_T_layers.{{}}.layer_norm1.*', 'branch.temporal.{}.ln.*'), (f'backbone.{_n}_T_layers.{{}}.temporal_fc.*', 'branch.temporal.{}.fc.*'),
-        (f'backbone.{_n}_T_layers.{{}}.layers.*', 'branch.temporal.{}.layers.*'), (f'backbone.{_n}_time_embed.weight', 'branch.time_embed.weight')]
+_towers = [*hf_blocks('backbone.layers.', 'clip.visual.transformer.resblocks.'),
+           *hf_text('text_backbone.text_model.', 'clip.'),
+    ('backbone.class_embedding', 'clip.visual.class_embedding'),
+    ('backbone.patch_embedding.weight', 'clip.visual.conv1.weight', _flat),
+    ('backbone.position_embedding.weight', 'clip.visual.positional_embedding'),
+    ('backbone.pre_layrnorm.*', 'clip.visual.ln_pre.*'),
+    ('backbone.post_layernorm.*', 'clip.visual.ln_post.*'),
+    ('backbone.visual_projection.weight', 'clip.visual.proj', _transposed),
+    ('text_backbone.text_projection.weight', 'clip.text_projection', _transposed)]
+_unread = [(k, None) for k in ('backbone.position_ids', 'backbone.timesFPN_pos_embed*', 'backbone.timesFPN_cls_token',
+                               'data_preprocessor.*')]
+
+# %% ../../nbs/models/31_stan.ipynb #1afb72af
+def _branch(name): # as the file calls it -> rules
+    time = f'backbone.{name}_T_layers.'
+    return [*hf_blocks(f'backbone.{name}_S_layers.', 'branch.spatial.'),
+        *[r for r in hf_blocks(time, 'branch.temporal.') if 'self_attn' in r[0]],
+        (time + '{}.layer_norm1.*', 'branch.temporal.{}.ln.*'),
+        (time + '{}.temporal_fc.*', 'branch.temporal.{}.fc.*'),
+        (time + '{}.layers.*', 'branch.temporal.{}.layers.*'),
+        (f'backbone.{name}_time_embed.weight', 'branch.time_embed.weight')]
+
+OFFICIAL = [*_towers, *_unread, ('adapter.*', 'mug.*'), *_branch('STAN'), *_branch('timesFPN')]
 
 def is_official(state:dict) -> bool: return any(k.startswith('backbone.') for k in state)
+
+# %% ../../nbs/models/31_stan.ipynb #40010d6b
+_marks = {'attention': 'attn.in_proj_weight', 'conv': 'layers.down.weight',
+          '3layerST': 'layers.adapter_DWconv.weight', 'activate': 'layers.0.weight'}
 
 def describe(state:dict # our names
             ) -> dict: # depth, time, positions
     "What branch a state dict holds"
     depth = len({k.split('.')[2] for k in state if k.startswith('branch.spatial.')})
     keys = {k.split('.', 3)[3] for k in state if k.startswith('branch.temporal.0.')}
-    time = next((t for t,k in {'attention':'attn.in_proj_weight', 'conv':'layers.down.weight', '3layerST':'layers.adapter_DWconv.weight', 'activate':'layers.0.weight'}.items() if k in keys), None)
+    time = next((t for t,k in _marks.items() if k in keys), None)
     if time is None and depth: time = 'origin' if state['branch.temporal.0.layers.weight'].shape[-1] == 3 else '3D11'
     return dict(depth=depth, time=time or 'attention', positions=len(state['branch.time_embed.weight']) if depth else 64)
 
+# %% ../../nbs/models/31_stan.ipynb #30b7f072
 @patch
 def load_weights(self:STAN, source, # path, or a state dict
                  exact:bool=False # refuse a file without this model's branch
@@ -280,15 +358,18 @@ def load_weights(self:STAN, source, # path, or a state dict
     state,name = self.weights_of(source)
     rows = None
     if is_official(state): state,rows = rename(state, OFFICIAL)
-    elif not any(k.startswith('branch.') for k in state) and set(state) != set(self.state_dict()):
-        if exact and self.card.depth: raise WeightsError(f'{name}: holds no branch, the model has one of depth {self.card.depth}')
-        return self.load_clip(state, name)
-    if 'branch.time_embed.weight' not in state and exact and self.card.depth: raise WeightsError(f'{name}: holds no branch, the model has one of depth {self.card.depth}')
-    drop = [(k, None) for k in state if k.startswith('mug.') and not self.mug_parameters()]              # another mode's weights
+    # no branch, and not the baseline's own
+    alone = not any(k.startswith('branch.') for k in state) and set(state) != set(self.state_dict())
+    if exact and self.card.depth and 'branch.time_embed.weight' not in state:
+        raise WeightsError(f'{name}: holds no branch, the model has one of depth {self.card.depth}')
+    if alone and rows is None: return self.load_clip(state, name)
+    # another mode's weights
+    drop = [(k, None) for k in state if k.startswith('mug.') and not self.mug_parameters()]
     self.report = load_into(self, state, new=('clip.logit_scale', 'mug.*'), rules=drop + [('*', '*')], source=name)
     self.report.rows = self.report.rows if rows is None else rows + [r for r in self.report.rows if r[2] != 'loaded']
     return self.report
 
+# %% ../../nbs/models/31_stan.ipynb #6ed19f36
 @patch
 def mug_parameters(self:STAN) -> list: return [n for n,_ in self.named_parameters() if n.startswith('mug.')]
 
@@ -296,49 +377,56 @@ def mug_parameters(self:STAN) -> list: return [n for n,_ in self.named_parameter
 def start_from_clip(self:STAN, report): init_branch(self)
 
 # %% ../../nbs/models/31_stan.ipynb #a06f35d4
-PRESETS = dict(base=dict(clip='ViT-B-32', depth=4), base16=dict(clip='ViT-B-16', depth=4), large=dict(clip='ViT-L-14', depth=4),
+PRESETS = dict(base=dict(clip='ViT-B-32', depth=4), base16=dict(clip='ViT-B-16', depth=4),
+               large=dict(clip='ViT-L-14', depth=4),
                tiny=dict(clip='tiny', weights='random', depth=2, max_words=24, max_frames=8))
 
 @register_model
-def stan(preset:str='base', # see PRESETS
-         head:str='mean', # see HEADS
-         depth:int=None, # layers of the branch, 0: none (the mean-pool baseline); None: the preset's or the checkpoint's
-         time:str=None, # cross-frame module, see TIME; None: attention, or the checkpoint's
+def stan(preset:str='base', # CLIP and sizes: 'base' (ViT-B/32) | 'base16' (ViT-B/16) | 'large' (ViT-L/14) | 'tiny' (for a CPU)
+         head:str='mean', # 'mean' (cosine of the mean frame), or Mug's 'simple' | 'full' | 'frame_text' | 'drl_wti'
+         depth:int=None, # layers of the branch, 0: none (the mean-pool baseline); None: the checkpoint's or the preset's (4, tiny 2)
+         time:str=None, # cross-frame module: 'attention' | 'conv' | of first files 'origin', 'activate', '3layerST', '3D11'; None: attention or the file's
          tau:float=0.01, # temperature of the scores; 0: CLIP's own, learned
-         blocks=None, # CLIP blocks to listen to; None: the last ones
-         drop_path:float=0.1, # of the branch's last layer
-         cls_residue:bool=False, # see `StanBranch`
+         blocks=None, # CLIP blocks to listen to, rising; None: the last `depth` ones
+         drop_path:float=0.1, # rate of the branch's last layer, rising from 0 at the first
+         cls_residue:bool=False, # published quirk: in training the branch merges the CLS of every other frame only
          positions:int=None, # most frames the branch can take; None: 64, or the checkpoint's
-         mug_tau:float=100., # temperature inside the Mug head
+         mug_tau:float=100., # factor of cosines inside the Mug head
          leak:bool=False, # published quirk of head 'full': padding takes part
-         clip:str=None, # architecture or weights file; None: the preset's
-         weights:str=None, # of CLIP: file or folder, open_clip tag, 'random', 'shapes' (tiny)
-         checkpoint:str=None, # STAN file to build from
-         max_words:int=None, max_frames:int=None,
-         image_size:int=None, quick_gelu:bool=None, vision_heads:int=None, text_heads:int=None, # as in `create_clip`
-         freeze=None # a policy, see `STAN.freeze`; 'all': only the branch trains
+         clip:str=None, # CLIP architecture ('ViT-B-32', 'tiny', 'random') or weights file; None: the preset's
+         weights:str=None, # CLIP's weights: open_clip tag ('openai'), file or folder, 'random', 'shapes' (of the tiny one); None: the preset's
+         checkpoint:str=None, # STAN file to build from, official or ours; None: a new branch beside CLIP
+         max_words:int=None, # most tokens of a text; None: the preset's (32, tiny 24)
+         max_frames:int=None, # most frames of a clip; None: the preset's (12, tiny 8)
+         image_size:int=None, # pixels, square; CLIP's positions are resampled; None: as CLIP was trained
+         quick_gelu:bool=None, # activation of the towers; None: as the weights say, of a checkpoint OpenAI's (True)
+         vision_heads:int=None, # attention heads of the image tower; None: the architecture's, of a file width/64
+         text_heads:int=None, # likewise of the text tower
+         freeze=None # 'none' | 'all' (towers: only the branch trains) | 'visual' | 'text' | number of layers | patterns; None: nothing
         ) -> STAN:
     "STAN: CLIP with a spatial-temporal branch"
     if preset not in PRESETS: raise unknown('preset', preset, PRESETS)
-    p,state = PRESETS[preset],None
-    if checkpoint:
-        if clip or weights: raise ValueError('checkpoint= holds CLIP too: leave clip= and weights= out, or load it into a built model with load_weights')
-        state = read_weights(checkpoint)
-        state = rename(state, OFFICIAL)[0] if is_official(state) else state
-        p,towers = {**p, **describe(state)},inner_clip(state, str(checkpoint), quick_gelu, vision_heads, text_heads)
-    else: towers = create_clip(clip or p['clip'], weights or (p.get('weights') if clip is None else None), quick_gelu, vision_heads, text_heads, image_size)
-    model = STAN(towers, p['depth'] if depth is None else depth, head, tau, time or p.get('time', 'attention'), blocks, drop_path, positions or p.get('positions', 64), cls_residue,
-                 mug_tau, leak, max_words or p.get('max_words', 32), max_frames or p.get('max_frames', 12))
+    state = read_weights(checkpoint) if checkpoint else None
+    if checkpoint and is_official(state): state = rename(state, OFFICIAL)[0]
+    p = PRESETS[preset] | (describe(state) if checkpoint else {})
+    towers = towers_of(p, clip, weights, state, str(checkpoint), image_size, quick_gelu=quick_gelu,
+                       vision_heads=vision_heads, text_heads=text_heads)
+    model = STAN(towers, p['depth'] if depth is None else depth, head, tau, time or p.get('time', 'attention'),
+                 blocks, drop_path,
+                 positions or p.get('positions', 64), cls_residue, mug_tau, leak, max_words or p.get('max_words', 32),
+                 max_frames or p.get('max_frames', 12))
     if checkpoint: model.load_weights(state)
-    if checkpoint and image_size: model.clip.resize_positions(image_size); model.card.size = image_size
+    if checkpoint and image_size:
+        model.clip.resize_positions(image_size)
+        model.card.size = image_size
     if freeze is not None: model.freeze(freeze)
     return model
 
+# %% ../../nbs/models/31_stan.ipynb #454972db
 @register_model
 @delegates(stan)
-def mugstan(head:str='simple', **kwargs) -> STAN: # options of `stan`
+def mugstan(head:str='simple', # Mug's 'simple' | 'full' | 'frame_text' | 'drl_wti', or STAN's 'mean'
+            **kwargs # options of `stan`
+           ) -> STAN:
     "Mug-STAN: STAN with mutual-guided word-frame alignment"
     return stan(head=head, **kwargs)
-
-
-

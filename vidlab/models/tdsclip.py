@@ -22,7 +22,7 @@ from ..core import unknown
 from ..ckpt import LoadReport, WeightsError, load_into, read_weights, rename
 from ..contract import Card, VideoModel
 from ..layers import LayerNorm, MultiHeadAttention, TemporalTransformer, unit
-from ..clip import CLIPBackbone, clip_rules, create_clip
+from ..clip import CLIPBackbone, clip_rules, towers_of
 from ..registry import register_model
 
 # %% ../../nbs/models/33_tdsclip.ipynb #7eebc194
@@ -38,16 +38,21 @@ class TemporalPatch(nn.Conv3d):
 
     def forward(self, x): # (B,T,C,S,S) -> (B,T,N,D)
         B,T,C,P,D = *x.shape[:3],self.stride[1],self.out_channels
-        p = F.pad(x, (1,-1,1,-1)).unflatten(-1, (-1,P)).unflatten(-3, (-1,P))                             # (B T C G P G P)
-        p = p.permute(0,1,3,5,2,4,6).flatten(4).flatten(2,3)                                              # (B T N CPP)
-        y = F.linear(p, self.weight.transpose(1,2).transpose(0,1).reshape(3*D, -1)).unflatten(-1, (3,D))  # what each frame gives to the next, itself, the one before
+        p = F.pad(x, (1,-1,1,-1)).unflatten(-1, (-1,P)).unflatten(-3, (-1,P))                 # (B T C G P G P)
+        p = p.permute(0,1,3,5,2,4,6).flatten(4).flatten(2,3)                                  # (B T N CPP)
+        w = self.weight.transpose(1,2).transpose(0,1).reshape(3*D, -1)
+        # what each frame gives to the next, itself, the one before
+        y = F.linear(p, w).unflatten(-1, (3,D))
         return F.pad(y[:,:-1,:,0], (0,0,0,0,1,0)) + y[:,:,:,1] + F.pad(y[:,1:,:,2], (0,0,0,0,0,1)) + self.bias.to(y.dtype)
 
+# %% ../../nbs/models/33_tdsclip.ipynb #2abd3556
 class SideStem(nn.Module):
     "Centre frames plus half of what changes between neighbours (SME-Adapter)"
     def __init__(self, dim:int, patch:int, neighbours:int=5):
         super().__init__()
-        if neighbours < 1 or neighbours % 2 == 0: raise ValueError(f'neighbours is {neighbours}: it must be odd, so that there is a middle frame (5 as published, 1: no differences)')
+        if neighbours < 1 or neighbours % 2 == 0:
+            raise ValueError(f'neighbours is {neighbours}: it must be odd, so that there is a middle frame (5 as '
+                             'published, 1: no differences)')
         self.neighbours = neighbours
         self.centre,self.centre_bn = TemporalPatch(3, dim, patch),nn.BatchNorm2d(dim)
         if neighbours > 1: self.motion,self.motion_bn = TemporalPatch(3*(neighbours-1), dim, patch),nn.BatchNorm2d(dim)
@@ -64,10 +69,13 @@ class TemporalPath(nn.Module):
         super().__init__()
         h = hidden or dim
         self.bn = nn.BatchNorm2d(dim)
-        self.pw_1,self.dw,self.pw_2 = nn.Linear(dim, h),nn.Conv2d(h, h, (3,1), padding=(1,0), groups=h),nn.Linear(h, dim)
+        self.pw_1 = nn.Linear(dim, h)
+        self.dw = nn.Conv2d(h, h, (3,1), padding=(1,0), groups=h)
+        self.pw_2 = nn.Linear(h, dim)
 
     def forward(self, x): return self.pw_2(over(self.dw, self.pw_1(over(self.bn, x)))) # (B,T,N,D) -> (B,T,N,D)
 
+# %% ../../nbs/models/33_tdsclip.ipynb #ad6871cb
 class TDGate(nn.Module):
     "How much changed: a value in 0..1 for every token and channel"
     def __init__(self, dim:int, reduction:int=16):
@@ -82,7 +90,9 @@ class TDGate(nn.Module):
         d = r - over(self.peak, r)
         return over(self.bn_2, self.up(torch.lerp(d, d.mean(-1, keepdim=True), 0.5))).sigmoid()
 
+# %% ../../nbs/models/33_tdsclip.ipynb #cd63983a
 class TDAdapter(nn.Module):
+    "A temporal convolution that is added more where something changes"
     def __init__(self, dim:int, reduction:int=16):
         super().__init__()
         self.path,self.gate = TemporalPath(dim),TDGate(dim, reduction)
@@ -98,13 +108,18 @@ def shift_time(x, # (B,T,...,d)
               ): # zeros where there is no neighbour
     "Exchange channels between neighbouring frames"
     a,b = x[...,:ahead],x[...,ahead:ahead+back]
-    return torch.cat([torch.cat([a[:,1:], torch.zeros_like(a[:,:1])], 1), torch.cat([torch.zeros_like(b[:,:1]), b[:,:-1]], 1), x[...,ahead+back:]], -1)
+    a = torch.cat([a[:,1:], torch.zeros_like(a[:,:1])], 1)
+    b = torch.cat([torch.zeros_like(b[:,:1]), b[:,:-1]], 1)
+    return torch.cat([a, b, x[...,ahead+back:]], -1)
 
+# %% ../../nbs/models/33_tdsclip.ipynb #491a437e
 class SideBlock(nn.Module):
+    "TD-Adapter, attention of patches over their frame and the shifted class token, MLP"
     def __init__(self, dim:int, heads:int=None, # None: dim // 64
                  reduction:int=16):
         super().__init__()
-        self.td,self.ln,self.attn = TDAdapter(dim, reduction),LayerNorm(dim),MultiHeadAttention(dim, heads or max(1, dim//64))
+        self.td = TDAdapter(dim, reduction)
+        self.ln,self.attn = LayerNorm(dim),MultiHeadAttention(dim, heads or max(1, dim//64))
         self.bn,self.mlp = nn.BatchNorm2d(dim),nn.Sequential(nn.Linear(dim, 4*dim), nn.GELU(), nn.Linear(4*dim, dim))
         self.grad_checkpointing = False
 
@@ -115,7 +130,8 @@ class SideBlock(nn.Module):
         return self.attn.out_proj(self.attn.attend(q[:,:,1:], k, w).transpose(1,2).flatten(2)).view_as(v)
 
     def forward(self, v, cls, pos): # -> (B,T,N,D)
-        run = lambda f, *a: checkpoint(f, *a, use_reentrant=False) if self.grad_checkpointing and torch.is_grad_enabled() else f(*a)
+        again = self.grad_checkpointing and torch.is_grad_enabled()
+        run = lambda f, *a: checkpoint(f, *a, use_reentrant=False) if again else f(*a)
         v = self.td(v)
         v = v + run(self.attention, v, cls, pos)
         return v + run(self.mlp, over(self.bn, v))
@@ -132,7 +148,9 @@ class Tap(nn.Module):
         w = self.linear.weight
         return F.linear(x, w*self.ln.weight, self.linear.bias + w@self.ln.bias)
 
+# %% ../../nbs/models/33_tdsclip.ipynb #a948d76d
 class SideNetwork(nn.Module):
+    "Stem, taps and side blocks beside a frozen tower"
     def __init__(self, width:int, # of CLIP
                  layers:int, # of CLIP: one side block each
                  dim:int, patch:int, grid:int, neighbours:int=5, heads:int=None, reduction:int=16):
@@ -148,14 +166,17 @@ class SideNetwork(nn.Module):
         t = self.taps[i](x).unflatten(0, v.shape[:2])
         return self.blocks[i](torch.lerp(v, t[:,:,1:].to(v.dtype), 0.5), t[:,:,0], self.positions)
 
+# %% ../../nbs/models/33_tdsclip.ipynb #1583d959
 @torch.no_grad()
 def init_side(side:SideNetwork):
     "Official start of attention, MLP and positions"
     D = side.bn.num_features
     nn.init.normal_(side.positions, std=0.01)
     for b in side.blocks:
-        nn.init.normal_(b.attn.in_proj_weight, std=D**-0.5); nn.init.normal_(b.attn.out_proj.weight, std=(24*D)**-0.5)
-        nn.init.normal_(b.mlp[0].weight, std=(2*D)**-0.5);   nn.init.normal_(b.mlp[2].weight, std=(24*D)**-0.5)
+        nn.init.normal_(b.attn.in_proj_weight, std=D**-0.5)
+        nn.init.normal_(b.attn.out_proj.weight, std=(24*D)**-0.5)
+        nn.init.normal_(b.mlp[0].weight, std=(2*D)**-0.5)
+        nn.init.normal_(b.mlp[2].weight, std=(24*D)**-0.5)
 
 # %% ../../nbs/models/33_tdsclip.ipynb #ead12930
 def on_cls(x, f): # (B,T,1+N,d), function of (B,T,d) -> (B,T,1+N,d)
@@ -164,40 +185,62 @@ def on_cls(x, f): # (B,T,1+N,d), function of (B,T,d) -> (B,T,1+N,d)
 def on_patches(x, f): # (B,T,1+N,d), function of (B,T,N,d) -> (B,T,1+N,d)
     return torch.cat([x[:,:,:1], f(x[:,:,1:])], 2)
 
+# %% ../../nbs/models/33_tdsclip.ipynb #7cab6c9b
 class TokenShift(nn.Module):
-    def __init__(self, dim:int, n_div:int=4): super().__init__(); self.fold = dim//n_div
+    "A quarter of the class token's channels from each neighbouring frame"
+    def __init__(self, dim:int, n_div:int=4):
+        super().__init__()
+        self.fold = dim//n_div
     def forward(self, x): return on_cls(x, lambda c: shift_time(c, self.fold, self.fold))
 
+# %% ../../nbs/models/33_tdsclip.ipynb #24f92625
 class TSM(nn.Module):
-    def __init__(self, dim:int, n_div:int=8): super().__init__(); self.fold = dim//n_div
+    "An eighth of the patches' channels from each neighbouring frame (Lin et al. 2019)"
+    def __init__(self, dim:int, n_div:int=8):
+        super().__init__()
+        self.fold = dim//n_div
     def forward(self, x): return on_patches(x, lambda v: shift_time(v, self.fold, self.fold))
 
+# %% ../../nbs/models/33_tdsclip.ipynb #88c04e79
 class TokenT1D(nn.Module):
+    "A learned convolution on the class token that starts as the shift"
     def __init__(self, dim:int, n_div:int=4):
         super().__init__()
         self.conv = nn.Conv1d(dim, dim, 3, padding=1, groups=dim, bias=False)
         w,f = self.conv.weight.data.zero_(),dim//n_div
-        w[:f,0,2] = 1; w[f:2*f,0,0] = 1; w[2*f:,0,1] = 1                     # next, previous, own frame
+        w[:f,0,2] = 1
+        w[f:2*f,0,0] = 1
+        w[2*f:,0,1] = 1                     # next, previous, own frame
     def forward(self, x): return on_cls(x, lambda c: self.conv(c.transpose(1,2)).transpose(1,2))
 
+# %% ../../nbs/models/33_tdsclip.ipynb #001b79a5
 class LocalUni(nn.Module):
+    "Residual `TemporalPath` on patches (UniFormer)"
     def __init__(self, dim:int, ratio:float=1.5):
         super().__init__()
         self.path = TemporalPath(dim, int(dim//ratio))
-        nn.init.zeros_(self.path.pw_2.weight); nn.init.zeros_(self.path.pw_2.bias)
+        nn.init.zeros_(self.path.pw_2.weight)
+        nn.init.zeros_(self.path.pw_2.bias)
     def forward(self, x): return on_patches(x, lambda v: v + self.path(v))
 
+# %% ../../nbs/models/33_tdsclip.ipynb #4d2b50de
 class T1D(nn.Module):
+    "The same with batch norm and ReLU in between"
     def __init__(self, dim:int, hidden:int=None): # None: 512 for 768, 768 for 1024, else two thirds
         super().__init__()
         h = hidden or {768:512, 1024:768}.get(dim, 2*dim//3)
-        self.pw_1,self.bn_1,self.dw = nn.Linear(dim, h),nn.BatchNorm2d(h),nn.Conv2d(h, h, (3,1), padding=(1,0), groups=h)
+        self.pw_1 = nn.Linear(dim, h)
+        self.bn_1 = nn.BatchNorm2d(h)
+        self.dw = nn.Conv2d(h, h, (3,1), padding=(1,0), groups=h)
         self.bn_2,self.pw_2 = nn.BatchNorm2d(h),nn.Linear(h, dim)
-        nn.init.zeros_(self.pw_2.weight); nn.init.zeros_(self.pw_2.bias)
+        nn.init.zeros_(self.pw_2.weight)
+        nn.init.zeros_(self.pw_2.bias)
     def path(self, v): return self.pw_2(over(self.bn_2, over(self.dw, over(self.bn_1, self.pw_1(v)).relu())).relu())
     def forward(self, x): return on_patches(x, lambda v: v + self.path(v))
 
+# %% ../../nbs/models/33_tdsclip.ipynb #44d62dcb
 class DividedST(nn.Module):
+    "Residual attention over frames (TimeSformer)"
     def __init__(self, dim:int, heads:int=None):
         super().__init__()
         self.ln,self.attn = LayerNorm(dim),MultiHeadAttention(dim, heads or max(1, dim//64))
@@ -207,7 +250,9 @@ class DividedST(nn.Module):
         y = x.transpose(1,2).reshape(B*n, T, d)
         return (y + self.attn(self.ln(y))[0]).view(B,n,T,d).transpose(1,2)
 
-PLUGINS = dict(tokenshift=(TokenShift, 0), tsm=(TSM, 0), tokent1d=(TokenT1D, 0), localuni=(LocalUni, 1/3), t1d=(T1D, 1/3), dividedst=(DividedST, 2/3)) # class, where it begins
+# %% ../../nbs/models/33_tdsclip.ipynb #f7de5755
+PLUGINS = dict(tokenshift=(TokenShift, 0), tsm=(TSM, 0), tokent1d=(TokenT1D, 0), localuni=(LocalUni, 1/3),
+               t1d=(T1D, 1/3), dividedst=(DividedST, 2/3)) # class, where it begins
 
 def make_plugins(name:str, width:int, layers:int) -> nn.ModuleDict: # str(layer) -> plug-in; None: empty
     "The plug-ins in front of CLIP's blocks"
@@ -218,23 +263,30 @@ def make_plugins(name:str, width:int, layers:int) -> nn.ModuleDict: # str(layer)
 
 # %% ../../nbs/models/33_tdsclip.ipynb #9176a562
 TEMPLATES = ('a video of a person {}.',)  # the one in use officially
-_doing = ('{}', 'a person {}', *(f'a person {verb} {{}}' for verb in ('using', 'doing', 'during', 'performing', 'practicing')))
-KINETICS_TEMPLATES = tuple(f'a {kind} of {what}.' for kind in ('photo', 'video', 'example', 'demonstration') for what in _doing)
+_kinds = ('photo', 'video', 'example', 'demonstration')
+_doing = ('{}', *(f'a person {verb}{{}}' for verb in ('', 'using ', 'doing ', 'during ', 'performing ', 'practicing ')))
+KINETICS_TEMPLATES = tuple(f'a {kind} of {what}.' for kind in _kinds for what in _doing)
 POSITIONS = ('end', 'middle', 'front')    # of the class name: after, within, before the learned words
 
 def class_prompts(names, # class names
-                  templates=TEMPLATES) -> list: # template by template
+                  templates=TEMPLATES # each with {} for the name
+                 ) -> list: # template by template
     "Texts of the classes"
-    if bad := [t for t in templates if '{}' not in t]: raise ValueError(f'templates {bad}: no {{}} for the name of the class')
+    if bad := [t for t in templates if '{}' not in t]:
+        raise ValueError(f'templates {bad}: no {{}} for the name of the class')
     return [t.replace('{}', n.replace('_', ' ')) for t in templates for n in names]
 
-def context_prompts(names, n_ctx:int=4, # learned words
+# %% ../../nbs/models/33_tdsclip.ipynb #ab219947
+def context_prompts(names, # class names
+                    n_ctx:int=4, # learned words
                     words:str=None # words to start from instead, e.g. 'a video of a'; there must be n_ctx
                    ) -> list:
     "Texts with room for learned words in front of the name"
-    if words and len(words.split()) != n_ctx: raise ValueError(f'{len(words.split())} words in {words!r} for n_ctx {n_ctx}')
+    if words and len(words.split()) != n_ctx:
+        raise ValueError(f'{len(words.split())} words in {words!r} for n_ctx {n_ctx}')
     return [f'{words or " ".join("X"*n_ctx)} {n.replace("_", " ")}.' for n in names]
 
+# %% ../../nbs/models/33_tdsclip.ipynb #569bf5dc
 def place_context(prefix, # (C,1,d) start token
                   ctx, # (n,d), or (C,n,d) class by class
                   suffix, # (C,S,d) name, full stop, end, padding
@@ -266,14 +318,14 @@ class FrameHeader(nn.Module):
         return (x + self.transformer(x + self.frame_position_embeddings.weight[:T])).mean(1)
 
 # %% ../../nbs/models/33_tdsclip.ipynb #50b02250
-HEADS = ('linear', 'text', 'prompts')
-POOLS = ('mean', 'transf')
-_text_parts = ('transformer', 'token_embedding', 'positional_embedding', 'ln_final', 'text_projection', 'logit_scale', 'attn_mask')
+_text_parts = ('transformer', 'token_embedding', 'positional_embedding', 'ln_final', 'text_projection', 'logit_scale',
+               'attn_mask')
 
 def trim(clip:CLIPBackbone, text:bool=False) -> CLIPBackbone: # the same, changed
     "Take out of CLIP what the side network does not use; `text` keeps the text tower"
     clip.visual.ln_post,clip.visual.proj = nn.Identity(),None
-    if text and not hasattr(clip, 'text_projection'): raise ValueError("this CLIP has no text tower: text classes need one; head='linear' does not")
+    if text and not hasattr(clip, 'text_projection'):
+        raise ValueError("this CLIP has no text tower: text classes need one; head='linear' does not")
     for n in () if text else _text_parts:
         if hasattr(clip, n): delattr(clip, n)
     return clip
@@ -281,6 +333,10 @@ def trim(clip:CLIPBackbone, text:bool=False) -> CLIPBackbone: # the same, change
 def side_width(width:int) -> int: # of CLIP -> of the side network
     "As published beside ViT-B (320) and ViT-L (512); otherwise about half, in steps of 64"
     return {768:320, 1024:512}.get(width, 64*max(1, round(width/128)))
+
+# %% ../../nbs/models/33_tdsclip.ipynb #23119664
+HEADS = ('linear', 'text', 'prompts')
+POOLS = ('mean', 'transf')
 
 @dataclass
 class TDSClipCard(Card):
@@ -292,6 +348,18 @@ class TDSClipCard(Card):
     plugin:str = None
     side_dim:int = 320
 
+# %% ../../nbs/models/33_tdsclip.ipynb #bdd5e929
+def _width(c, head, pool, context_at, side_dim): # card of CLIP, options -> width of the side network
+    for what,name,known in (('head',head,HEADS), ('pool',pool,POOLS),
+                            ('position of the class name',context_at,POSITIONS)):
+        if name not in known: raise unknown(what, name, known)
+    if head == 'linear': return side_dim or side_width(c.vision_width)
+    if side_dim not in (None, 0, c.embed_dim):
+        raise ValueError(f'head {head} compares with texts of width {c.embed_dim}: '
+                         f'side_dim must be that, not {side_dim}')
+    return c.embed_dim
+
+# %% ../../nbs/models/33_tdsclip.ipynb #dbc56edd
 class TDSCLIP(VideoModel):
     "Frozen CLIP image tower, temporal-difference side network, classifier"
     no_decay_names = ('side.positions', 'ctx', 'header.frame_position_embeddings.weight')
@@ -307,74 +375,42 @@ class TDSCLIP(VideoModel):
                  dropout:float=0., # before the classifier
                  embed_dropout:float=0., # on CLIP's input tokens, in training
                  drop_path:float=0., # skip CLIP's last block with this probability, earlier ones less; whole clips
-                 n_ctx:int=4, context_at:str='end', class_specific:bool=False): # of head 'prompts': learned words, see POSITIONS, a set for every class
+                 n_ctx:int=4, # of head 'prompts': learned words
+                 context_at:str='end', # of head 'prompts', see POSITIONS
+                 class_specific:bool=False): # of head 'prompts': a set of words for every class
         super().__init__()
-        for what,name,known in (('head',head,HEADS), ('pool',pool,POOLS), ('position of the class name',context_at,POSITIONS)):
-            if name not in known: raise unknown(what, name, known)
-        c,text = clip.card,head != 'linear'
-        D = side_dim or (c.embed_dim if text else side_width(c.vision_width))
-        if text and D != c.embed_dim: raise ValueError(f'head {head} compares with texts of width {c.embed_dim}: side_dim must be that, not {D}')
-        self.clip,self.head,self.pool,self.context_at,self.n_ctx = trim(clip, text),head,pool,context_at,n_ctx
+        c,D = clip.card,_width(clip.card, head, pool, context_at, side_dim)
+        self.clip = trim(clip, head != 'linear')
+        self.head,self.pool,self.context_at,self.n_ctx = head,pool,context_at,n_ctx
         if embed_dropout: clip.visual.patch_dropout = nn.Dropout(embed_dropout)       # acts before ln_pre
         self.plugins = make_plugins(plugin, c.vision_width, c.vision_layers)
         self.side = SideNetwork(c.vision_width, c.vision_layers, D, c.patch, c.grid, neighbours, side_heads, reduction)
-        if pool == 'transf': self.header = FrameHeader(D, positions=c.context)
-        if head == 'linear': self.fc = nn.Linear(D, classes)
-        if head == 'prompts': self.ctx = nn.Parameter(0.02*torch.randn(*((classes,) if class_specific else ()), n_ctx, c.text_width))
-        if text: self.register_buffer('class_ids', None, persistent=False)
+        self._add_head(D, classes, class_specific)
         self.dropout,self.drop_path,self.grad_checkpointing,self._texts = nn.Dropout(dropout),drop_path,False,None
-        self.card = TDSClipCard.of_clip(clip, name='tdsclip', head=head, pool=pool, plugin=plugin, frames=max_frames, neighbours=neighbours, classes=classes, side_dim=D, words=c.context)
+        self.card = TDSClipCard.of_clip(clip, name='tdsclip', head=head, pool=pool, plugin=plugin, frames=max_frames,
+                                        neighbours=neighbours,
+                                        classes=classes, side_dim=D, words=c.context)
         init_plugins(self)
         self.freeze('all')
 
-    def groups_of(self, video, mask=None, sid=None): # (B,T*M,3,S,S) -> (B,T,M,3,S,S)
-        M = self.card.neighbours
-        if video.ndim != 5 or video.shape[1] % M: raise ValueError(f'video {tuple(video.shape)}: {M} neighbours per position make B x (T*{M}) x 3 x S x S; sample with neighbours={M}')
-        if mask is not None and not bool(mask.all()):
-            who = (mask == 0).any(1).nonzero().flatten().tolist()
-            who = f'rows {who}' if sid is None else f'sids {[int(sid[i]) for i in who]}'
-            raise ValueError(f'{who}: padding frames, which TDS-CLIP cannot leave out; use a sampler that repeats frames')
-        return video.unflatten(1, (-1,M))
-
-    def tower_trains(self) -> bool:
-        return any(p.requires_grad for part in (self.clip.visual, self.plugins) for p in part.parameters())
-
-    def block(self, i, x, T): # (B*T,1+N,d) -> (B*T,1+N,d)
-        "CLIP block i with its plug-in"
-        if str(i) in self.plugins:
-            y = x.float() if self.clip.visual.conv1.weight.dtype == torch.float16 else x                # a plug-in stays in float32 beside a half tower
-            x = self.plugins[str(i)](y.unflatten(0, (-1,T))).flatten(0,1).to(x.dtype)
-        blk = self.clip.visual.transformer.resblocks[i]
-        y = checkpoint(blk, x, use_reentrant=False) if self.grad_checkpointing and torch.is_grad_enabled() else blk(x)
-        p = self.drop_path*i/max(1, self.card.clip.vision_layers-1)
-        if not (self.training and p): return y
-        keep = (torch.rand(len(x)//T, device=x.device) >= p).to(x.dtype).repeat_interleave(T)[:,None,None]/(1-p)
-        return torch.addcmul(x, y-x, keep)
-
-    def side_tokens(self, groups): # (B,T,M,3,S,S) -> (B,T,N,D)
-        B,T,M = groups.shape[:3]
-        graph = torch.is_grad_enabled() and (groups.requires_grad or self.tower_trains())
-        with torch.set_grad_enabled(graph): x = self.clip.embed_image(groups[:,:,M//2].flatten(0,1), T)
-        v = self.side.stem(groups)
-        for i in range(len(self.side.blocks)):
-            with torch.set_grad_enabled(graph): x = self.block(i, x, T)
-            v = self.side.step(i, v, x)
-        return over(self.side.bn, v)
-
-    def encode_video(self, video, video_mask=None, sid=None): # (B,T*M,3,S,S) normalised -> (B,D)
-        f = self.side_tokens(self.groups_of(video, video_mask, sid)).mean(2)
-        return self.header(f) if self.pool == 'transf' else f.mean(1)
-
-    def forward(self, batch:dict) -> dict: # video (B,T*M,3,S,S), video_mask (B,T*M) -> logits (B,C), video (B,D); text classes: also text (C,E), logit_scale
+    def forward(self, batch:dict # video (B,T*M,3,S,S), video_mask (B,T*M)
+               ) -> dict: # logits (B,C), video (B,D); text classes: also text (C,E), logit_scale
         v = self.encode_video(batch['video'], batch.get('video_mask'), batch.get('sid'))
         if self.head == 'linear': return dict(logits=self.fc(self.dropout(v)), video=v)
         t = self.class_text()
         return dict(logits=self.similarity(t, self.dropout(v)).T, video=v, text=t, logit_scale=self.logit_scale.exp())
 
-    @property
-    def logit_scale(self): return self.clip.logit_scale
+# %% ../../nbs/models/33_tdsclip.ipynb #42531f20
+@patch
+def _add_head(self:TDSCLIP, D, classes, class_specific):
+    c = self.clip.card
+    if self.pool == 'transf': self.header = FrameHeader(D, positions=c.context)
+    if self.head == 'linear': self.fc = nn.Linear(D, classes)
+    else: self.register_buffer('class_ids', None, persistent=False)
+    if self.head == 'prompts':
+        self.ctx = nn.Parameter(0.02*torch.randn(*((classes,) if class_specific else ()), self.n_ctx, c.text_width))
 
-
+# %% ../../nbs/models/33_tdsclip.ipynb #64aec433
 @torch.no_grad()
 def init_plugins(model:TDSCLIP):
     "Attention over frames starts from the attention of its block, as officially intended; its output stays zero"
@@ -382,29 +418,94 @@ def init_plugins(model:TDSCLIP):
         if not isinstance(p, DividedST): continue
         blk = model.clip.visual.transformer.resblocks[int(i)]
         p.ln.load_state_dict(blk.ln_1.state_dict())
-        p.attn.in_proj_weight.copy_(blk.attn.in_proj_weight); p.attn.in_proj_bias.copy_(blk.attn.in_proj_bias)
+        p.attn.in_proj_weight.copy_(blk.attn.in_proj_weight)
+        p.attn.in_proj_bias.copy_(blk.attn.in_proj_bias)
+
+# %% ../../nbs/models/33_tdsclip.ipynb #910ffcb0
+@patch
+def groups_of(self:TDSCLIP, video, mask=None, sid=None): # (B,T*M,3,S,S) -> (B,T,M,3,S,S)
+    "Frames with their neighbours"
+    M = self.card.neighbours
+    if video.ndim != 5 or video.shape[1] % M:
+        raise ValueError(f'video {tuple(video.shape)}: {M} neighbours per position make B x (T*{M}) x 3 x S x S; '
+                         f'sample with neighbours={M}')
+    if mask is not None and not bool(mask.all()):
+        who = (mask == 0).any(1).nonzero().flatten().tolist()
+        who = f'rows {who}' if sid is None else f'sids {[int(sid[i]) for i in who]}'
+        raise ValueError(f'{who}: padding frames, which TDS-CLIP cannot leave out; use a sampler that repeats frames')
+    return video.unflatten(1, (-1,M))
+
+# %% ../../nbs/models/33_tdsclip.ipynb #a8454a65
+@patch
+def block(self:TDSCLIP, i, x, T): # (B*T,1+N,d) -> (B*T,1+N,d)
+    "CLIP block i with its plug-in"
+    if str(i) in self.plugins:
+        # a plug-in stays in float32 beside a half tower
+        y = x.float() if self.clip.visual.conv1.weight.dtype == torch.float16 else x
+        x = self.plugins[str(i)](y.unflatten(0, (-1,T))).flatten(0,1).to(x.dtype)
+    blk = self.clip.visual.transformer.resblocks[i]
+    y = checkpoint(blk, x, use_reentrant=False) if self.grad_checkpointing and torch.is_grad_enabled() else blk(x)
+    p = self.drop_path*i/max(1, self.card.clip.vision_layers-1)
+    if not (self.training and p): return y
+    keep = (torch.rand(len(x)//T, device=x.device) >= p).to(x.dtype).repeat_interleave(T)[:,None,None]/(1-p)
+    return torch.addcmul(x, y-x, keep)
+
+# %% ../../nbs/models/33_tdsclip.ipynb #f8ab8e74
+@patch
+def tower_trains(self:TDSCLIP) -> bool:
+    return any(p.requires_grad for part in (self.clip.visual, self.plugins) for p in part.parameters())
+
+@patch
+def side_tokens(self:TDSCLIP, groups): # (B,T,M,3,S,S) -> (B,T,N,D)
+    B,T,M = groups.shape[:3]
+    graph = torch.is_grad_enabled() and (groups.requires_grad or self.tower_trains())
+    with torch.set_grad_enabled(graph): x = self.clip.embed_image(groups[:,:,M//2].flatten(0,1), T)
+    v = self.side.stem(groups)
+    for i in range(len(self.side.blocks)):
+        with torch.set_grad_enabled(graph): x = self.block(i, x, T)
+        v = self.side.step(i, v, x)
+    return over(self.side.bn, v)
+
+# %% ../../nbs/models/33_tdsclip.ipynb #0d33fe03
+@patch
+def encode_video(self:TDSCLIP, video, video_mask=None, sid=None): # (B,T*M,3,S,S) normalised -> (B,D)
+    "Mean of the side tokens over patches, then over frames or by the frame header"
+    f = self.side_tokens(self.groups_of(video, video_mask, sid)).mean(2)
+    return self.header(f) if self.pool == 'transf' else f.mean(1)
 
 # %% ../../nbs/models/33_tdsclip.ipynb #afaddf41
+@patch
+def class_texts(self:TDSCLIP, names, templates=TEMPLATES) -> list: # none for a linear classifier
+    "Texts whose token ids `set_classes` wants, template by template"
+    if self.head == 'linear': return []
+    return class_prompts(names, templates) if self.head == 'text' else context_prompts(names, self.n_ctx)
+
+# %% ../../nbs/models/33_tdsclip.ipynb #badc6b4d
 @patch
 def set_classes(self:TDSCLIP, ids, # (C,L) token ids, or (K,C,L) of K templates
                 copy_context:bool=False): # head 'prompts': start the learned words from the words that stand there
     "Texts of the classes: of `class_prompts`, or for learned words of `context_prompts`"
     if self.head == 'linear': raise ValueError("head linear has no texts; text classes need head='text' or 'prompts'")
-    ids,n = (ids if ids.ndim == 3 else ids[None]).to(self.clip.positional_embedding.device),self.n_ctx
-    ends = ids.argmax(-1)
-    if self.head == 'prompts':
-        if len(ids) > 1: raise ValueError('learned words replace templates: give one text per class, from context_prompts')
-        if int(ends.min()) < n+3: raise ValueError(f'texts need {n} places for learned words before the name (context_prompts with n_ctx={n})')
-        if self.ctx.ndim == 3 and len(self.ctx) != ids.shape[1]: raise ValueError(f'{ids.shape[1]} classes, the model has learned words for {len(self.ctx)}')
-        if copy_context: self.ctx.data.copy_(self.clip.token_embedding(ids[0,:,1:1+n] if self.ctx.ndim == 3 else ids[0,0,1:1+n]))
-    self.class_ids,self._texts = ids[..., :int(ends.max())+1],None
+    ids = (ids if ids.ndim == 3 else ids[None]).to(self.clip.positional_embedding.device)
+    last = int(ids.argmax(-1).max())
+    if self.head == 'prompts': self._room_for_context(ids)
+    if self.head == 'prompts' and copy_context:
+        words = ids[0,:,1:1+self.n_ctx] if self.ctx.ndim == 3 else ids[0,0,1:1+self.n_ctx]
+        self.ctx.data.copy_(self.clip.token_embedding(words))
+    self.class_ids,self._texts = ids[..., :last+1],None
     self.card.classes = ids.shape[1]
 
+# %% ../../nbs/models/33_tdsclip.ipynb #c75db4d3
 @patch
-def class_texts(self:TDSCLIP, names, templates=TEMPLATES) -> list: # none for a linear classifier
-    "Texts whose token ids `set_classes` wants, template by template"
-    return {'linear': lambda: [], 'text': lambda: class_prompts(names, templates), 'prompts': lambda: context_prompts(names, self.n_ctx)}[self.head]()
+def _room_for_context(self:TDSCLIP, ids):
+    n = self.n_ctx
+    if len(ids) > 1: raise ValueError('learned words replace templates: give one text per class, from context_prompts')
+    if int(ids.argmax(-1).min()) < n+3:
+        raise ValueError(f'texts need {n} places for learned words before the name (context_prompts with n_ctx={n})')
+    if self.ctx.ndim == 3 and len(self.ctx) != ids.shape[1]:
+        raise ValueError(f'{ids.shape[1]} classes, the model has learned words for {len(self.ctx)}')
 
+# %% ../../nbs/models/33_tdsclip.ipynb #b9486573
 def encode_embedded(clip, x, ends): # (N,L,d_t) token embeddings, (N,) place of the end token -> (N,E)
     "CLIP's text tower from embeddings on"
     L = x.shape[1]
@@ -417,6 +518,7 @@ def encode_text(self:TDSCLIP, text, text_mask=None): # (N,L) ids -> (N,E); the c
     if self.head == 'linear': raise ValueError("head linear has no text tower; texts need head='text' or 'prompts'")
     return self.clip.encode_text(text).float()
 
+# %% ../../nbs/models/33_tdsclip.ipynb #42336891
 @patch
 def _class_text(self:TDSCLIP): # -> (C,E)
     K,C,L = self.class_ids.shape
@@ -428,96 +530,160 @@ def _class_text(self:TDSCLIP): # -> (C,E)
     f = torch.cat([self.encode_text(i) for i in self.class_ids.flatten(0,1).split(1024)]).unflatten(0, (K,C))
     return f[0] if K == 1 else unit(f).mean(0)
 
+# %% ../../nbs/models/33_tdsclip.ipynb #86d8b4c6
 @patch
 def class_text(self:TDSCLIP): # -> (C,E), kept while no weight changes
     "Features of the class texts"
-    if self.class_ids is None: raise ValueError('the model does not know its classes yet: give the token ids of their texts to set_classes')
-    own = [p for n,p in self.named_parameters() if n == 'ctx' or n.startswith('clip.') and not n.startswith('clip.visual.') and n != 'clip.logit_scale']
+    if self.class_ids is None:
+        raise ValueError('the model does not know its classes yet: give the token ids of their texts to set_classes')
+    text = lambda n: n.startswith('clip.') and not n.startswith('clip.visual.') and n != 'clip.logit_scale'
+    own = [p for n,p in self.named_parameters() if n == 'ctx' or text(n)]
     if torch.is_grad_enabled() and any(p.requires_grad for p in own): return self._class_text()
     now = own[0].device,sum(p._version for p in own)
     if self._texts is None or self._texts[0] != now:
         with torch.no_grad(), torch.autocast(own[0].device.type, enabled=False): self._texts = now,self._class_text()
     return self._texts[1]
 
+# %% ../../nbs/models/33_tdsclip.ipynb #29df4842
+@patch
+def train(self:TDSCLIP, mode:bool=True):
+    self._texts = None
+    return nn.Module.train(self, mode)
+
+# %% ../../nbs/models/33_tdsclip.ipynb #9c987ea1
+@patch(as_prop=True)
+def logit_scale(self:TDSCLIP): return self.clip.logit_scale
+
 @patch
 def similarity(self:TDSCLIP, text, # (Bt,E)
                video, # (Bv,D), D = E
                video_mask=None, text_mask=None) -> torch.Tensor: # (Bt,Bv) logits, float32
     "exp(logit_scale) * cosine"
-    with torch.autocast(text.device.type, enabled=False): return self.logit_scale.float().exp()*unit(text.float())@unit(video.float()).T
-
-@patch
-def train(self:TDSCLIP, mode:bool=True):
-    self._texts = None                        # weights may have been changed in a way that leaves no trace
-    return nn.Module.train(self, mode)
+    with torch.autocast(text.device.type, enabled=False):
+        return self.logit_scale.float().exp()*unit(text.float())@unit(video.float()).T
 
 # %% ../../nbs/models/33_tdsclip.ipynb #a9716631
 @patch(as_prop=True)
 def depth_of(self:TDSCLIP): # side parts lie beside their CLIP block
     c = self.clip.card
     first = 1 + max(c.vision_layers, c.text_layers) - c.vision_layers
-    return {**{f'{part}.{{}}.*': first for part in ('side.taps', 'side.blocks', 'plugins')}, 'side.stem.*': 0, 'side.positions': 0}
+    return {**{f'{part}.{{}}.*': first for part in ('side.taps', 'side.blocks', 'plugins')}, 'side.stem.*': 0,
+            'side.positions': 0}
 
 @patch(as_prop=True)
-def token_kinds(self:TDSCLIP): # side: rows B*T, patches ask, class token and patches answer; time: rows B*(1+N), T x T; frames: rows B
+def token_kinds(self:TDSCLIP):
     g = self.clip.card.grid
-    return {'side.*': dict(kind='side', prefix=1, grid=(g,g)), 'plugins.*': dict(kind='time', prefix=1, grid=(g,g)), 'header.*': dict(kind='frames', prefix=0, grid=None)}
+    # rows B*T, patches ask, class token and patches answer
+    return {'side.*': dict(kind='side', prefix=1, grid=(g,g)),
+            'plugins.*': dict(kind='time', prefix=1, grid=(g,g)),       # rows B*(1+N), T x T
+            'header.*': dict(kind='frames', prefix=0, grid=None)}       # rows B
 
+# %% ../../nbs/models/33_tdsclip.ipynb #b02b5ccf
 @patch
-def official_groups(self:TDSCLIP, lr:float, weight_decay:float=0.15, clip_ratio:float=1., # factor of the visual part
-                    accumulation:int=1, sync_bn:bool=False # True: batch norms keep the full rate when gradients are accumulated
+def official_groups(self:TDSCLIP, lr:float, weight_decay:float=0.15,
+                    clip_ratio:float=1., # factor of the visual part
+                    accumulation:int=1, # steps whose gradients are summed
+                    sync_bn:bool=False # True: batch norms keep the full rate when gradients are accumulated
                    ) -> list: # optimiser groups with 'name' and 'names'
     "The official three groups: visual, other, batch norms of the side network"
     bns = {n for n,m in self.named_modules() if n.startswith('side.') and isinstance(m, nn.modules.batchnorm._BatchNorm)}
-    kind = lambda n: 'bn' if n.rpartition('.')[0] in bns else 'visual' if n.startswith(('clip.visual.', 'side.', 'plugins.')) else 'other'
+    seen = ('clip.visual.', 'side.', 'plugins.')
+    kind = lambda n: 'bn' if n.rpartition('.')[0] in bns else 'visual' if n.startswith(seen) else 'other'
     rates = dict(visual=lr*clip_ratio, other=lr, bn=lr if sync_bn else lr/accumulation)
-    named = [(n,p,kind(n)) for n,p in self.named_parameters() if p.requires_grad]
-    return [dict(params=[p for _,p,k in named if k == g], names=[n for n,_,k in named if k == g], name=g, lr=r, weight_decay=weight_decay) for g,r in rates.items()]
+    named = {g: [(n,p) for n,p in self.named_parameters() if p.requires_grad and kind(n) == g] for g in rates}
+    return [dict(params=[p for _,p in named[g]], names=[n for n,_ in named[g]], name=g, lr=r,
+                 weight_decay=weight_decay) for g,r in rates.items()]
 
 # %% ../../nbs/models/33_tdsclip.ipynb #47e9444b
 def _ones(dims): # an official tensor with `dims` trailing ones <-> ours without
-    return (lambda v: v.reshape(v.shape[:v.ndim-dims]) if v.ndim > 1 else v), (lambda v: v.reshape(*v.shape, *(1,)*dims) if v.ndim > 1 else v)
+    ours = lambda v: v.reshape(v.shape[:v.ndim-dims]) if v.ndim > 1 else v
+    theirs = lambda v: v.reshape(*v.shape, *(1,)*dims) if v.ndim > 1 else v
+    return ours, theirs
 
-_blk,_cp = 'visual.transformer.side_transformer.{}.','visual.transformer.resblocks.{}.control_point1.'
-OFFICIAL = [(a, b, *_ones(dims)) for a,b,dims in [                     # official name, ours, trailing ones of the official tensor
+_blocks = [('visual.transformer.side_transformer.{}.' + a, 'side.blocks.{}.' + b, ones) for a,b,ones in (
+    ('bn_1.*', 'td.path.bn.*', 0),
+    ('conv.0.*', 'td.path.pw_1.*', 3),
+    ('conv.1.*', 'td.path.dw.*', 1),
+    ('conv.2.*', 'td.path.pw_2.*', 3),
+    ('mse.conv1.*', 'td.gate.down.*', 2),
+    ('mse.bn1.*', 'td.gate.bn_1.*', 0),
+    ('mse.conv2.*', 'td.gate.up.*', 2),
+    ('mse.bn2.*', 'td.gate.bn_2.*', 0),
+    ('ln_1.*', 'ln.*', 0),
+    ('attn.*', 'attn.*', 0),
+    ('bn_2.*', 'bn.*', 0),
+    ('mlp.fc1.*', 'mlp.0.*', 0),
+    ('mlp.fc2.*', 'mlp.2.*', 0))]
+
+# %% ../../nbs/models/33_tdsclip.ipynb #71e9a7fb
+_plugins = [('visual.transformer.resblocks.{}.control_point1.' + a, 'plugins.{}.' + b, ones) for a,b,ones in (
+    ('conv.*', 'conv.*', 0),                                # tokent1d
+    ('temporal_ln.*', 'ln.*', 0),                           # dividedst
+    ('temporal_attn.pos_embed.0.*', 'path.bn.*', 0),        # localuni
+    ('temporal_attn.pos_embed.1.*', 'path.pw_1.*', 3),
+    ('temporal_attn.pos_embed.2.*', 'path.dw.*', 1),
+    ('temporal_attn.pos_embed.3.*', 'path.pw_2.*', 3),
+    ('tconv.0.*', 'pw_1.*', 3),                             # t1d
+    ('tconv.1.*', 'bn_1.*', 0),
+    ('tconv.3.*', 'dw.*', 1),
+    ('tconv.4.*', 'bn_2.*', 0),
+    ('tconv.6.*', 'pw_2.*', 3),
+    ('temporal_attn.*', 'attn.*', 0))]                      # dividedst
+_tsm = ('visual.transformer.resblocks.{}.net.*', 'clip.visual.transformer.resblocks.{}.*', 0)
+
+# %% ../../nbs/models/33_tdsclip.ipynb #75964d35
+# official name, ours, official -> ours, ours -> official
+OFFICIAL = [(a, b, *_ones(dims)) for a,b,dims in (
     ('visual.transformer.side_spatial_position_embeddings', 'side.positions', 0),
-    ('visual.transformer.side_lns.{}.*', 'side.taps.{}.ln.*', 0), ('visual.transformer.side_linears.{}.*', 'side.taps.{}.linear.*', 0),
-    (_blk + 'bn_1.*', 'side.blocks.{}.td.path.bn.*', 0), (_blk + 'conv.0.*', 'side.blocks.{}.td.path.pw_1.*', 3), (_blk + 'conv.1.*', 'side.blocks.{}.td.path.dw.*', 1),
-    (_blk + 'conv.2.*', 'side.blocks.{}.td.path.pw_2.*', 3), (_blk + 'mse.conv1.*', 'side.blocks.{}.td.gate.down.*', 2), (_blk + 'mse.bn1.*', 'side.blocks.{}.td.gate.bn_1.*', 0),
-    (_blk + 'mse.conv2.*', 'side.blocks.{}.td.gate.up.*', 2), (_blk + 'mse.bn2.*', 'side.blocks.{}.td.gate.bn_2.*', 0),
-    (_blk + 'ln_1.*', 'side.blocks.{}.ln.*', 0), (_blk + 'attn.*', 'side.blocks.{}.attn.*', 0), (_blk + 'bn_2.*', 'side.blocks.{}.bn.*', 0),
-    (_blk + 'mlp.fc1.*', 'side.blocks.{}.mlp.0.*', 0), (_blk + 'mlp.fc2.*', 'side.blocks.{}.mlp.2.*', 0),
-    ('visual.side_conv1.*', 'side.stem.centre.*', 0), ('visual.side_pre_bn3d.*', 'side.stem.centre_bn.*', 0),
-    ('visual.side_conv1_c5.*', 'side.stem.motion.*', 0), ('visual.side_pre_bn3d_c5.*', 'side.stem.motion_bn.*', 0), ('visual.side_post_bn.*', 'side.bn.*', 0),
-    (_cp + 'conv.*', 'plugins.{}.conv.*', 0), (_cp + 'temporal_ln.*', 'plugins.{}.ln.*', 0),                                                        # tokent1d, dividedst
-    *((_cp + f'temporal_attn.pos_embed.{i}.*', f'plugins.{{}}.path.{n}.*', d) for i,n,d in ((0,'bn',0), (1,'pw_1',3), (2,'dw',1), (3,'pw_2',3))),    # localuni
-    *((_cp + f'tconv.{i}.*', f'plugins.{{}}.{n}.*', d) for i,n,d in ((0,'pw_1',3), (1,'bn_1',0), (3,'dw',1), (4,'bn_2',0), (6,'pw_2',3))),           # t1d
-    (_cp + 'temporal_attn.*', 'plugins.{}.attn.*', 0), ('visual.transformer.resblocks.{}.net.*', 'clip.visual.transformer.resblocks.{}.*', 0),       # dividedst, tsm
-    ('visual.*', 'clip.visual.*', 0), ('fc.*', 'fc.*', 0), ('fusion_model.*', 'header.*', 0)]]
+    ('visual.transformer.side_lns.{}.*', 'side.taps.{}.ln.*', 0),
+    ('visual.transformer.side_linears.{}.*', 'side.taps.{}.linear.*', 0),
+    *_blocks,
+    ('visual.side_conv1.*', 'side.stem.centre.*', 0),
+    ('visual.side_pre_bn3d.*', 'side.stem.centre_bn.*', 0),
+    ('visual.side_conv1_c5.*', 'side.stem.motion.*', 0),
+    ('visual.side_pre_bn3d_c5.*', 'side.stem.motion_bn.*', 0),
+    ('visual.side_post_bn.*', 'side.bn.*', 0),
+    *_plugins, _tsm,
+    ('visual.*', 'clip.visual.*', 0),
+    ('fc.*', 'fc.*', 0),
+    ('fusion_model.*', 'header.*', 0))]
 OFFICIAL_RULES = [(a, b, into) for a,b,into,_ in OFFICIAL]
 
 def is_official(state:dict) -> bool: return any(k.startswith('visual.transformer.side_') for k in state)
 
+# %% ../../nbs/models/33_tdsclip.ipynb #5928ed36
 @patch
 def to_official_state(self:TDSCLIP, copy:bool=True # False: views of the parameters themselves
                      ) -> dict: # name -> CPU tensor, in the order of `state_dict`
     "State dict with the official names and shapes"
-    if self.head != 'linear': raise ValueError(f'the official model has a linear classifier; this one has head {self.head}')
+    if self.head != 'linear':
+        raise ValueError(f'the official model has a linear classifier; this one has head {self.head}')
     tsm = any(isinstance(p, TSM) for p in self.plugins.values())
     rules = [(b, a, out) for a,b,_,out in OFFICIAL if tsm or '.net.' not in a]
     return {k: v.detach().cpu().clone() if copy else v for k,v in rename(self.state_dict(), rules)[0].items()}
 
+# %% ../../nbs/models/33_tdsclip.ipynb #72b0b2c9
+_marks = {'.conv.weight': 'tokent1d', '.path.bn.weight': 'localuni', '.bn_2.weight': 't1d',
+          '.attn.in_proj_weight': 'dividedst'} # end of a plug-in's key
+
 def describe(state:dict) -> dict: # options of the model and dimensions of its tower
     "What kind of TDS-CLIP a state dict (our names) is of"
     n = {k: tuple(v.shape) for k,v in state.items()}
-    count = lambda start: len({k[len(start):].split('.')[0] for k in n if k.startswith(start)})
+    frames = n.get('header.frame_position_embeddings.weight')
+    plug = next((name for mark,name in _marks.items() if any(k.startswith('plugins.') and k.endswith(mark) for k in n)), None)
+    classes = n['fc.weight'][0] if 'fc.weight' in n else 0
+    return dict(head='prompts' if 'ctx' in n else 'linear' if classes else 'text',
+                pool='transf' if frames else 'mean', plugin=plug, classes=classes,
+                side_dim=n['side.positions'][1], neighbours=n.get('side.stem.motion.weight', (0,0))[1]//3 + 1,
+                tower=_tower(n, frames))
+
+# %% ../../nbs/models/33_tdsclip.ipynb #82504b26
+def _tower(n, frames): # shapes by name -> dimensions of the image tower
     width,_,patch,_ = n['clip.visual.conv1.weight']
-    plug = next((name for mark,name in (('.conv.weight','tokent1d'), ('.path.bn.weight','localuni'), ('.bn_2.weight','t1d'), ('.attn.in_proj_weight','dividedst'))
-                 if any(k.startswith('plugins.') and k.endswith(mark) for k in n)), None)
-    return dict(head='prompts' if 'ctx' in n else 'linear' if 'fc.weight' in n else 'text', pool='transf' if 'header.frame_position_embeddings.weight' in n else 'mean', plugin=plug,
-                classes=n['fc.weight'][0] if 'fc.weight' in n else 0, side_dim=n['side.positions'][1], neighbours=n.get('side.stem.motion.weight', (0,0))[1]//3 + 1,
-                tower=dict(image_size=patch*math.isqrt(n['side.positions'][0]), patch=patch, vision_width=width, vision_layers=count('clip.visual.transformer.resblocks.'),
-                           context=n.get('header.frame_position_embeddings.weight', (77,))[0]))
+    start = 'clip.visual.transformer.resblocks.'
+    layers = len({k[len(start):].split('.')[0] for k in n if k.startswith(start)})
+    return dict(image_size=patch*math.isqrt(n['side.positions'][0]), patch=patch, vision_width=width,
+                vision_layers=layers, context=frames[0] if frames else 77)
 
 # %% ../../nbs/models/33_tdsclip.ipynb #123f3d3c
 _classifier = ('fc.*', 'header.*', 'ctx')
@@ -532,63 +698,103 @@ def load_weights(self:TDSCLIP, source, # path, or a state dict
     ours,rows = rename(state, OFFICIAL_RULES) if is_official(state) else (dict(state),[(k,k,'loaded') for k in state])
     own = self.state_dict()
     other = {k for k,v in ours.items() if any(fnmatch(k, p) for p in _classifier) and (k not in own or own[k].shape != v.shape)}
-    if exact and other: raise WeightsError(f'{name} has another classifier ({", ".join(sorted(other)[:3])}): build that model, or load without exact=True to take the rest')
-    self.report = load_into(self, {k:v for k,v in ours.items() if k not in other}, new=() if exact else _classifier, source=name)
-    self.report.rows = [(a, b, 'dropped' if b in other else w) for a,b,w in rows] + [r for r in self.report.rows if r[2] == 'new']
+    if exact and other:
+        raise WeightsError(f'{name} has another classifier ({", ".join(sorted(other)[:3])}): '
+                           'build that model, or load without exact=True to take the rest')
+    self.report = load_into(self, {k:v for k,v in ours.items() if k not in other}, new=() if exact else _classifier,
+                            source=name)
+    self.report.rows = [(a, b, 'dropped' if b in other else w) for a,b,
+                        w in rows] + [r for r in self.report.rows if r[2] == 'new']
     return self.report
 
-def _from_clip(model, state, name): # a plain CLIP; what was trimmed is dropped by name
+# %% ../../nbs/models/33_tdsclip.ipynb #dc930d08
+def _trimmed(name):
+    return name.startswith('visual.ln_post.') or name == 'visual.proj' or name.split('.')[0] in _text_parts
+
+def _from_clip(model, state, name):
     names,rows = rename(state, clip_rules(state))
     own = model.clip.state_dict()
-    drop = {k for k in names if k not in own and (k.startswith('visual.ln_post.') or k == 'visual.proj' or k.split('.')[0] in _text_parts)}
+    drop = {k for k in names if k not in own and _trimmed(k)}
     r = load_into(model.clip, {k:v for k,v in names.items() if k not in drop}, source=name)
-    r.rows = [(a, b and 'clip.' + b, 'dropped' if b in drop or b is None else w) for a,b,w in rows] + [(None, n, 'new') for n,_ in model.named_parameters() if not n.startswith('clip.')]
+    r.rows = [(a, b and 'clip.' + b, 'dropped' if b in drop or b is None else w) for a,b,w in rows]
+    r.rows += [(None, n, 'new') for n,_ in model.named_parameters() if not n.startswith('clip.')]
     init_plugins(model)
     model.report = r
     return r
 
 # %% ../../nbs/models/33_tdsclip.ipynb #085b3925
-PRESETS = dict(base=dict(clip='ViT-B-16'), base32=dict(clip='ViT-B-32'), large=dict(clip='ViT-L-14'), large336=dict(clip='ViT-L-14-336'), tiny=dict(clip='tiny', weights='random'))
+PRESETS = dict(base=dict(clip='ViT-B-16'), base32=dict(clip='ViT-B-32'), large=dict(clip='ViT-L-14'),
+               large336=dict(clip='ViT-L-14-336'),
+               tiny=dict(clip='tiny', weights='random'))
 
 @register_model
-def tdsclip(preset:str='base', # see PRESETS
-            classes:int=None, # None: 174 (Something-Something), or the checkpoint's
-            clip:str=None, # architecture or weights file; None: the preset's
-            weights:str=None, # of CLIP: file, open_clip tag, 'random', 'shapes' (tiny)
-            checkpoint:str=None, # trained TDS-CLIP file to build from, official or ours
-            side_dim:int=None, neighbours:int=None, max_frames:int=8, # None: as published, or the checkpoint's
-            head:str=None, pool:str=None, plugin:str=None, # see HEADS, POOLS, PLUGINS; None: linear, mean, no plug-in, or the checkpoint's
-            side_heads:int=None, dropout:float=0., embed_dropout:float=0., drop_path:float=0.,
-            n_ctx:int=4, context_at:str='end', class_specific:bool=False, # of head 'prompts'
-            image_size:int=None, quick_gelu:bool=None, vision_heads:int=None, text_heads:int=None, # as in `create_clip`
-            freeze='all' # a policy, see `TDSCLIP.freeze`
+def tdsclip(preset:str='base', # CLIP: 'base' (ViT-B/16) | 'base32' | 'large' (ViT-L/14) | 'large336' | 'tiny' (for a CPU)
+            classes:int=None, # of the classifier; None: 174 (Something-Something), or the checkpoint's
+            clip:str=None, # CLIP architecture ('ViT-B-32', 'tiny', 'random') or weights file; None: the preset's
+            weights:str=None, # CLIP's weights: open_clip tag ('openai'), file, 'random', 'shapes' (of the tiny one); None: the preset's
+            checkpoint:str=None, # trained TDS-CLIP file to build from, official or ours; None: a new side network beside CLIP
+            side_dim:int=None, # width of the side network; None: 320 beside ViT-B, 512 beside ViT-L, joint width with texts, or the checkpoint's
+            neighbours:int=None, # consecutive frames around each sampled one, odd; 1: no differences; None: 5, or the checkpoint's
+            max_frames:int=8, # positions a sampler takes
+            head:str=None, # 'linear' | 'text' (cosines with class texts) | 'prompts' (learned words in them); None: linear, or the file's
+            pool:str=None, # over frames: 'mean' | 'transf' (six blocks before the mean); None: mean, or the checkpoint's
+            plugin:str=None, # in CLIP: 'tokenshift' | 'tsm' | 'tokent1d' | 'localuni' | 't1d' | 'dividedst'; None: none, or the checkpoint's
+            side_heads:int=None, # attention heads of the side network; None: side_dim/64
+            dropout:float=0., # before the classifier
+            embed_dropout:float=0., # on CLIP's input tokens, in training
+            drop_path:float=0., # chance to skip CLIP's last block for a clip, less for earlier ones
+            n_ctx:int=4, # of head 'prompts': learned words
+            context_at:str='end', # of head 'prompts': the class name stands at the 'end' | 'middle' | 'front'
+            class_specific:bool=False, # of head 'prompts': learned words for every class, not one set for all
+            image_size:int=None, # pixels, square; CLIP's positions are resampled; None: as CLIP was trained
+            quick_gelu:bool=None, # activation of the towers; None: as the weights say, of a checkpoint OpenAI's (True)
+            vision_heads:int=None, # attention heads of the image tower; None: the architecture's, of a file width/64
+            text_heads:int=None, # likewise of the text tower
+            freeze='all' # 'all' (CLIP) | 'none' | 'visual' | 'text' | number of layers | patterns
            ) -> TDSCLIP:
     "TDS-CLIP: a side network for temporal differences beside a frozen CLIP"
     if preset not in PRESETS: raise unknown('preset', preset, PRESETS)
-    p,own = PRESETS[preset],dict(classes=classes, side_dim=side_dim, neighbours=neighbours, head=head, pool=pool, plugin=plugin)
-    more = dict(max_frames=max_frames, side_heads=side_heads, dropout=dropout, embed_dropout=embed_dropout, drop_path=drop_path, n_ctx=n_ctx, context_at=context_at, class_specific=class_specific)
+    own = dict(classes=classes, side_dim=side_dim, neighbours=neighbours, head=head, pool=pool, plugin=plugin)
+    own |= dict(max_frames=max_frames, side_heads=side_heads, dropout=dropout, embed_dropout=embed_dropout,
+                drop_path=drop_path, n_ctx=n_ctx,
+                context_at=context_at, class_specific=class_specific)
     if checkpoint:
-        if clip or weights or image_size: raise ValueError('checkpoint= holds CLIP too: leave clip=, weights= and image_size= out, or load it into a built model with load_weights')
-        model = from_state(read_weights(checkpoint), str(checkpoint), quick_gelu, vision_heads, **own, **more)
+        if clip or weights or image_size:
+            raise ValueError('checkpoint= holds CLIP too: leave clip=, weights= and image_size= out, or load it into '
+                             'a built model with load_weights')
+        model = from_state(read_weights(checkpoint), str(checkpoint), quick_gelu, vision_heads, **own)
     else:
-        towers = create_clip(clip or p['clip'], weights or (p.get('weights') if clip is None else None), quick_gelu, vision_heads, text_heads, image_size)
-        model = TDSCLIP(towers, **{k:v for k,v in own.items() if v is not None}, **more)
+        towers = towers_of(PRESETS[preset], clip, weights, image_size=image_size, quick_gelu=quick_gelu,
+                           vision_heads=vision_heads, text_heads=text_heads)
+        model = TDSCLIP(towers, **{k:v for k,v in own.items() if v is not None})
     model.freeze(freeze)
     return model
 
+# %% ../../nbs/models/33_tdsclip.ipynb #25967e26
+def _tower_of(dims, source, quick_gelu, vision_heads): # an image tower; its text tower is only there to be taken out
+    heads = vision_heads or max(1, dims['vision_width']//64)
+    return CLIPBackbone(**dims, embed_dim=64, vision_heads=heads, text_width=64, text_layers=1, text_heads=1, vocab=1,
+                        quick_gelu=quick_gelu is not False,
+                        name=Path(source).name, source='checkpoint',
+                        gelu_from='fine-tuned from OpenAI weights' if quick_gelu is None else 'asked for')
+
+# %% ../../nbs/models/33_tdsclip.ipynb #1747ff09
 def from_state(state:dict, # official or our names
                source:str='state dict', # named in errors and on the card
-               quick_gelu:bool=None, vision_heads:int=None, # None: as in OpenAI's towers
+               quick_gelu:bool=None, # None: True, as in OpenAI's towers
+               vision_heads:int=None, # None: width // 64, likewise
                **options # of TDSCLIP; None: the file's
               ) -> TDSCLIP:
     "The model a state dict was made by, with other classes if asked"
     if is_official(state): state = rename(state, OFFICIAL_RULES)[0]
-    if 'side.positions' not in state: raise WeightsError(f'{source}: no side network in it; a plain CLIP file is given as clip=')
-    kind = describe(state); tower = kind.pop('tower')
+    if 'side.positions' not in state:
+        raise WeightsError(f'{source}: no side network in it; a plain CLIP file is given as clip=')
+    kind = describe(state)
+    towers = _tower_of(kind.pop('tower'), source, quick_gelu, vision_heads)
     new = {**kind, **{k:v for k,v in options.items() if v is not None}}
-    if {kind['head'], new['head']} != {'linear'}: raise ValueError(f'{source}: only models with a linear classifier are built from a file alone; load it into a built model with load_weights')
-    towers = CLIPBackbone(**tower, embed_dim=64, vision_heads=vision_heads or max(1, tower['vision_width']//64), text_width=64, text_layers=1, text_heads=1, vocab=1, # the text tower goes
-                          quick_gelu=quick_gelu is not False, name=Path(source).name, source='checkpoint', gelu_from='fine-tuned from OpenAI weights' if quick_gelu is None else 'asked for')
+    if {kind['head'], new['head']} != {'linear'}:
+        raise ValueError(f'{source}: only models with a linear classifier are built from a file alone; '
+                         'load it into a built model with load_weights')
     model = TDSCLIP(towers, **new)
     model.load_weights(state, exact=new['classes'] == kind['classes'] and new['pool'] == kind['pool'])
     model.card.source = Path(source).name

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'PROJECTIONS', 'ALLOW', 'PRETRAINED', 'ENCODER', 'PRESETS', 'Attention', 'Block', 'run_blocks',
-           'VideoEncoder', 'token_mask', 'init_encoder', 'SortHead', 'cosine', 'open_attention', 'text_tower',
-           'text_width', 'text_feature', 'TVTSCard', 'TVTS', 'TrainingConfig', 'read_tvts', 'imagemae_rules',
-           'encoder_rules', 'fit_positions', 'load_encoder', 'TVTSClassifier', 'describe', 'tvts', 'tvts_classifier']
+           'VideoEncoder', 'init_encoder', 'SortHead', 'cosine', 'open_attention', 'text_tower', 'text_width',
+           'text_feature', 'TVTSCard', 'TVTS', 'TrainingConfig', 'read_tvts', 'imagemae_rules', 'encoder_rules',
+           'fit_positions', 'load_encoder', 'TVTSClassifier', 'describe', 'tvts', 'tvts_classifier']
 
 # %% ../../nbs/models/35_tvts.ipynb #aabdf9c7
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 import math, torch, torch.nn.functional as F
 from fastcore.basics import patch
@@ -31,12 +31,16 @@ class Attention(nn.Module):
     def __init__(self, dim:int, heads:int, qkv_bias:bool=True):
         super().__init__()
         if dim % heads: raise ValueError(f'width {dim} is not a multiple of {heads} heads')
-        self.heads,self.qkv,self.proj,self.attend = heads,nn.Linear(dim, 3*dim, bias=qkv_bias),nn.Linear(dim, dim),Attend()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3*dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+        self.attend = Attend()
 
     def forward(self, x, mask=None): # (B,N,D), additive mask or None -> (B,N,D)
         q,k,v = self.qkv(x).unflatten(-1, (3,self.heads,-1)).permute(2,0,3,1,4)
         return self.proj(self.attend(q, k, v, mask).transpose(1,2).flatten(2))
 
+# %% ../../nbs/models/35_tvts.ipynb #5c227c29
 class Block(nn.Module):
     "Pre-norm transformer block"
     def __init__(self, dim:int, heads:int, mlp_ratio:float=4., qkv_bias:bool=True,
@@ -44,7 +48,9 @@ class Block(nn.Module):
                 ):
         super().__init__()
         hidden = int(dim*mlp_ratio)
-        self.norm1,self.attn,self.norm2 = LayerNorm(dim, eps=1e-6),Attention(dim, heads, qkv_bias),LayerNorm(dim, eps=1e-6)
+        self.norm1 = LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, heads, qkv_bias)
+        self.norm2 = LayerNorm(dim, eps=1e-6)
         self.mlp = nn.Sequential(OrderedDict(fc1=nn.Linear(dim, hidden), act=nn.GELU(), fc2=nn.Linear(hidden, dim)))
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
@@ -52,6 +58,7 @@ class Block(nn.Module):
         x = x + self.drop_path(self.attn(self.norm1(x), mask))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
+# %% ../../nbs/models/35_tvts.ipynb #dbc4685c
 def run_blocks(blocks, x, mask=None, redo:bool=False): # redo: recompute in the backward pass instead of keeping
     for b in blocks: x = recompute(b, x, mask, use_reentrant=False) if redo and torch.is_grad_enabled() else b(x, mask)
     return x
@@ -68,56 +75,29 @@ class VideoEncoder(nn.Module):
                  time_std:float=0., place_std:float=0.02 # of the embeddings of time and place before training; both as published
                 ):
         super().__init__()
-        if size % patch: raise ValueError(f'image size {size} is not a multiple of the patch {patch}; nearest: {max(1, round(size/patch))*patch}')
+        if size % patch:
+            raise ValueError(f'image size {size} is not a multiple of the patch {patch}; nearest: '
+                             f'{max(1, round(size/patch))*patch}')
         if frames % tubelet: raise ValueError(f'{frames} frames do not fill slots of {tubelet}: give a multiple')
         self.dim,self.size,self.patch,self.frames,self.tubelet,self.grad_checkpointing = dim,size,patch,frames,tubelet,False
         kernel = (tubelet,patch,patch)
         self.patch_embed = nn.ModuleDict(dict(proj=nn.Conv3d(3, dim, kernel, kernel)))
-        self.cls_token,self.pos_embed = nn.Parameter(torch.zeros(1, 1, dim)),nn.Parameter(torch.zeros(1, 1 + (size//patch)**2, dim))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + (size//patch)**2, dim))
         self.temporal_embed = nn.Parameter(torch.zeros(1, frames//tubelet, dim))
-        self.blocks = nn.ModuleList([Block(dim, heads, mlp_ratio, qkv_bias, drop_path*i/max(1, depth-1)) for i in range(depth)])
+        self.blocks = nn.ModuleList([Block(dim, heads, mlp_ratio, qkv_bias,
+                                           drop_path*i/max(1, depth-1)) for i in range(depth)])
         self.norm = LayerNorm(dim, eps=1e-6)
         init_encoder(self, time_std, place_std)
-
-    @property
-    def grid(self): return self.frames//self.tubelet,self.size//self.patch,self.size//self.patch            # t, h, w
-
-    def patches(self, video): # (B,T,3,S,S) -> (B,t,P,D)
-        x = self.patch_embed['proj'](video.transpose(1,2).to(self.cls_token.dtype))
-        return x.flatten(3).permute(0,2,3,1)
-
-    def embed(self, video, keep=None): # -> (B,1+n,D), input of the first block
-        x = self.patches(_clip(self, video))
-        t = x.shape[1]
-        x = x + self.pos_embed[:,None,1:] + self.temporal_embed[:,:t,None]
-        if keep is not None: x = x.gather(2, _rows(keep, t)[...,None].expand(-1, -1, -1, self.dim))
-        cls = self.cls_token + self.pos_embed[:,:1]
-        return torch.cat([cls.expand(len(x), -1, -1), x.flatten(1,2)], 1)
 
     def forward(self, video, # (B,T,3,S,S) normalised; T=1: a picture
                 keep=None, # (B,slots,n_keep) int64 places kept in each slot, in this order; rows beyond the clip's slots are not used. None: all
                 mask=None # additive, from `token_mask`
                ) -> torch.Tensor: # (B,1+n,D), class token first
-        return self.norm(run_blocks(self.blocks, self.embed(video, keep), mask, self.grad_checkpointing and self.training))
+        return self.norm(run_blocks(self.blocks, self.embed(video, keep), mask,
+                                    self.grad_checkpointing and self.training))
 
-# %% ../../nbs/models/35_tvts.ipynb #656b54f1
-def _clip(enc, video): # (B,T,3,S,S), checked; a picture fills a slot
-    if video.ndim != 5 or video.shape[2:] != (3,enc.size,enc.size): raise ValueError(f'video {tuple(video.shape)}: this encoder takes (clips, frames, 3, {enc.size}, {enc.size})')
-    if (T := video.shape[1]) == 1: return video.expand(-1, enc.tubelet, -1, -1, -1)
-    if T % enc.tubelet or T > enc.frames: raise ValueError(f'clips of {T} frames: this encoder takes a multiple of {enc.tubelet}, at most {enc.frames}; change max_frames')
-    return video
-
-def _rows(keep, t): # (B,slots,n) -> (B,t,n)
-    if keep.ndim != 3 or keep.shape[1] < t: raise ValueError(f'keep {tuple(keep.shape)}: needs (clips, slots, places kept) with at least {t} slots')
-    return keep[:,:t]
-
-def token_mask(self, video_mask, # (B,T) or None: all frames are there
-               keep=None): # as in `forward` -> additive (B,1,1,1+n), or None
-    "Attention mask that leaves out slots without any frame"
-    if video_mask is None or bool(video_mask.all()) or video_mask.shape[1] == 1: return None
-    slot = video_mask.bool().unflatten(1, (-1,self.tubelet)).any(-1).repeat_interleave(self.pos_embed.shape[1] - 1 if keep is None else keep.shape[2], 1)
-    return key_padding(F.pad(slot, (1,0), value=True))
-
+# %% ../../nbs/models/35_tvts.ipynb #eb57d9c3
 @torch.no_grad()
 def init_encoder(enc, time_std:float=0., place_std:float=0.02):
     "Linear maps, places and class token truncated normal (0.02), the tubelet convolution as PyTorch makes it"
@@ -128,7 +108,50 @@ def init_encoder(enc, time_std:float=0., place_std:float=0.02):
     for p,std in ((enc.pos_embed, place_std), (enc.cls_token, 0.02)): nn.init.trunc_normal_(p, std=std)
     nn.init.normal_(enc.temporal_embed, std=time_std)
 
-VideoEncoder.token_mask = token_mask
+# %% ../../nbs/models/35_tvts.ipynb #1f1f7328
+def _clip(enc, video): # (B,T,3,S,S), checked; a picture fills a slot
+    if video.ndim != 5 or video.shape[2:] != (3,enc.size,enc.size):
+        raise ValueError(f'video {tuple(video.shape)}: this encoder takes (clips, frames, 3, {enc.size}, {enc.size})')
+    if (T := video.shape[1]) == 1: return video.expand(-1, enc.tubelet, -1, -1, -1)
+    if T % enc.tubelet or T > enc.frames:
+        raise ValueError(f'clips of {T} frames: this encoder takes a multiple of {enc.tubelet}, at most '
+                         f'{enc.frames}; change max_frames')
+    return video
+
+@patch(as_prop=True)
+def grid(self:VideoEncoder): return self.frames//self.tubelet,self.size//self.patch,self.size//self.patch            # t, h, w
+
+# %% ../../nbs/models/35_tvts.ipynb #99fda119
+def _rows(keep, t): # (B,slots,n) -> (B,t,n)
+    if keep.ndim != 3 or keep.shape[1] < t:
+        raise ValueError(f'keep {tuple(keep.shape)}: needs (clips, slots, places kept) with at least {t} slots')
+    return keep[:,:t]
+
+@patch
+def patches(self:VideoEncoder, video): # (B,T,3,S,S) -> (B,t,P,D)
+    x = self.patch_embed['proj'](video.transpose(1,2).to(self.cls_token.dtype))
+    return x.flatten(3).permute(0,2,3,1)
+
+# %% ../../nbs/models/35_tvts.ipynb #9cc4b63a
+@patch
+def embed(self:VideoEncoder, video, keep=None): # -> (B,1+n,D), input of the first block
+    x = self.patches(_clip(self, video))
+    t = x.shape[1]
+    x = x + self.pos_embed[:,None,1:] + self.temporal_embed[:,:t,None]
+    if keep is not None: x = x.gather(2, _rows(keep, t)[...,None].expand(-1, -1, -1, self.dim))
+    cls = self.cls_token + self.pos_embed[:,:1]
+    return torch.cat([cls.expand(len(x), -1, -1), x.flatten(1,2)], 1)
+
+# %% ../../nbs/models/35_tvts.ipynb #656b54f1
+@patch
+def token_mask(self:VideoEncoder, video_mask, # (B,T) or None: all frames are there
+               keep=None # as in `forward`
+              ): # additive (B,1,1,1+n), or None
+    "Attention mask that leaves out slots without any frame"
+    if video_mask is None or bool(video_mask.all()) or video_mask.shape[1] == 1: return None
+    places = self.pos_embed.shape[1] - 1 if keep is None else keep.shape[2]
+    slot = video_mask.bool().unflatten(1, (-1,self.tubelet)).any(-1).repeat_interleave(places, 1)
+    return key_padding(F.pad(slot, (1,0), value=True))
 
 # %% ../../nbs/models/35_tvts.ipynb #4bdef716
 class SortHead(nn.Module):
@@ -152,9 +175,12 @@ class SortHead(nn.Module):
                 mask=None # additive (B,1,1,N) of padding slots
                ) -> torch.Tensor: # (B,K,K) logits
         K = text.shape[1]
-        if K != self.classes: raise ValueError(f'{K} transcripts for a sort head of {self.classes}: build the model with transcripts={K}, or cut as many pieces')
+        if K != self.classes:
+            raise ValueError(f'{K} transcripts for a sort head of {self.classes}: '
+                             f'build the model with transcripts={K}, or cut as many pieces')
         m = None if mask is None else F.pad(mask, (0,K))
-        return self.head(self.norm(run_blocks(self.blocks, self.join(text, video), m, self.grad_checkpointing and self.training)[:,-K:]))
+        x = run_blocks(self.blocks, self.join(text, video), m, self.grad_checkpointing and self.training)
+        return self.head(self.norm(x[:,-K:]))
 
 # %% ../../nbs/models/35_tvts.ipynb #744a741a
 def cosine(a, b): # (n,P), (m,P) -> (n,m), float32
@@ -169,6 +195,7 @@ def _attend(module, query, key, value, attention_mask, scaling=None, dropout=0.,
     else: y = module.attend(query, key, value, attention_mask)
     return y.transpose(1,2).contiguous(),None
 
+# %% ../../nbs/models/35_tvts.ipynb #118c509c
 def open_attention(tower): # a model of transformers
     "Put `Attend` into a tower of transformers, where its version allows; the same tower"
     try:
@@ -176,51 +203,65 @@ def open_attention(tower): # a model of transformers
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as functions
     except ImportError: return tower
     if not getattr(tower, '_supports_attention_backend', False): return tower
-    functions.register('attend', _attend); masks.register('attend', masks['eager'])
+    functions.register('attend', _attend)
+    masks.register('attend', masks['eager'])
     tower.set_attn_implementation('attend')
     mode = tower.training
-    with torch.no_grad(): tower.eval()(input_ids=torch.zeros(1, 2, dtype=torch.long, device=tower.device))          # each layer gets its softmax at its first call
+    ids = torch.zeros(1, 2, dtype=torch.long, device=tower.device)
+    with torch.no_grad(): tower.eval()(input_ids=ids)          # each layer gets its softmax at its first call
     return tower.train(mode)
 
 # %% ../../nbs/models/35_tvts.ipynb #b43349e9
-DEFAULTS = {'distilbert-base-uncased': 'distilbert', 'bert-base-uncased': 'bert'}     # models that are what their class makes without being told anything
-
+# models that are what their class makes without being told anything
+DEFAULTS = {'distilbert-base-uncased': 'distilbert', 'bert-base-uncased': 'bert'}
 _INSTEAD = "a folder, a config (a dict with model_type), 'clip:ViT-B-16', or text_weights='random'"
 
+def _clip_tower(name, weights):
+    tower = create_clip(name or 'ViT-B-16', None if weights == 'pretrained' else weights)
+    for part in ('visual', 'logit_scale'): delattr(tower, part)
+    return tower
+
+def _config(tr, text, weights): # of a tower with random weights; None: it has weights
+    if isinstance(text, dict): return tr.AutoConfig.for_model(**text)
+    if weights != 'random': return None
+    if text in DEFAULTS: return tr.AutoConfig.for_model(DEFAULTS[text])
+    return from_hub(tr.AutoConfig, text, 'text tower', _INSTEAD)
+
+# %% ../../nbs/models/35_tvts.ipynb #7a78dfd2
 def text_tower(text, # hub name, folder, dict with `model_type` and the fields of its config, or 'clip:' and a name for `create_clip`
                weights:str='pretrained' # or 'random'; for CLIP a file, a tag of open_clip, or 'random'
               ) -> nn.Module:
     "Make a text tower"
-    if isinstance(text, str) and text.split(':')[0] == 'clip':
-        tower = create_clip(text.partition(':')[2] or 'ViT-B-16', None if weights == 'pretrained' else weights)
-        for part in ('visual', 'logit_scale'): delattr(tower, part)
-        return tower
-    if weights not in ('pretrained', 'random'): raise unknown(f'weights of text tower {text!r}', weights, ('pretrained', 'random'))
+    if isinstance(text, str) and text.split(':')[0] == 'clip': return _clip_tower(text.partition(':')[2], weights)
+    if weights not in ('pretrained', 'random'):
+        raise unknown(f'weights of text tower {text!r}', weights, ('pretrained', 'random'))
     tr = need('transformers', 'vidlab[text]')
-    if isinstance(text, dict): config = tr.AutoConfig.for_model(**text)
-    elif weights == 'random': config = tr.AutoConfig.for_model(DEFAULTS[text]) if text in DEFAULTS else from_hub(tr.AutoConfig, text, 'text tower', _INSTEAD)
-    else: config = None
+    config = _config(tr, text, weights)
     tower = tr.AutoModel.from_config(config) if config is not None else from_hub(tr.AutoModel, text, 'text tower', _INSTEAD).float()
     if tower.config.model_type != 'distilbert' and getattr(tower, 'pooler', None) is None:
-        raise ValueError(f'text tower {text!r} is a {tower.config.model_type} without a pooler: there is no feature of the whole text; use a BERT, a DistilBERT or CLIP')
+        raise ValueError(f'text tower {text!r} is a {tower.config.model_type} without a pooler: '
+                         'there is no feature of the whole text; use a BERT, a DistilBERT or CLIP')
     return open_attention(tower)
 
+# %% ../../nbs/models/35_tvts.ipynb #c25ded97
 def text_width(tower): # of a text's feature
     return tower.card.embed_dim if isinstance(tower, CLIPBackbone) else tower.config.hidden_size
 
 def text_feature(tower, ids, mask=None): # (N,L), (N,L) -> (N,Dt)
     "One vector for each text"
     limit = tower.card.context if isinstance(tower, CLIPBackbone) else tower.config.max_position_embeddings
-    if ids.shape[1] > limit: raise ValueError(f'texts of {ids.shape[1]} tokens, the text tower holds {limit}: lower max_words')
+    if ids.shape[1] > limit:
+        raise ValueError(f'texts of {ids.shape[1]} tokens, the text tower holds {limit}: lower max_words')
     if isinstance(tower, CLIPBackbone): return tower.encode_text(ids)
     mask = (ids != (tower.config.pad_token_id or 0) if mask is None else mask).long()
-    n = max(1, int((mask.any(0)*torch.arange(1, mask.shape[1]+1, device=mask.device)).max()))            # columns of padding alone cost time and change nothing
+    n = max(1, int((mask.any(0)*torch.arange(1, mask.shape[1]+1, device=mask.device)).max()))
     out = tower(input_ids=ids[:,:n], attention_mask=mask[:,:n])
     return out.last_hidden_state[:,0] if tower.config.model_type == 'distilbert' else out.pooler_output
 
 # %% ../../nbs/models/35_tvts.ipynb #6f47f21a
 PROJECTIONS = ('minimal', '')
 
+# %% ../../nbs/models/35_tvts.ipynb #22b21d26
 @dataclass
 class TVTSCard(Card):
     name:str = 'tvts'
@@ -238,7 +279,9 @@ class TVTSCard(Card):
 # %% ../../nbs/models/35_tvts.ipynb #14cd90b9
 class TVTS(VideoModel):
     "Video encoder, text tower, projections and sort head"
-    pretrained_names,text_names,pretext_names = ('video_model.*', 'text_model.*'),('text_model.*', 'txt_proj.*'),('pred_model.*',)
+    pretrained_names = ('video_model.*', 'text_model.*')
+    text_names = ('text_model.*', 'txt_proj.*')
+    pretext_names = ('pred_model.*',)
     def __init__(self, video:VideoEncoder, text:nn.Module, # from `text_tower`
                  projection:str='minimal', # ReLU and a linear map for texts, a linear map for clips; '' none
                  projection_dim:int=256,
@@ -251,30 +294,38 @@ class TVTS(VideoModel):
         if projection not in PROJECTIONS: raise unknown('projection', projection, PROJECTIONS)
         if not tau > 0: raise ValueError(f'tau {tau}: a positive temperature')
         D,Dt = video.dim,text_width(text)
-        if not projection and D != Dt: raise ValueError(f"projection='' compares features as they are, but texts have width {Dt} and clips {D}: use projection='minimal'")
+        if not projection and D != Dt:
+            raise ValueError(f"projection='' compares features as they are, but texts have width {Dt} and clips {D}: "
+                             "use projection='minimal'")
         self.video_model,self.text_model,self.tau = video,text,tau
         self.txt_proj = nn.Sequential(nn.ReLU(), nn.Linear(Dt, projection_dim)) if projection else nn.Identity()
         self.vid_proj = nn.Sequential(nn.Linear(D, projection_dim)) if projection else nn.Identity()
-        self.pred_model = SortHead(D, sort_heads or video.blocks[0].attn.heads, sort_depth, transcripts, Dt, mlp_ratio=video.blocks[0].mlp.fc1.out_features/D)
+        like = video.blocks[0]
+        self.pred_model = SortHead(D, sort_heads or like.attn.heads, sort_depth, transcripts, Dt,
+                                   mlp_ratio=like.mlp.fc1.out_features/D)
         t,h,w = video.grid
-        self.card = card or TVTSCard()
-        for k,v in dict(size=video.size, slots=t, places=h*w, tubelet=video.tubelet, transcripts=transcripts, tau=tau).items(): setattr(self.card, k, v)
-        self.register_buffer('logit_scale', torch.tensor(math.log(1/tau)), persistent=False)         # a constant, kept as CLIP keeps it
-
-    def scale(self): return torch.tensor(1/self.tau, device=self.logit_scale.device)
+        own = dict(size=video.size, slots=t, places=h*w, tubelet=video.tubelet, transcripts=transcripts, tau=tau)
+        self.card = replace(card or TVTSCard(), **own)
+        # a constant, kept as CLIP keeps it
+        self.register_buffer('logit_scale', torch.tensor(math.log(1/tau)), persistent=False)
 
     def forward(self, batch:dict) -> dict: # video (B,T,3,S,S), text (B,L) or (B,K,L); may hold video_mask (B,T), text_mask, keep (B,slots,n)
         tokens,mask = self.video_tokens(batch['video'], batch.get('video_mask'), batch.get('keep'))
         words = self.text_features(batch['text'], batch.get('text_mask'))
-        out = dict(text=self.txt_proj(words).mean(1).float(), video=self.vid_proj(tokens[:,0]).float(), logit_scale=self.scale())
+        out = dict(text=self.txt_proj(words).mean(1).float(), video=self.vid_proj(tokens[:,0]).float(),
+                   logit_scale=self.scale())
         return dict(out, order=self.pred_model(words.detach(), tokens, mask).float()) if words.shape[1] > 1 else out
 
 # %% ../../nbs/models/35_tvts.ipynb #a46b5859
+@patch
+def scale(self:TVTS): return torch.tensor(1/self.tau, device=self.logit_scale.device)
+
 @patch
 def video_tokens(self:TVTS, video, video_mask=None, keep=None): # -> (B,1+n,D), additive mask or None
     mask = self.video_model.token_mask(video_mask, keep)
     return self.video_model(video, keep, mask),mask
 
+# %% ../../nbs/models/35_tvts.ipynb #7436745e
 @patch
 def video_features(self:TVTS, video, video_mask=None, keep=None): # (B,T,3,S,S) -> (B,D)
     "The class token before the projection"
@@ -284,16 +335,19 @@ def video_features(self:TVTS, video, video_mask=None, keep=None): # (B,T,3,S,S) 
 def encode_video(self:TVTS, video, video_mask=None, keep=None): # (B,T,3,S,S) -> (B,P)
     return self.vid_proj(self.video_tokens(video, video_mask, keep)[0][:,0]).float()
 
+# %% ../../nbs/models/35_tvts.ipynb #28c95f35
 @patch
 def text_features(self:TVTS, text, text_mask=None): # (B,L) or (B,K,L) -> (B,K,Dt)
     ids = text[:,None] if text.ndim == 2 else text
-    f = text_feature(self.text_model, ids.flatten(0,1), None if text_mask is None else text_mask.reshape(-1, ids.shape[-1]))
+    f = text_feature(self.text_model, ids.flatten(0,1),
+                     None if text_mask is None else text_mask.reshape(-1, ids.shape[-1]))
     return f.unflatten(0, ids.shape[:2])
 
 @patch
 def encode_text(self:TVTS, text, text_mask=None): # (B,L) or (B,K,L) -> (B,P), mean over the K
     return self.txt_proj(self.text_features(text, text_mask)).mean(1).float()
 
+# %% ../../nbs/models/35_tvts.ipynb #73e1e73c
 @patch
 def similarity(self:TVTS, text, # (Bt,P) from encode_text
                video, # (Bv,P) from encode_video
@@ -303,7 +357,8 @@ def similarity(self:TVTS, text, # (Bt,P) from encode_text
     with torch.autocast(text.device.type, enabled=False): return self.scale()*cosine(text, video)
 
 # %% ../../nbs/models/35_tvts.ipynb #b38ba4d3
-def _text_layers(tower): return tower.card.text_layers if isinstance(tower, CLIPBackbone) else tower.config.num_hidden_layers
+def _text_layers(tower):
+    return tower.card.text_layers if isinstance(tower, CLIPBackbone) else tower.config.num_hidden_layers
 
 @patch(as_prop=True)
 def top(self:TVTS): return 1 + max(len(self.video_model.blocks), _text_layers(self.text_model))
@@ -312,8 +367,10 @@ def top(self:TVTS): return 1 + max(len(self.video_model.blocks), _text_layers(se
 def depth_of(self:TVTS): # the shorter tower is aligned at the top
     v,t = self.top - len(self.video_model.blocks),self.top - _text_layers(self.text_model)
     video = {f'video_model.{n}*': 0 for n in ('cls_token', 'pos_embed', 'patch_embed')}
-    return {**video, 'video_model.blocks.{}.*': v, 'text_model.*.{}.*': t, 'text_model.*embed*': 0, 'text_model.*': None}
+    return {**video, 'video_model.blocks.{}.*': v, 'text_model.*.{}.*': t, 'text_model.*embed*': 0,
+            'text_model.*': None}
 
+# %% ../../nbs/models/35_tvts.ipynb #fb531115
 @patch
 def no_decay(self:TVTS) -> set: # names
     "Parameters without weight decay besides one-dimensional ones; the published recipe decays the time embedding and the texts"
@@ -324,14 +381,16 @@ def set_grad_checkpointing(self:TVTS, enable:bool=True):
     "Recompute every block in the backward pass: less memory, more time"
     VideoModel.set_grad_checkpointing(self, enable)
     if isinstance(self.text_model, CLIPBackbone): return
-    what = 'activation' if hasattr(self.text_model, 'activation_checkpointing_enable') else 'gradient'           # the newer name
+    # the newer name
+    what = 'activation' if hasattr(self.text_model, 'activation_checkpointing_enable') else 'gradient'
     getattr(self.text_model, f'{what}_checkpointing_{"enable" if enable else "disable"}')(*[dict(use_reentrant=False)]*enable)
 
 # %% ../../nbs/models/35_tvts.ipynb #e1adb52e
 @patch(as_prop=True)
 def token_kinds(self:TVTS): # video and sort: rows B, of a sort head `suffix` texts at the end; text: rows B*K
     lay = dict(prefix=1, grid=self.video_model.grid, tubelet=self.video_model.tubelet)
-    return {'text_model.*': dict(kind='text', prefix=0, grid=None), 'pred_model.*': dict(lay, kind='sort', suffix=self.pred_model.classes), '*': dict(lay, kind='video')}
+    sort = dict(lay, kind='sort', suffix=self.pred_model.classes)
+    return {'text_model.*': dict(kind='text', prefix=0, grid=None), 'pred_model.*': sort, '*': dict(lay, kind='video')}
 
 @patch
 def example(self:TVTS, n:int=2) -> dict: # each clip with its transcripts
@@ -342,9 +401,8 @@ def example(self:TVTS, n:int=2) -> dict: # each clip with its transcripts
 # %% ../../nbs/models/35_tvts.ipynb #0a062423
 class TrainingConfig: "Stands in for the configuration object in published training files"
 
-ALLOW = ((TrainingConfig, 'parse_config_dist_multi.ConfigParser'), *((PurePosixPath, f'{m}.PosixPath') for m in ('pathlib', 'pathlib._local')))
-PRETRAINED = [('text_model.embeddings.position_ids', None), ('*', '*')]                       # a buffer that some versions of transformers stored
-ENCODER = [('video_model.*', '*'), *((f'{p}.*', None) for p in ('text_model', 'txt_proj', 'vid_proj', 'pred_model'))]
+ALLOW = ((TrainingConfig, 'parse_config_dist_multi.ConfigParser'),
+         *((PurePosixPath, f'{m}.PosixPath') for m in ('pathlib', 'pathlib._local')))
 
 def read_tvts(path # file, or a folder of DeepSpeed's
              ) -> dict: # name -> tensor
@@ -352,37 +410,63 @@ def read_tvts(path # file, or a folder of DeepSpeed's
     p = Path(path).expanduser()
     return read_weights(p/'mp_rank_00_model_states.pt' if p.is_dir() else p, ALLOW)
 
+# %% ../../nbs/models/35_tvts.ipynb #aaf37e6e
+# a buffer that some versions of transformers stored
+PRETRAINED = [('text_model.embeddings.position_ids', None), ('*', '*')]
+ENCODER = [('video_model.*', '*'), *((f'{p}.*', None) for p in ('text_model', 'txt_proj', 'vid_proj', 'pred_model'))]
+
 def imagemae_rules(tubelet:int=2 # frames of a slot
                   ) -> list:
     "Rule table (see `vidlab.ckpt.rename`) for an image ViT: the kernel repeated over time, a decoder left out"
-    return [('decoder_*', None), ('mask_token', None), ('head.*', None), ('patch_embed.proj.weight', 'patch_embed.proj.weight', lambda w: w[:,:,None].repeat(1, 1, tubelet, 1, 1)), ('*', '*')]
+    over_time = lambda w: w[:,:,None].repeat(1, 1, tubelet, 1, 1)
+    return [('decoder_*', None), ('mask_token', None), ('head.*', None),
+            ('patch_embed.proj.weight', 'patch_embed.proj.weight', over_time), ('*', '*')]
 
-def encoder_rules(state:dict, source='weights', # named in errors
-                  tubelet:int=2) -> list:
+# %% ../../nbs/models/35_tvts.ipynb #f73fdb9c
+def encoder_rules(state:dict, # of the file
+                  source='weights', # named in errors
+                  tubelet:int=2 # frames of a slot
+                 ) -> list:
     "Rule table for the encoder in a file of any of the three kinds"
     kernel = state.get('patch_embed.proj.weight')
     if any(k.startswith('video_model.') for k in state): return ENCODER
-    if kernel is None: raise WeightsError(f'{source}: no video encoder in it (no video_model.*, no patch_embed.proj.weight); keys begin with {list(state)[:3]}')
+    if kernel is None:
+        raise WeightsError(f'{source}: no video encoder in it (no video_model.*, no patch_embed.proj.weight); '
+                           f'keys begin with {list(state)[:3]}')
     return imagemae_rules(tubelet) if kernel.ndim == 4 else [('*', '*')]
 
 # %% ../../nbs/models/35_tvts.ipynb #08eab07c
-def fit_positions(state:dict, # names of the encoder
-                  enc:VideoEncoder) -> tuple: # state, names that changed
-    "Positions of a file on the model's own grid"
-    out,done = dict(state),[]
-    pos,time = state.get('pos_embed'),state.get('temporal_embed')
-    if pos is not None and pos.shape[1] != (n := enc.pos_embed.shape[1]) and pos.shape[2] == enc.dim:
-        a,b = math.isqrt(pos.shape[1]-1),math.isqrt(n-1)
-        p = F.interpolate(pos[:,1:].float().transpose(1,2).unflatten(2, (a,a)), (b,b), mode='bicubic', antialias=True, align_corners=False)
-        out['pos_embed'] = torch.cat([pos[:,:1].float(), p.flatten(2).transpose(1,2)], 1); done.append('pos_embed')
-    if time is not None and time.shape[1] != (t := enc.temporal_embed.shape[1]) and time.shape[2] == enc.dim:
-        out['temporal_embed'] = time[:,:t] if time.shape[1] > t else F.interpolate(time.float().transpose(1,2), t, mode='linear', align_corners=False).transpose(1,2)
-        done.append('temporal_embed')
-    return out,done
+def _places(pos, side): # (1,1+g²,D) -> (1,1+side²,D)
+    g = math.isqrt(pos.shape[1]-1)
+    p = F.interpolate(pos[:,1:].float().transpose(1,2).unflatten(2, (g,g)), (side,side), mode='bicubic',
+                      antialias=True, align_corners=False)
+    return torch.cat([pos[:,:1].float(), p.flatten(2).transpose(1,2)], 1)
 
+def _times(time, t): # (1,t',D) -> (1,t,D)
+    if time.shape[1] > t: return time[:,:t]
+    return F.interpolate(time.float().transpose(1,2), t, mode='linear', align_corners=False).transpose(1,2)
+
+# %% ../../nbs/models/35_tvts.ipynb #e9753ad2
+def fit_positions(state:dict, # names of the encoder
+                  enc:VideoEncoder # to be filled
+                 ) -> tuple: # state, names that changed
+    "Positions of a file on the model's own grid"
+    t,h,_ = enc.grid
+    fits = dict(pos_embed=lambda v: _places(v, h), temporal_embed=lambda v: _times(v, t))
+    own = lambda k: getattr(enc, k).shape
+    done = [k for k in fits if k in state and state[k].shape[1] != own(k)[1] and state[k].shape[2] == enc.dim]
+    return {**state, **{k: fits[k](state[k]) for k in done}},done
+
+# %% ../../nbs/models/35_tvts.ipynb #fc9201ae
 def load_encoder(model, # whose encoder's names begin with `prefix`
-                 enc:VideoEncoder, state:dict, source:str, prefix:str='', new:tuple=(), exact:bool=False) -> LoadReport:
-    "Fill an encoder from a file of any kind; `new` are patterns of what else may stay as it is"
+                 enc:VideoEncoder, # the encoder in it
+                 state:dict, # of the file
+                 source:str, # named in errors
+                 prefix:str='', # of the encoder's names in the model
+                 new:tuple=(), # patterns of what else may stay as it is
+                 exact:bool=False # positions must fit
+                ) -> LoadReport:
+    "Fill an encoder from a file of any kind"
     names,rows = rename(state, encoder_rules(state, source, enc.tubelet))
     fitted,done = (names,[]) if exact else fit_positions(names, enc)
     new = (*new, prefix + 'temporal_embed') if 'temporal_embed' not in names else new
@@ -391,93 +475,142 @@ def load_encoder(model, # whose encoder's names begin with `prefix`
     report.rows = [(a, b and prefix + b, mark(b, w)) for a,b,w in rows] + [r for r in report.rows if r[2] == 'new']
     return report
 
+# %% ../../nbs/models/35_tvts.ipynb #cc959adc
+def _opened(source): # path or state dict -> state dict, its name in errors
+    return (state_dict_of(source),'state dict') if isinstance(source, dict) else (read_tvts(source),str(source))
+
 @patch
 def load_weights(self:TVTS, source, # path, or a state dict
                  exact:bool=False # refuse whatever is not a file of this very model
                 ) -> LoadReport:
     "Fill the model from a checkpoint; the report is returned and kept as `.report`"
-    state,name = (state_dict_of(source),'state dict') if isinstance(source, dict) else (read_tvts(source),str(source))
-    if any(k.startswith('video_model.') for k in state):
-        names,rows = rename(state, PRETRAINED)
-        enc = {k[12:]: v for k,v in names.items() if k.startswith('video_model.')}
-        fitted,done = (enc,[]) if exact else fit_positions(enc, self.video_model)
-        self.report = load_into(self, {**names, **{'video_model.' + k: v for k,v in fitted.items()}}, source=name)
-        self.report.rows = [(a, b, 'resized' if b and b.removeprefix('video_model.') in done else w) for a,b,w in rows]
+    state,name = _opened(source)
+    if not any(k.startswith('video_model.') for k in state):
+        if exact: raise WeightsError(f'{name}: an encoder alone, without text tower and sort head: not a whole TVTS')
+        state = {k: v for k,v in state.items() if not k.startswith('head.')}
+        self.report = load_encoder(self, self.video_model, state, name, 'video_model.',
+                                   ('text_model.*', 'txt_proj.*', 'vid_proj.*', 'pred_model.*'))
         return self.report
-    if exact: raise WeightsError(f'{name}: an encoder alone, without text tower and sort head: not a whole TVTS')
-    state = {k: v for k,v in state.items() if not k.startswith('head.')}
-    self.report = load_encoder(self, self.video_model, state, name, 'video_model.', ('text_model.*', 'txt_proj.*', 'vid_proj.*', 'pred_model.*'))
+    names,rows = rename(state, PRETRAINED)
+    enc = {k[12:]: v for k,v in names.items() if k.startswith('video_model.')}
+    fitted,done = (enc,[]) if exact else fit_positions(enc, self.video_model)
+    self.report = load_into(self, {**names, **{'video_model.' + k: v for k,v in fitted.items()}}, source=name)
+    self.report.rows = [(a, b, 'resized' if b and b.removeprefix('video_model.') in done else w) for a,b,w in rows]
     return self.report
 
 # %% ../../nbs/models/35_tvts.ipynb #0da881c2
 class TVTSClassifier(VideoEncoder, VideoModel):
     "The video encoder and a linear classifier on its class token"
-    pretrained_names,no_decay_names = ('cls_token', 'pos_embed', 'temporal_embed', 'patch_embed.*', 'blocks.*', 'norm.*'),('pos_embed', 'cls_token')
+    pretrained_names = ('cls_token', 'pos_embed', 'temporal_embed', 'patch_embed.*', 'blocks.*', 'norm.*')
+    no_decay_names = ('pos_embed', 'cls_token')
     depth_of = {'cls_token': 0, 'pos_embed': 0, 'patch_embed.*': 0, 'blocks.{}.*': 1}
     def __init__(self, classes:int=174,
                  max_frames:int=None, # frames the sampler should take; None: as many as there are positions for
                  **encoder): # of `VideoEncoder`
         super().__init__(**encoder)
         self.head = nn.Linear(self.dim, classes)
-        nn.init.trunc_normal_(self.head.weight, std=0.02); nn.init.zeros_(self.head.bias)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
         t,h,w = self.grid
-        self.card = TVTSCard('tvts_classifier', self.size, max_frames or self.frames, slots=t, places=h*w, tubelet=self.tubelet, words=0, transcripts=0, classes=classes)
-
-    def encode_video(self, video, video_mask=None): # (B,T,3,S,S), (B,T) -> (B,D)
-        body = [p for n,p in self.named_parameters() if not n.startswith('head.')]
-        graph = torch.is_grad_enabled() and (video.requires_grad or any(p.requires_grad for p in body))
-        with torch.set_grad_enabled(graph): return VideoEncoder.forward(self, video, mask=self.token_mask(video_mask))[:,0].float()
+        self.card = TVTSCard('tvts_classifier', self.size, max_frames or self.frames, slots=t, places=h*w,
+                             tubelet=self.tubelet,
+                             words=0, transcripts=0, classes=classes)
 
     def forward(self, batch:dict) -> dict: # video (B,T,3,S,S), video_mask (B,T) -> logits (B,C), video (B,D)
         v = self.encode_video(batch['video'], batch.get('video_mask'))
         return dict(logits=self.head(v), video=v)
 
-    @property
-    def token_kinds(self): return {'*': dict(kind='video', prefix=1, grid=self.grid, tubelet=self.tubelet)}
+# %% ../../nbs/models/35_tvts.ipynb #97aefcb4
+@patch
+def encode_video(self:TVTSClassifier, video, video_mask=None): # (B,T,3,S,S), (B,T) -> (B,D)
+    body = [p for n,p in self.named_parameters() if not n.startswith('head.')]
+    graph = torch.is_grad_enabled() and (video.requires_grad or any(p.requires_grad for p in body))
+    with torch.set_grad_enabled(graph):
+        return VideoEncoder.forward(self, video, mask=self.token_mask(video_mask))[:,0].float()
 
-    def load_weights(self, source, exact:bool=False) -> LoadReport: # path or state dict; exact: refuse a file without this very classifier
-        "Fill the model from a file of any kind; the report is returned and kept as `.report`"
-        state,name = (state_dict_of(source),'state dict') if isinstance(source, dict) else (read_tvts(source),str(source))
-        ours = {k: v for k,v in self.state_dict().items() if k.startswith('head.')}
-        same = state.get('patch_embed.proj.weight', ours['head.weight']).ndim == 5 and all(k in state and state[k].shape == v.shape for k,v in ours.items())
-        if exact and not same: raise WeightsError(f'{name} has another classifier or none: build that model, or load without exact=True to take the encoder')
-        left = [] if same else [k for k in state if k.startswith('head.')]
-        self.report = load_encoder(self, self, {k: v for k,v in state.items() if k not in left}, name, new=() if same else ('head.*',), exact=exact)
-        self.report.rows += [(k, None, 'dropped') for k in left]
-        return self.report
+@patch(as_prop=True)
+def token_kinds(self:TVTSClassifier): return {'*': dict(kind='video', prefix=1, grid=self.grid, tubelet=self.tubelet)}
+
+# %% ../../nbs/models/35_tvts.ipynb #1587810c
+@patch
+def load_weights(self:TVTSClassifier, source, # path, or a state dict
+                 exact:bool=False # refuse a file without this very classifier
+                ) -> LoadReport:
+    "Fill the model from a file of any kind; the report is returned and kept as `.report`"
+    state,name = _opened(source)
+    ours = {k: v for k,v in self.state_dict().items() if k.startswith('head.')}
+    video = state.get('patch_embed.proj.weight', ours['head.weight']).ndim == 5
+    same = video and all(k in state and state[k].shape == v.shape for k,v in ours.items())
+    if exact and not same:
+        raise WeightsError(f'{name} has another classifier or none: build that model, or load without exact=True to '
+                           'take the encoder')
+    left = [] if same else [k for k in state if k.startswith('head.')]
+    self.report = load_encoder(self, self, {k: v for k,v in state.items() if k not in left}, name,
+                               new=() if same else ('head.*',), exact=exact)
+    self.report.rows += [(k, None, 'dropped') for k in left]
+    return self.report
 
 # %% ../../nbs/models/35_tvts.ipynb #dbb98627
-PRESETS = dict(base=dict(encoder=dict(dim=768, depth=12, heads=12, size=224, patch=16, frames=16), text='distilbert-base-uncased', projection_dim=256, max_words=50),
-    tiny=dict(encoder=dict(dim=128, depth=4, heads=2, size=64, patch=16, frames=16, time_std=1., place_std=.5), projection_dim=64, max_words=32, weights='random', tokenizer='shapes',
-              text=dict(model_type='distilbert', vocab_size=128, dim=128, n_layers=2, n_heads=2, hidden_dim=256, max_position_embeddings=64, initializer_range=.1)))
+_tiny = dict(dim=128, depth=4, heads=2, size=64, patch=16, frames=16, time_std=1., place_std=.5)
+_tiny_text = dict(model_type='distilbert', vocab_size=128, dim=128, n_layers=2, n_heads=2, hidden_dim=256,
+                  max_position_embeddings=64, initializer_range=.1)
+PRESETS = dict(
+    base=dict(encoder=dict(dim=768, depth=12, heads=12, size=224, patch=16, frames=16),
+              text='distilbert-base-uncased', projection_dim=256, max_words=50),
+    tiny=dict(encoder=_tiny, projection_dim=64, max_words=32, weights='random', tokenizer='shapes', text=_tiny_text))
 
+# %% ../../nbs/models/35_tvts.ipynb #991d52ff
+def _blocks(state, start): return len({k[len(start):].split('.')[0] for k in state if k.startswith(start)})
+
+def _encoder_of(state, heads): # fields of `VideoEncoder`
+    get = lambda k: state['video_model.' + k].shape
+    D,_,tub,p,_ = get('patch_embed.proj.weight')
+    return dict(dim=D, depth=_blocks(state, 'video_model.blocks.'), heads=heads or D//64,
+                size=p*math.isqrt(get('pos_embed')[1]-1), patch=p,
+                frames=get('temporal_embed')[1]*tub, tubelet=tub, mlp_ratio=get('blocks.0.mlp.fc1.weight')[0]/D,
+                qkv_bias='video_model.blocks.0.attn.qkv.bias' in state)
+
+# %% ../../nbs/models/35_tvts.ipynb #5193ee30
+def _text_of(state, heads): # fields of a config of transformers
+    if 'text_model.embeddings.word_embeddings.weight' not in state:
+        raise WeightsError("a checkpoint with CLIP's text tower does not say which: "
+                           "build the model with text='clip:...' and give the file to load_weights")
+    get = lambda k: state['text_model.' + k].shape
+    (V,D),L = get('embeddings.word_embeddings.weight'),get('embeddings.position_embeddings.weight')[0]
+    if 'text_model.encoder.layer.0.intermediate.dense.weight' in state:
+        return dict(model_type='bert', vocab_size=V, hidden_size=D,
+                    num_hidden_layers=_blocks(state, 'text_model.encoder.layer.'),
+                    num_attention_heads=heads or D//64, max_position_embeddings=L,
+                    intermediate_size=get('encoder.layer.0.intermediate.dense.weight')[0],
+                    type_vocab_size=get('embeddings.token_type_embeddings.weight')[0])
+    return dict(model_type='distilbert', vocab_size=V, dim=D,
+                n_layers=_blocks(state, 'text_model.transformer.layer.'), n_heads=heads or D//64,
+                hidden_dim=get('transformer.layer.0.ffn.lin1.weight')[0], max_position_embeddings=L)
+
+# %% ../../nbs/models/35_tvts.ipynb #da9803be
 def describe(state:dict, # our names
-             heads:int=None, text_heads:int=None # None: width // 64
+             heads:int=None, # of the encoder; None: width // 64
+             text_heads:int=None # of the text tower, likewise
             ) -> dict: # encoder, text, projection, projection_dim, transcripts, sort_depth
     "What model a state dict holds"
-    get = lambda k: state[k].shape
-    blocks = lambda start: len({k[len(start):].split('.')[0] for k in state if k.startswith(start)})
-    (D,_,tub,p,_),n = get('video_model.patch_embed.proj.weight'),get('video_model.pos_embed')[1]-1
-    enc = dict(dim=D, depth=blocks('video_model.blocks.'), heads=heads or D//64, size=p*math.isqrt(n), patch=p, frames=get('video_model.temporal_embed')[1]*tub, tubelet=tub,
-               mlp_ratio=get('video_model.blocks.0.mlp.fc1.weight')[0]/D, qkv_bias='video_model.blocks.0.attn.qkv.bias' in state)
-    w = next((get(k) for k in ('text_model.embeddings.word_embeddings.weight',) if k in state), None)
-    if w is None: raise WeightsError("a checkpoint with CLIP's text tower does not say which: build the model with text='clip:...' and give the file to load_weights")
-    (V,Dt),L = w,get('text_model.embeddings.position_embeddings.weight')[0]
-    if 'text_model.encoder.layer.0.intermediate.dense.weight' in state:
-        text = dict(model_type='bert', vocab_size=V, hidden_size=Dt, num_hidden_layers=blocks('text_model.encoder.layer.'), num_attention_heads=text_heads or Dt//64, max_position_embeddings=L,
-                    intermediate_size=get('text_model.encoder.layer.0.intermediate.dense.weight')[0], type_vocab_size=get('text_model.embeddings.token_type_embeddings.weight')[0])
-    else: text = dict(model_type='distilbert', vocab_size=V, dim=Dt, n_layers=blocks('text_model.transformer.layer.'), n_heads=text_heads or Dt//64, hidden_dim=get('text_model.transformer.layer.0.ffn.lin1.weight')[0], max_position_embeddings=L)
-    return dict(encoder=enc, text=text, projection='minimal' if 'txt_proj.1.weight' in state else '', projection_dim=get('txt_proj.1.weight')[0] if 'txt_proj.1.weight' in state else Dt,
-                transcripts=get('pred_model.head.weight')[0], sort_depth=blocks('pred_model.blocks.'))
+    enc,text = _encoder_of(state, heads),_text_of(state, text_heads)
+    proj = state.get('txt_proj.1.weight')
+    width = text.get('hidden_size', text.get('dim')) if proj is None else proj.shape[0]
+    return dict(encoder=enc, text=text, projection='' if proj is None else 'minimal', projection_dim=width,
+                transcripts=state['pred_model.head.weight'].shape[0], sort_depth=_blocks(state, 'pred_model.blocks.'))
 
+# %% ../../nbs/models/35_tvts.ipynb #98b6c442
 def _encoder(p, image_size, positions, max_frames, **more): # fields of `VideoEncoder`
     frames = positions or max(p['frames'], max_frames or 0)
     if max_frames and (max_frames > frames or (max_frames > 1 and max_frames % p.get('tubelet', 2))):
-        raise ValueError(f'max_frames {max_frames}: needs a multiple of {p.get("tubelet", 2)} (or 1, pictures) and at most the {frames} frames there are positions for')
+        raise ValueError(f'max_frames {max_frames}: needs a multiple of {p.get("tubelet", 2)} (or 1, pictures) and '
+                         f'at most the {frames} frames there are positions for')
     return {**p, 'frames': frames, 'size': image_size or p['size'], **more}
 
 def _weights(weights, name):
-    if weights is None: raise ValueError(f"{name}: say which weights: the file of ImageMAE-Base (mae_pretrain_vit_base.pth), a TVTS file, or 'random'")
+    if weights is None:
+        raise ValueError(f"{name}: say which weights: the file of ImageMAE-Base (mae_pretrain_vit_base.pth), a TVTS "
+                         "file, or 'random'")
     return weights
 
 def _start(model, weights):
@@ -486,53 +619,76 @@ def _start(model, weights):
 
 # %% ../../nbs/models/35_tvts.ipynb #14c0d454
 @register_model
-def tvts(preset:str='base', # see PRESETS
-         weights:str=None, # to start from: file of ImageMAE or TVTS, or 'random'
-         text=None, # text tower, see `text_tower`; None: the preset's
-         text_weights:str=None, # see `text_tower`; None: 'pretrained', but 'random' where `weights` is 'random'
-         tokenizer:str=None, # for `tokenize`; None: that of the text tower
-         projection:str='minimal', # see PROJECTIONS
-         projection_dim:int=None,
+def tvts(preset:str='base', # sizes: 'base' (as published: ViT-B/16, DistilBERT) | 'tiny' (for a CPU)
+         weights:str=None, # to start from: file of ImageMAE or TVTS, or 'random'; None: the preset's (tiny random; base must be told)
+         text=None, # text tower: name on the hub, folder, dict of its config, or 'clip:ViT-B-16'; None: the preset's
+         text_weights:str=None, # 'pretrained' | 'random', of CLIP a tag or file; None: pretrained, but random where `weights` is or text is a config
+         tokenizer:str=None, # of texts, as `tokenize` knows it; None: that of the text tower
+         projection:str='minimal', # to the common width: 'minimal' (linear maps, ReLU before that of texts) | '' (none)
+         projection_dim:int=None, # common width of clips and texts; None: the preset's (256, tiny 64) or the checkpoint's
          transcripts:int=4, # of a narrated clip, K
          sort_depth:int=2, # blocks of the sort head
-         tau:float=0.05, # temperature of the scores
-         drop_path:float=0., # of the encoder's last block
+         tau:float=0.05, # temperature of the scores, fixed
+         drop_path:float=0., # rate of the encoder's last block, rising from 0 at the first
          time_std:float=None, # of the time embedding before training; None: the preset's, 0 as published for base
-         max_words:int=None, max_frames:int=None, # of a text, of a clip
+         max_words:int=None, # most tokens of a text; None: the preset's (50, tiny 32)
+         max_frames:int=None, # most frames of a clip; None: as many as there are positions for (16)
          positions:int=None, # frames there are positions for; None: the preset's, or max_frames if that is more
-         image_size:int=None, # pixels; None: the preset's
-         checkpoint:str=None, # TVTS file to build from: sizes are read off it
-         vision_heads:int=None, text_heads:int=None, # of a checkpoint; None: width // 64
-         freeze=None # a policy, see `TVTS.freeze`
+         image_size:int=None, # pixels, square; None: the preset's (224, tiny 64) or the checkpoint's
+         checkpoint:str=None, # TVTS file to build from: sizes are read off it; None: a new model
+         vision_heads:int=None, # attention heads of a checkpoint's encoder; None: width/64
+         text_heads:int=None, # likewise of its text tower
+         freeze=None # 'none' | 'all' (both towers) | 'visual' | 'text' | number of layers | patterns; None: nothing
         ) -> TVTS:
     "TVTS: video encoder, text tower and sort head"
     if preset not in PRESETS: raise unknown('preset', preset, PRESETS)
     p,state = dict(PRESETS[preset], projection=projection, transcripts=transcripts, sort_depth=sort_depth),None
     if checkpoint:
-        if weights or text: raise ValueError('checkpoint= holds all weights: leave weights= and text= out, or load it into a built model with load_weights')
-        state = read_tvts(checkpoint)
-        if 'video_model.pos_embed' not in state: raise WeightsError(f'{checkpoint}: not a whole TVTS (no video_model.pos_embed); keys begin with {list(state)[:3]}')
-        p,weights = {**p, **describe(state, vision_heads, text_heads)},'random'
+        if weights or text:
+            raise ValueError('checkpoint= holds all weights: leave weights= and text= out, or load it into a built '
+                             'model with load_weights')
+        state,weights = _whole(checkpoint),'random'
+        p |= describe(state, vision_heads, text_heads)
     weights,text = _weights(weights or p.get('weights'), 'tvts'),text or p['text']
-    enc = VideoEncoder(**_encoder(p['encoder'], image_size, positions, max_frames, drop_path=drop_path, **({} if time_std is None else dict(time_std=time_std))))
-    clip = isinstance(text, str) and text.split(':')[0] == 'clip'
+    more = {} if time_std is None else dict(time_std=time_std)
+    enc = VideoEncoder(**_encoder(p['encoder'], image_size, positions, max_frames, drop_path=drop_path, **more))
     tower = text_tower(text, text_weights or ('random' if weights == 'random' or isinstance(text, dict) else 'pretrained'))
-    words = tokenizer or ('clip' if clip else text if isinstance(text, str) and not checkpoint else p.get('tokenizer', PRESETS[preset]['text']))
-    card = TVTSCard(frames=max_frames or p['encoder']['frames'], words=max_words or p['max_words'], tokenizer=words, text=text)
-    model = TVTS(enc, tower, p['projection'], projection_dim or p['projection_dim'], p['transcripts'], p['sort_depth'], None, tau, card)
+    words = tokenizer or _tokenizer(text, p.get('tokenizer', PRESETS[preset]['text']), checkpoint)
+    card = TVTSCard(frames=max_frames or p['encoder']['frames'], words=max_words or p['max_words'], tokenizer=words,
+                    text=text)
+    model = TVTS(enc, tower, p['projection'], projection_dim or p['projection_dim'], p['transcripts'],
+                 p['sort_depth'], None, tau, card)
     _start(model, weights)
-    if checkpoint: model.load_weights(state); card.source = Path(checkpoint).name
+    if checkpoint: _start_from(model, state, checkpoint)
     if freeze is not None: model.freeze(freeze)
     return model
 
+# %% ../../nbs/models/35_tvts.ipynb #95535b4c
+def _whole(checkpoint):
+    state = read_tvts(checkpoint)
+    if 'video_model.pos_embed' not in state:
+        raise WeightsError(f'{checkpoint}: not a whole TVTS (no video_model.pos_embed); '
+                           f'keys begin with {list(state)[:3]}')
+    return state
+
+def _start_from(model, state, checkpoint):
+    model.load_weights(state)
+    model.card.source = Path(checkpoint).name
+
+def _tokenizer(text, preset, checkpoint):
+    if isinstance(text, str) and text.split(':')[0] == 'clip': return 'clip'
+    return text if isinstance(text, str) and not checkpoint else preset
+
 # %% ../../nbs/models/35_tvts.ipynb #8b03376f
 @register_model
-def tvts_classifier(preset:str='base', # see PRESETS
-                    classes:int=174,
-                    weights:str=None, # to start from: file of TVTS, ImageMAE or a classifier, or 'random'
+def tvts_classifier(preset:str='base', # sizes: 'base' (as published: ViT-B/16) | 'tiny' (for a CPU)
+                    classes:int=174, # of the classifier
+                    weights:str=None, # to start from: file of TVTS, ImageMAE or a classifier, or 'random'; None: tiny random, base must be told
                     probe:bool=False, # freeze the encoder
-                    drop_path:float=0., # of the last block
-                    max_frames:int=None, positions:int=None, image_size:int=None # as in `tvts`
+                    drop_path:float=0., # rate of the last block, rising from 0 at the first
+                    max_frames:int=None, # most frames of a clip; None: as many as there are positions for (16)
+                    positions:int=None, # frames there are positions for; None: the preset's, or max_frames if that is more
+                    image_size:int=None # pixels, square; None: the preset's (224, tiny 64)
                    ) -> TVTSClassifier:
     "TVTS's video encoder with a classifier: fine-tuning, or a linear probe"
     if preset not in PRESETS: raise unknown('preset', preset, PRESETS)

@@ -43,6 +43,7 @@ def layer_orders(order:str, # see ORDERS
     first,then = (s,t) if order == 'spatial_then_temporal' else (t,s)
     return [first if i < depth//2 else then for i in range(depth)]
 
+# %% ../../nbs/models/32_videomamba.ipynb #45a99870
 def time_first(grid:tuple, # (T',h,w)
                at=None, # (B,n) places of the tokens that are there, ascending, class token 0; None: all
                device=None) -> tuple: # order (n) or (B,n) and its inverse
@@ -54,7 +55,7 @@ def time_first(grid:tuple, # (T',h,w)
     return order, order.argsort(-1)
 
 # %% ../../nbs/models/32_videomamba.ipynb #da3a84ba
-class _Permute(torch.autograd.Function):
+class _Permute(torch.autograd.Function): # of tokens; undone in the backward pass
     @staticmethod
     def forward(ctx, x, order, inverse):
         ctx.save_for_backward(order, inverse)
@@ -64,6 +65,7 @@ class _Permute(torch.autograd.Function):
         order,inverse = ctx.saved_tensors
         return _Permute.apply(g, inverse, order), None, None
 
+# %% ../../nbs/models/32_videomamba.ipynb #fe9e976b
 def enter(x, route, swap): # (B,E,L) in the model's order -> in the order of the route
     if route[0]: x = _Permute.apply(x, *swap)
     return x.flip(-1) if route[1] else x
@@ -77,16 +79,21 @@ def wide(x): return x.to(torch.promote_types(x.dtype, torch.float32)) # float64 
 
 class Scan(nn.Module):
     "The selective scan as a module"
-    def forward(self, u, delta, A, B, C, D, bias): return selective_scan(u, delta, A, B, C, D, delta_bias=bias, softplus=True)
+    def forward(self, u, delta, A, B, C, D, bias):
+        return selective_scan(u, delta, A, B, C, D, delta_bias=bias, softplus=True)
 
+# %% ../../nbs/models/32_videomamba.ipynb #7a11ded3
 @torch.no_grad()
 def init_dt(proj:nn.Linear, # R -> E
-            low:float=1e-3, high:float=0.1): # range of step sizes
+            low:float=1e-3, # smallest step size
+            high:float=0.1 # largest
+           ):
     "Mamba's start of the step sizes: log-uniform, by the inverse of softplus"
     nn.init.uniform_(proj.weight, -proj.in_features**-0.5, proj.in_features**-0.5)
     dt = torch.exp(torch.rand_like(proj.bias)*(math.log(high)-math.log(low)) + math.log(low)).clamp(min=1e-4)
     proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
 
+# %% ../../nbs/models/32_videomamba.ipynb #dfbff358
 class Mixer(nn.Module):
     "Bidirectional Mamba"
     def __init__(self, dim:int, state:int=16, conv:int=4, expand:int=2, dt_rank:int=None, # None: dim/16, rounded up
@@ -94,11 +101,14 @@ class Mixer(nn.Module):
                  bidirectional:bool=True, order:str='spatial'): # see ROUTES
         super().__init__()
         if order not in ROUTES: raise unknown('order of a layer', order, ROUTES)
-        if order == 'st_v1' and not bidirectional: raise ValueError("order 'st_v1' is one order forwards and the other backwards: it needs bidirectional=True")
+        if order == 'st_v1' and not bidirectional:
+            raise ValueError("order 'st_v1' is one order forwards and the other backwards: it needs bidirectional=True")
         E,R = int(expand*dim),dt_rank or math.ceil(dim/16)
-        self.widths,self.sides,self.routes = (R,state,state),('','_b') if bidirectional else ('',),[r for r in ROUTES[order] if bidirectional or not r[1]]
+        self.widths,self.sides = (R,state,state),('','_b') if bidirectional else ('',)
+        self.routes = [r for r in ROUTES[order] if bidirectional or not r[1]]
         for s in self.sides:
-            self.register_parameter({'':'A_log', '_b':'A_b_log'}[s], nn.Parameter(torch.arange(1., state+1).log().repeat(E, 1)))
+            self.register_parameter({'':'A_log', '_b':'A_b_log'}[s],
+                                    nn.Parameter(torch.arange(1., state+1).log().repeat(E, 1)))
             self.register_parameter('D' + s, nn.Parameter(torch.ones(E)))
         self.in_proj = nn.Linear(dim, 2*E, bias=bias)
         for s in self.sides:
@@ -106,29 +116,38 @@ class Mixer(nn.Module):
             self.add_module('x_proj' + s, nn.Linear(E, sum(self.widths), bias=False))
             self.add_module('dt_proj' + s, nn.Linear(R, E))
         self.out_proj,self.scan = nn.Linear(E, dim, bias=bias),Scan()
-        init_dt(self.dt_proj)                                              # the backward one keeps PyTorch's start, as published
+        # the backward one keeps PyTorch's start, as published
+        init_dt(self.dt_proj)
 
-    def per_route(self, name, part=None): # a parameter of every route, stacked; None when there is none
-        p = [getattr(self, (name + s) if name != 'A_log' or not s else 'A_b_log') for s in (self.sides[r[1]] for r in self.routes)]
-        p = p if part is None else [getattr(m, part) for m in p]
-        return None if p[0] is None else torch.stack(p)
+# %% ../../nbs/models/32_videomamba.ipynb #60f510b2
+@patch
+def per_route(self:Mixer, name, part=None): # a parameter of every route, stacked; None when there is none
+    own = lambda s: 'A_b_log' if name == 'A_log' and s else name + s
+    p = [getattr(self, own(self.sides[r[1]])) for r in self.routes]
+    p = p if part is None else [getattr(m, part) for m in p]
+    return None if p[0] is None else torch.stack(p)
 
-    def forward(self, x, swap=None): # (B,L,d); `time_first` of the tokens, where a route needs it -> (B,L,d)
-        a,z = self.in_proj(x).transpose(1,2).chunk(2, 1)                                                # (B E L)
-        a = torch.stack([enter(a, r, swap) for r in self.routes])                                       # (K B E L)
-        a = causal_conv1d(a, self.per_route('conv1d', 'weight'), self.per_route('conv1d', 'bias'))
-        dt,B,C = (self.per_route('x_proj', 'weight')[:,None] @ a).split(self.widths, 2)
-        dt = self.per_route('dt_proj', 'weight')[:,None] @ dt
-        y = self.scan(a, dt, -wide(self.per_route('A_log')).exp(), B, C, wide(self.per_route('D')), wide(self.per_route('dt_proj', 'bias')))
-        y = sum(leave(v, r, swap) for v,r in zip(y, self.routes))
-        if len(self.routes) > len(self.sides): y = y*(len(self.sides)/len(self.routes))                 # two orders: their mean
-        return self.out_proj((y*F.silu(z)).transpose(1,2))
+# %% ../../nbs/models/32_videomamba.ipynb #bc46e4b3
+@patch
+def forward(self:Mixer, x, swap=None): # (B,L,d); `time_first` of the tokens, where a route needs it -> (B,L,d)
+    a,z = self.in_proj(x).transpose(1,2).chunk(2, 1)                                                # (B E L)
+    a = torch.stack([enter(a, r, swap) for r in self.routes])                                       # (K B E L)
+    a = causal_conv1d(a, self.per_route('conv1d', 'weight'), self.per_route('conv1d', 'bias'))
+    dt,B,C = (self.per_route('x_proj', 'weight')[:,None] @ a).split(self.widths, 2)
+    dt = self.per_route('dt_proj', 'weight')[:,None] @ dt
+    y = self.scan(a, dt, -wide(self.per_route('A_log')).exp(), B, C, wide(self.per_route('D')),
+                  wide(self.per_route('dt_proj', 'bias')))
+    y = sum(leave(v, r, swap) for v,r in zip(y, self.routes))
+    # two orders: their mean
+    if len(self.routes) > len(self.sides): y = y*(len(self.sides)/len(self.routes))
+    return self.out_proj((y*F.silu(z)).transpose(1,2))
 
 # %% ../../nbs/models/32_videomamba.ipynb #01517dc2
 class RMSNorm(nn.RMSNorm):
     "x / sqrt(mean x² + eps) · w, computed in float32"
     def __init__(self, dim:int): super().__init__(dim, eps=1e-5)
-    def forward(self, x): return F.rms_norm(wide(x), self.normalized_shape, wide(self.weight), self.eps).to(self.weight.dtype)
+    def forward(self, x):
+        return F.rms_norm(wide(x), self.normalized_shape, wide(self.weight), self.eps).to(self.weight.dtype)
 
 NORMS = dict(rms=RMSNorm, layer=LayerNorm)
 
@@ -137,6 +156,7 @@ def drop_rates(depth:int, rate:float) -> list: # depth+1 numbers: at the input o
     r = torch.linspace(0, rate, depth, device='cpu').tolist()
     return [0.] + r[:-1] + [rate]
 
+# %% ../../nbs/models/32_videomamba.ipynb #7b238cc4
 class Block(nn.Module):
     def __init__(self, mixer:Mixer, norm:nn.Module, drop:float=0.):
         super().__init__()
@@ -150,6 +170,7 @@ class Block(nn.Module):
 
 # %% ../../nbs/models/32_videomamba.ipynb #5544337f
 class PatchEmbed(nn.Module):
+    "Patches of a clip as tokens"
     def __init__(self, dim:int, patch:int, tubelet:int=None): # None: 2-D, of an image model
         super().__init__()
         k = (patch,patch) if tubelet is None else (tubelet,patch,patch)
@@ -161,24 +182,31 @@ class PatchEmbed(nn.Module):
         x = rearrange(video, 'b (t k) c (h p) (w q) -> b t (h w) (c k p q)', k=k, p=p, q=p)
         return F.linear(x, self.proj.weight.flatten(1), self.proj.bias)
 
+# %% ../../nbs/models/32_videomamba.ipynb #a800aa87
 def resize_space(pos, # (1,1+N,d), class token first
                  side:int # patches along a frame
                 ): # (1,1+side²,d)
     "Positions for another picture size"
     g = math.isqrt(pos.shape[1]-1)
     if g*g != pos.shape[1]-1: raise WeightsError(f'{pos.shape[1]-1} positions are not a square grid')
-    p = F.interpolate(rearrange(pos[:,1:].float(), 'b (h w) d -> b d h w', h=g), (side,side), mode='bicubic', align_corners=False)
+    p = F.interpolate(rearrange(pos[:,1:].float(), 'b (h w) d -> b d h w', h=g), (side,side), mode='bicubic',
+                      align_corners=False)
     return torch.cat([pos[:,:1].float(), rearrange(p, 'b d h w -> b (h w) d')], 1)
 
+# %% ../../nbs/models/32_videomamba.ipynb #a0aaca9e
 def resize_time(times, # (1,T,d)
-                frames:int): # (1,frames,d)
+                frames:int # of the model
+               ): # (1,frames,d)
     "Times for another number of frames"
     return F.interpolate(times.float().transpose(1,2), frames, mode='linear', align_corners=False).transpose(1,2)
 
+# %% ../../nbs/models/32_videomamba.ipynb #4c33f713
 INFLATE = ('centre', 'mean')
 
 def inflate(weight, # (d,3,p,p)
-            tubelet:int, how:str='centre'): # see INFLATE -> (d,3,tubelet,p,p)
+            tubelet:int, # frames of a patch
+            how:str='centre' # see INFLATE
+           ): # (d,3,tubelet,p,p)
     "A patch kernel over several frames from one for pictures"
     if how not in INFLATE: raise unknown('inflation', how, INFLATE)
     if how == 'mean': return weight[:,:,None].repeat(1, 1, tubelet, 1, 1)/tubelet
@@ -187,8 +215,6 @@ def inflate(weight, # (d,3,p,p)
     return w
 
 # %% ../../nbs/models/32_videomamba.ipynb #1aa43289
-DT_INITS = ('released', 'log_uniform')
-
 @dataclass
 class MambaCard(Card):
     name:str = 'videomamba'
@@ -207,47 +233,65 @@ class MambaCard(Card):
     mean:tuple = IMAGENET_MEAN # of pixels in 0..1
     std:tuple = IMAGENET_STD
 
+# %% ../../nbs/models/32_videomamba.ipynb #9b41f154
 class Trunk(VideoModel):
     "Embedding and blocks"
-    pretrained_names = ('cls_token', 'pos_embed', 'temporal_pos_embedding', 'patch_embed.*', 'layers.*', 'norm_f.*', 'norm.*')   # all but head and decoders
+    pretrained_names = ('cls_token', 'pos_embed', 'temporal_pos_embedding', 'patch_embed.*', 'layers.*', 'norm_f.*',
+                        'norm.*')   # all but head and decoders
     no_decay_names = ('cls_token', 'pos_embed', 'temporal_pos_embedding')
     depth_of = {'cls_token': 0, 'pos_embed': 0, 'patch_embed.*': 0, 'layers.{}.*': 1}
 
-    @property
-    def token_kinds(self): return {'*': dict(kind='scan', prefix=1, grid=self.card.grid)}     # one class token, then T' x h x w
-
     def __init__(self, dim:int=192, depth:int=24, image_size:int=224, patch:int=16, tubelet:int=1, max_frames:int=8, # 0: image model
-                 order:str='spatial', norm:str='rms', bidirectional:bool=True, drop_path:float=0., mixer:dict=None, head:nn.Module=None): # further options of Mixer
+                 order:str='spatial', norm:str='rms', bidirectional:bool=True, drop_path:float=0.,
+                 mixer:dict=None, # further options of Mixer
+                 head:nn.Module=None):
         super().__init__()
         if norm not in NORMS: raise unknown('norm', norm, NORMS)
         if image_size % patch: raise ValueError(f'image_size {image_size} is not a multiple of patch {patch}')
-        if max_frames % tubelet or (tubelet > 1 and not max_frames): raise ValueError(f'max_frames {max_frames} is not a multiple of tubelet {tubelet}')
-        g,T,rates,orders = image_size//patch,max(1, max_frames//tubelet),drop_rates(depth, drop_path),layer_orders(order, depth)
+        if max_frames % tubelet or (tubelet > 1 and not max_frames):
+            raise ValueError(f'max_frames {max_frames} is not a multiple of tubelet {tubelet}')
+        g = image_size//patch
+        T = max(1, max_frames//tubelet)
+        rates = drop_rates(depth, drop_path)
+        orders = layer_orders(order, depth)
         self.cls_token,self.pos_embed = nn.Parameter(torch.zeros(1,1,dim)),nn.Parameter(torch.zeros(1,1+g*g,dim))
         self.temporal_pos_embedding = nn.Parameter(torch.zeros(1,T,dim)) if max_frames else None
         self.patch_embed = PatchEmbed(dim, patch, tubelet if max_frames else None)
         if head is not None: self.head = head
-        self.layers = nn.ModuleList([Block(Mixer(dim, bidirectional=bidirectional, order=o, **(mixer or {})), NORMS[norm](dim), r) for o,r in zip(orders, rates)])
+        mix = lambda o: Mixer(dim, bidirectional=bidirectional, order=o, **(mixer or {}))
+        self.layers = nn.ModuleList([Block(mix(o), NORMS[norm](dim), r) for o,r in zip(orders, rates)])
         self.drop_path,self.checkpoint_layers,self.loading = DropPath(rates[-1]),None,{}
-        self.card = MambaCard(size=image_size, frames=max_frames, dim=dim, depth=depth, patch=patch, tubelet=tubelet, order=order, grid=(T,g,g))
+        self.card = MambaCard(size=image_size, frames=max_frames, dim=dim, depth=depth, patch=patch, tubelet=tubelet,
+                              order=order, grid=(T,g,g))
 
-    def embed(self, video): # (B,T,3,S,S) -> (B,L,d)
-        c = self.card
-        if video.shape[1:] != (max(1, c.frames),3,c.size,c.size):
-            raise ValueError(f'video {tuple(video.shape)}: the model takes clips of {max(1, c.frames)} x 3 x {c.size} x {c.size}; build it with max_frames={video.shape[1]}, image_size={video.shape[-1]}, loading resizes the positions')
-        x = self.patch_embed(video) + self.pos_embed[:,None,1:]                                          # (B T' N d)
-        if self.temporal_pos_embedding is not None: x = x + self.temporal_pos_embedding[:,:,None]
-        cls = (self.cls_token + self.pos_embed[:,:1]).expand(len(x), -1, -1)
-        return torch.cat([cls, x.flatten(1,2)], 1)
+# %% ../../nbs/models/32_videomamba.ipynb #2d44b778
+@patch
+def embed(self:Trunk, video): # (B,T,3,S,S) -> (B,L,d)
+    "Tokens with their positions and times"
+    c = self.card
+    if video.shape[1:] != (max(1, c.frames),3,c.size,c.size):
+        raise ValueError(f'video {tuple(video.shape)}: the model takes clips of {max(1, c.frames)} x 3 x {c.size} x '
+                         f'{c.size}; '
+                         f'build it with max_frames={video.shape[1]}, image_size={video.shape[-1]}, loading resizes '
+                         'the positions')
+    x = self.patch_embed(video) + self.pos_embed[:,None,1:]                                          # (B T' N d)
+    if self.temporal_pos_embedding is not None: x = x + self.temporal_pos_embedding[:,:,None]
+    cls = (self.cls_token + self.pos_embed[:,:1]).expand(len(x), -1, -1)
+    return torch.cat([cls, x.flatten(1,2)], 1)
 
-    def streams(self, x, at=None): # (B,n,d), places of these tokens (B,n), None: all -> depth tensors (B,n,d) float32
-        "The residual stream after layer 0, 1, ..."
-        timely = any(r[0] for l in self.layers for r in l.mixer.routes)
-        swap,stream = time_first(self.card.grid, at, x.device) if timely else None,None
-        for i,layer in enumerate(self.layers):
-            x,stream = layer(x, stream, swap)
-            if i: yield stream                              # the output of layer i-1 is in it, that of layer i not yet
-        yield stream + self.drop_path(x)
+# %% ../../nbs/models/32_videomamba.ipynb #24f44368
+@patch
+def streams(self:Trunk, x, at=None): # (B,n,d), places of these tokens (B,n), None: all -> depth tensors (B,n,d) float32
+    "The residual stream after layer 0, 1, ..."
+    timely = any(r[0] for l in self.layers for r in l.mixer.routes)
+    swap,stream = time_first(self.card.grid, at, x.device) if timely else None,None
+    for i,layer in enumerate(self.layers):
+        x,stream = layer(x, stream, swap)
+        if i: yield stream                              # the output of layer i-1 is in it, that of layer i not yet
+    yield stream + self.drop_path(x)
+
+# %% ../../nbs/models/32_videomamba.ipynb #abdb7e18
+DT_INITS = ('released', 'log_uniform')
 
 @torch.no_grad()
 def init_weights(model:Trunk, dt_init:str='released'): # see DT_INITS
@@ -259,7 +303,8 @@ def init_weights(model:Trunk, dt_init:str='released'): # see DT_INITS
             if m.bias is not None: nn.init.zeros_(m.bias)
     nn.init.trunc_normal_(model.pos_embed, std=.02)
     for m in (l.mixer for l in model.layers):
-        nn.init.kaiming_uniform_(m.out_proj.weight, a=math.sqrt(5)); m.out_proj.weight /= math.sqrt(len(model.layers))
+        nn.init.kaiming_uniform_(m.out_proj.weight, a=math.sqrt(5))
+        m.out_proj.weight /= math.sqrt(len(model.layers))
         for s in m.sides if dt_init == 'log_uniform' else (): init_dt(getattr(m, 'dt_proj' + s))
 
 # %% ../../nbs/models/32_videomamba.ipynb #ffc23ad9
@@ -275,38 +320,49 @@ class VideoMamba(Trunk):
         self.card.classes = classes
         init_weights(self, dt_init)
 
-    def encode_tokens(self, video): # (B,T,3,S,S) normalised -> (B,L,d)
-        "All tokens, class token first, frame by frame"
-        return self.norm_f(deque(self.streams(self.embed(video)), 1)[0])
-
-    def encode_video(self, video, video_mask=None): # -> (B,d)
-        "The normalised class token"
-        if video_mask is not None and not bool(video_mask.all()):
-            raise ValueError(f'rows {(~video_mask.bool()).any(1).nonzero().flatten().tolist()}: padding frames, which a scan cannot leave out; use a sampler that repeats frames')
-        return self.norm_f(deque(self.streams(self.embed(video)), 1)[0][:,0])
-
     def forward(self, batch:dict) -> dict: # video (B,T,3,S,S), video_mask (B,T) -> logits (B,C), video (B,d)
         v = self.encode_video(batch['video'], batch.get('video_mask'))
         return dict(logits=self.head(self.dropout(v)), video=v)
 
+# %% ../../nbs/models/32_videomamba.ipynb #2c6b9df0
+@patch
+def encode_tokens(self:VideoMamba, video): # (B,T,3,S,S) normalised -> (B,L,d)
+    "All tokens, class token first, frame by frame"
+    return self.norm_f(deque(self.streams(self.embed(video)), 1)[0])
+
+@patch
+def encode_video(self:VideoMamba, video, video_mask=None): # -> (B,d)
+    "The normalised class token"
+    if video_mask is not None and not bool(video_mask.all()):
+        rows = (~video_mask.bool()).any(1).nonzero().flatten().tolist()
+        raise ValueError(f'rows {rows}: padding frames, which a scan cannot leave out; '
+                         'use a sampler that repeats frames')
+    return self.norm_f(deque(self.streams(self.embed(video)), 1)[0][:,0])
+
 # %% ../../nbs/models/32_videomamba.ipynb #3e58b250
-PRESETS = dict(tiny192=dict(dim=192, depth=24), small384=dict(dim=384, depth=24), middle576=dict(dim=576, depth=32), base768=dict(dim=768, depth=24), # base: published for images
+PRESETS = dict(tiny192=dict(dim=192, depth=24), small384=dict(dim=384, depth=24), middle576=dict(dim=576, depth=32),
+               base768=dict(dim=768, depth=24), # published for images
                tiny=dict(dim=96, depth=4, image_size=64, drop_path=0., dt_init='log_uniform'))
 
 def preset_options(preset:str, **own) -> dict: # options of the model; None in `own`: the preset's
     "Preset and overrides"
     if preset not in PRESETS: raise unknown('preset', preset, PRESETS)
-    return {**dict(image_size=224, patch=16, drop_path=0.1, dt_init='released'), **PRESETS[preset], **{k:v for k,v in own.items() if v is not None}}
+    common = dict(image_size=224, patch=16, drop_path=0.1, dt_init='released')
+    return {**common, **PRESETS[preset], **{k:v for k,v in own.items() if v is not None}}
 
 # %% ../../nbs/models/32_videomamba.ipynb #6878dcb2
 def sine_table(n:int, # places
-               dim:int) -> torch.Tensor: # (1,n,dim) float32
+               dim:int # width
+              ) -> torch.Tensor: # (1,n,dim) float32
     "Fixed positions: sine at even, cosine at odd channels (Vaswani et al. 2017), computed in float64"
     j = np.arange(dim)
     a = np.arange(n)[:,None]/10000.**(2*(j//2)/dim)
-    return torch.from_numpy(np.where(j%2 == 0, np.sin(a), np.cos(a))).float()[None]           # numpy's own new axis has no stride, which broadcasts between processes refuse
+    table = torch.from_numpy(np.where(j%2 == 0, np.sin(a), np.cos(a))).float()
+    return table[None]           # numpy's own new axis has no stride, which broadcasts between processes refuse
 
+# %% ../../nbs/models/32_videomamba.ipynb #c8d98fa8
 class Decoder(nn.Module):
+    "From a state of the student to a feature of the teacher"
     def __init__(self, dim:int, out_dim:int, normalize:str='l2'):
         super().__init__()
         self.head,self.norm,self.normalize = nn.Linear(dim, out_dim),LayerNorm(out_dim),normalize
@@ -315,6 +371,7 @@ class Decoder(nn.Module):
         x = self.norm(self.head(x))
         return x/x.norm(dim=-1, keepdim=True) if self.normalize == 'l2' else x
 
+# %% ../../nbs/models/32_videomamba.ipynb #27084c22
 TAPS = ('fixed', 'official', 'official_unfused')
 NORMALIZE = ('l2', 'none')
 
@@ -331,29 +388,36 @@ class VideoMambaStudent(Trunk):
         self.norm = NORMS[trunk.get('norm', 'rms')](c.dim)
         self.clip_decoder = nn.ModuleList([Decoder(c.dim, out_dim, normalize) for _ in range(aligned)])
         self.register_buffer('clip_pos_embed', sine_table(1 + math.prod(c.grid), c.dim), persistent=False)
-        c.name,c.classes,c.out_dim,c.aligned,c.interval,c.normalize = 'videomamba_pretrain',0,out_dim,aligned,interval,normalize
+        c.name,c.classes = 'videomamba_pretrain',0
+        c.out_dim,c.aligned,c.interval,c.normalize = out_dim,aligned,interval,normalize
         init_weights(self, dt_init)
-
-    def states(self, x, at): # (B,n,d) visible tokens, (B,n) their places -> K tensors (B,n,d), from the shallowest
-        top,before = len(self.layers)-1,wide(x)
-        for i,s in enumerate(self.streams(x, at)):
-            if i in self.aligned: yield self.norm(s) if i < top or self.tap == 'fixed' else before if self.tap == 'official' else s
-            before = s
 
     def forward(self, batch:dict) -> dict: # video (B,T,3,S,S), visible bool (B,L), class token first -> features (K,B,n,out_dim)
         x,see = self.embed(batch['video']),batch['visible'].bool()
         n = see.sum(1).tolist()
         if see.shape != x.shape[:2] or len(set(n)) > 1 or not bool(see[:,0].all()):
-            raise ValueError(f'visible {tuple(see.shape)} with {sorted(set(n))} tokens per row: it must be {tuple(x.shape[:2])}, as many in each row, and hold the class token')
+            raise ValueError(f'visible {tuple(see.shape)} with {sorted(set(n))} tokens per row: '
+                             f'it must be {tuple(x.shape[:2])}, as many in each row, and hold the class token')
         at = see.nonzero()[:,1].view(len(x), -1)
         x = x.gather(1, at[...,None].expand(-1, -1, x.shape[-1]))
         place = self.clip_pos_embed[0][at]
         return dict(features=torch.stack([d(s + place) for d,s in zip(self.clip_decoder, self.states(x, at))]))
 
-    def example(self, n:int=2) -> dict: # with `visible`, the first half of the tokens
-        b = super().example(n)
-        L = 1 + math.prod(self.card.grid)
-        return dict(b, visible=(torch.arange(L) <= L//2).expand(n, -1))
+# %% ../../nbs/models/32_videomamba.ipynb #870b7ed5
+@patch
+def states(self:VideoMambaStudent, x, at): # (B,n,d) visible tokens, (B,n) their places -> K tensors (B,n,d), from the shallowest
+    "The aligned states"
+    top,before = len(self.layers)-1,wide(x)
+    for i,s in enumerate(self.streams(x, at)):
+        if i in self.aligned:
+            yield self.norm(s) if i < top or self.tap == 'fixed' else before if self.tap == 'official' else s
+        before = s
+
+@patch
+def example(self:VideoMambaStudent, n:int=2) -> dict: # with `visible`
+    b = VideoModel.example(self, n)
+    L = 1 + math.prod(self.card.grid)
+    return dict(b, visible=(torch.arange(L) <= L//2).expand(n, -1))
 
 # %% ../../nbs/models/32_videomamba.ipynb #d4741f8f
 @patch
@@ -361,6 +425,9 @@ def set_grad_checkpointing(self:Trunk, enable:bool=True):
     "Recompute mixers in the backward pass: less memory, more time; `checkpoint_layers` of them, from the first, or all"
     n = len(self.layers) if self.checkpoint_layers is None else self.checkpoint_layers
     for i,l in enumerate(self.layers): l.recompute = enable and i < n
+
+@patch(as_prop=True)
+def token_kinds(self:Trunk): return {'*': dict(kind='scan', prefix=1, grid=self.card.grid)}     # one class token, then T' x h x w
 
 @patch
 def paths(self:Trunk, device) -> dict:
@@ -373,23 +440,33 @@ _to_classifier = [('clip_decoder.*', None), ('norm.*', 'norm_f.*')]
 _to_student = [('head.*', None), ('norm_f.*', 'norm.*')]
 
 def rules_for(model, # VideoMamba or VideoMambaStudent
-              exact:bool=False, compat:bool=False) -> list: # as in `vidlab.ckpt.rename`
+              exact:bool=False, # names as they are
+              compat:bool=False # a student's norm is not taken over
+             ) -> list: # as in `vidlab.ckpt.rename`
     "What official and own names become"
     own = _to_student if isinstance(model, VideoMambaStudent) else _to_classifier
     own = [] if exact else [('distill_head.*', None), *((a, None if compat and a == 'norm.*' else b) for a,b in own)]
     return [(p + a, b) for p in PREFIXES for a,b in (*own, ('*','*'))]
 
+# %% ../../nbs/models/32_videomamba.ipynb #90cd0f5c
 def label_rows(labels, # list of numbers, or a JSON file with one
-               classes:int, rows:int) -> list: # a row of the file's head for each class
+               classes:int, # of the model
+               rows:int # of the file's head
+              ) -> list: # a row of the file's head for each class
     "A label map, checked"
     if not isinstance(labels, (list,tuple)): labels = read_json(labels)
     if not isinstance(labels, list) or len(labels) != classes or not all(isinstance(i, int) and 0 <= i < rows for i in labels):
         raise WeightsError(f'label map: {classes} row numbers below {rows} are needed, this has {len(labels)} entries')
     return labels
 
+# %% ../../nbs/models/32_videomamba.ipynb #eb060d08
 @patch
 def fit_head(self:Trunk, got, # state dict, changed
-             name, new_head=False, labels=None, looks=True) -> set: # names that were cut
+             name, # of the file, in errors
+             new_head=False, # leave the file's out
+             labels=None, # a label map
+             looks=True # False: only a head of as many classes is taken
+            ) -> set: # names that were cut
     "The head of the file in the classes of the model"
     w = got.get('head.weight')
     if w is None: return set()
@@ -397,104 +474,155 @@ def fit_head(self:Trunk, got, # state dict, changed
     if looks and labels and not new_head: rows = label_rows(labels, C, n)
     elif n == C and not (looks and new_head): return set()
     elif looks and not new_head and n == 710:
-        if C in (600, 700): raise WeightsError(f'{name}: a head of 710 classes for {C}: give the label map (label_map=), or new_head=True')
+        if C in (600, 700):
+            raise WeightsError(f'{name}: a head of 710 classes for {C}: give the label map (label_map=), or '
+                               'new_head=True')
         rows = list(range(400)) if C == 400 else None
     for k in ('head.weight', 'head.bias'):
         v = got.pop(k)
         if rows is not None: got[k] = v[rows]
     return set() if rows is None else {'head.weight', 'head.bias'}
 
+# %% ../../nbs/models/32_videomamba.ipynb #44d301c6
 @patch
-def fit_shapes(self:Trunk, got, how) -> set: # names that were changed; changes `got`
+def fit_shapes(self:Trunk, got, # state dict, changed
+               how # see INFLATE
+              ) -> set: # names that were changed
     "Positions, times and the patch kernel in the model's shape"
     fits = dict(pos_embed=lambda v: resize_space(v, self.card.grid[1]))
     if self.card.frames: fits.update(temporal_pos_embedding=lambda v: resize_time(v, self.card.grid[0]))
     w = got.get('patch_embed.proj.weight')
-    if w is not None and w.ndim == 4 and self.card.frames: fits['patch_embed.proj.weight'] = lambda v: inflate(v, self.card.tubelet, how)
+    if w is not None and w.ndim == 4 and self.card.frames:
+        fits['patch_embed.proj.weight'] = lambda v: inflate(v, self.card.tubelet, how)
     own = self.state_dict()
     done = {k for k in fits if k in got and got[k].shape != own[k].shape}
     for k in done: got[k] = fits[k](got[k])
     return done
 
+# %% ../../nbs/models/32_videomamba.ipynb #6f134826
+def _differs(own, got, start): # names in the one or the other with another shape or none
+    shape = lambda d, k: getattr(d.get(k), 'shape', None)
+    return [k for k in {**own, **got} if k.startswith(start) and shape(own, k) != shape(got, k)]
+
 @patch
 def load_weights(self:Trunk, source, # path, or a state dict
                  exact:bool=False, # refuse a file without this very classifier
-                 new_head:bool=None, labels=None, how:str=None, compat:bool=None # None: as the model was built, see the builder
+                 new_head:bool=None, # never take the file's head; None, here and below: as the model was built
+                 labels=None, # rows of the file's head, see `label_rows`
+                 how:str=None, # see INFLATE
+                 compat:bool=None # the released scripts' ways
                 ) -> LoadReport:
     "Fill the model from a checkpoint; the report is returned and kept as `.report`"
-    o = {**dict(new_head=False, labels=None, how='centre', compat=False), **self.loading, **{k:v for k,v in dict(new_head=new_head, labels=labels, how=how, compat=compat).items() if v is not None}}
+    asked = {k: v for k,v in dict(new_head=new_head, labels=labels, how=how, compat=compat).items() if v is not None}
+    o = {**dict(new_head=False, labels=None, how='centre', compat=False), **self.loading, **asked}
     state,name = self.weights_of(source)
     got,rows = rename(state, rules_for(self, exact, o['compat']))
-    own,image = self.state_dict(),self.card.frames and getattr(got.get('patch_embed.proj.weight'), 'ndim', 5) == 4
-    whose = [k for k in own if k.startswith(('head.', 'clip_decoder.', 'norm'))]
-    if exact and (other := [k for k in whose if k not in got or got[k].shape != own[k].shape]):
-        raise WeightsError(f'{name} has another classifier or none ({", ".join(other[:3])}): build that model, or load without exact=True to take the trunk')
+    own,image = self.state_dict(),bool(self.card.frames) and getattr(got.get('patch_embed.proj.weight'), 'ndim', 5) == 4
+    if exact and (other := [k for k in _differs(own, got, ('head.', 'clip_decoder.', 'norm')) if k in own]):
+        raise WeightsError(f'{name} has another classifier or none ({", ".join(other[:3])}): '
+                           'build that model, or load without exact=True to take the trunk')
     changed,seen = self.fit_shapes(got, o['how']),set(got)
-    if not exact and hasattr(self, 'head'):
-        changed |= self.fit_head(got, name, bool(image) or o['new_head'], o['labels'], looks=bool(image) or not o['compat'] or 'head.weight' in state)
-    if not exact and not hasattr(self, 'head'):
-        for k in [k for k in got if k.startswith('clip_decoder.') and (k not in own or own[k].shape != got[k].shape)]: del got[k]
-    new = () if exact else ('head.*', 'clip_decoder.*') + (('temporal_pos_embedding',) if image else ()) + (('norm_f.*',) if o['compat'] else ())
-    report = load_into(self, got, new=new, source=name)
+    if not exact:
+        changed |= self._fit_top(own, got, name, image, o, looks=image or not o['compat'] or 'head.weight' in state)
+    new = () if exact else ('head.*', 'clip_decoder.*') + ('temporal_pos_embedding',)*image + ('norm_f.*',)*o['compat']
+    self.report = load_into(self, got, new=new, source=name)
     what = lambda b, w: w if w == 'dropped' else 'resized' if b in changed else 'dropped' if b in seen and b not in got else w
-    report.rows = [(a, b, what(b, w)) for a,b,w in rows] + [r for r in report.rows if r[2] == 'new']
-    self.report = report; self.card.source = Path(name).name
-    return report
+    self.report.rows = [(a, b, what(b, w)) for a,b,w in rows] + [r for r in self.report.rows if r[2] == 'new']
+    self.card.source = Path(name).name
+    return self.report
+
+# %% ../../nbs/models/32_videomamba.ipynb #bae95703
+@patch
+def _fit_top(self:Trunk, own, got, name, image, o, looks): # head, or a student's decoders -> names that were cut
+    if hasattr(self, 'head'): return self.fit_head(got, name, image or o['new_head'], o['labels'], looks=looks)
+    for k in _differs(own, got, 'clip_decoder.'): got.pop(k, None)
+    return set()
 
 # %% ../../nbs/models/32_videomamba.ipynb #183ef123
 @register_model
-def videomamba(preset:str='tiny192', # see PRESETS
-               classes:int=400, # 1: a number to regress
-               max_frames:int=8, # 0: an image model
-               image_size:int=None, patch:int=None, tubelet:int=1, # pixels; None: the preset's; frames of a patch
-               order:str='spatial', # see ORDERS
-               drop_path:float=None, dropout:float=0., # None: the preset's; before the head
-               norm:str='rms', bidirectional:bool=True, # see NORMS
-               dim:int=None, depth:int=None, state:int=16, # None: the preset's
-               dt_init:str=None, # see DT_INITS; None: the preset's
+def videomamba(preset:str='tiny192', # width and blocks: 'tiny192' | 'small384' | 'middle576' | 'base768' | 'tiny' (for a CPU)
+               classes:int=400, # of the classifier; 1: a number to regress
+               max_frames:int=8, # frames of a clip, exactly; 0: an image model
+               image_size:int=None, # pixels, square; None: the preset's (224, tiny 64)
+               patch:int=None, # pixels of a patch; None: the preset's (16)
+               tubelet:int=1, # frames of a patch
+               order:str='spatial', # 'spatial' | 'temporal' | 'st_v1' | 'st_v2' | 'spatial_then_temporal' | 'temporal_then_spatial' | 'alternate'
+               drop_path:float=None, # chance to skip the last mixer, rising from 0; None: the preset's (0.1, tiny 0)
+               dropout:float=0., # before the head
+               norm:str='rms', # 'rms' | 'layer'
+               bidirectional:bool=True, # False: scans run forwards only
+               dim:int=None, # width; None: the preset's
+               depth:int=None, # blocks; None: the preset's
+               state:int=16, # numbers in a channel's state
+               dt_init:str=None, # start of the step sizes: 'released' (all 0.69) | 'log_uniform' (Mamba's, of tiny); None: the preset's
                checkpoint_layers:int=None, # mixers that gradient checkpointing recomputes, from the first; None: all
-               inflate:str='centre', new_head:bool=False, label_map:str='', compat:bool=False, # of loading: see INFLATE; never take the file's head; JSON list of its rows; the released scripts' ways
-               freeze='none' # a policy, see `freeze`
+               inflate:str='centre', # a file's kernel for pictures goes to the 'centre' frame of a patch, or is its 'mean'
+               new_head:bool=False, # of a file, never take the head
+               label_map:str='', # JSON list: the row of the file's head for each class; '': none
+               compat:bool=False, # load as the released scripts do: without a student's norm, and no look at a head behind a prefix
+               freeze='none' # 'none' | 'all' (all but the head) | number of layers | patterns
               ) -> VideoMamba:
     "VideoMamba classifier"
     if inflate not in INFLATE: raise unknown('inflation', inflate, INFLATE)
-    if new_head and label_map: raise ValueError('new_head=True leaves the file\'s head out: a label_map has nothing to choose from')
-    o = preset_options(preset, dim=dim, depth=depth, image_size=image_size, patch=patch, drop_path=drop_path, dt_init=dt_init)
-    model = VideoMamba(classes, dropout, max_frames=max_frames, tubelet=tubelet, order=order, norm=norm, bidirectional=bidirectional, mixer=dict(state=state), **o)
+    if new_head and label_map:
+        raise ValueError('new_head=True leaves the file\'s head out: a label_map has nothing to choose from')
+    o = preset_options(preset, dim=dim, depth=depth, image_size=image_size, patch=patch, drop_path=drop_path,
+                       dt_init=dt_init)
+    model = VideoMamba(classes, dropout, max_frames=max_frames, tubelet=tubelet, order=order, norm=norm,
+                       bidirectional=bidirectional, mixer=dict(state=state), **o)
     model.loading = dict(how=inflate, new_head=new_head, labels=label_map or None, compat=compat)
     model.checkpoint_layers = checkpoint_layers
     model.freeze(freeze)
     return model
 
+# %% ../../nbs/models/32_videomamba.ipynb #01f6114e
 @register_model
-def videomamba_pretrain(preset:str='middle576', # see PRESETS
-                        max_frames:int=8, image_size:int=None, patch:int=None, # None: the preset's
+def videomamba_pretrain(preset:str='middle576', # width and blocks: 'tiny192' | 'small384' | 'middle576' | 'base768' | 'tiny' (for a CPU)
+                        max_frames:int=8, # frames of a clip, exactly
+                        image_size:int=None, # pixels, square; None: the preset's (224, tiny 64)
+                        patch:int=None, # pixels of a patch; None: the preset's (16)
                         out_dim:int=512, # width of the teacher's features: 512 of CLIP B/16, 768 of L/14
-                        aligned:int=1, interval:float=1., # layers with a target, and their distance
-                        tap:str='fixed', normalize:str='l2', # see TAPS, NORMALIZE
-                        order:str='spatial', drop_path:float=0.4, norm:str='rms', bidirectional:bool=True,
-                        dim:int=None, depth:int=None, state:int=16, dt_init:str=None, checkpoint_layers:int=None # as of `videomamba`
+                        aligned:int=1, # layers with a target, from the top
+                        interval:float=1., # layers from one of them to the next
+                        tap:str='fixed', # top state: 'fixed' (normed) | 'official' (before the last block) | 'official_unfused' (without norm)
+                        normalize:str='l2', # features of length one: 'l2' | 'none'
+                        order:str='spatial', # 'spatial' | 'temporal' | 'st_v1' | 'st_v2' | 'spatial_then_temporal' | 'temporal_then_spatial' | 'alternate'
+                        drop_path:float=0.4, # chance to skip the last mixer, rising from 0
+                        norm:str='rms', # 'rms' | 'layer'
+                        bidirectional:bool=True, # False: scans run forwards only
+                        dim:int=None, # width; None: the preset's
+                        depth:int=None, # blocks; None: the preset's
+                        state:int=16, # numbers in a channel's state
+                        dt_init:str=None, # start of step sizes: 'released' (all 0.69) | 'log_uniform' (Mamba's); None: the preset's
+                        checkpoint_layers:int=None # mixers that gradient checkpointing recomputes, from the first; None: all
                        ) -> VideoMambaStudent:
     "Student of VideoMamba's masked pretraining"
-    o = preset_options(preset, dim=dim, depth=depth, image_size=image_size, patch=patch, drop_path=drop_path, dt_init=dt_init)
-    model = VideoMambaStudent(out_dim, aligned, interval, tap, normalize, max_frames=max_frames, order=order, norm=norm, bidirectional=bidirectional, mixer=dict(state=state), **o)
+    o = preset_options(preset, dim=dim, depth=depth, image_size=image_size, patch=patch, drop_path=drop_path,
+                       dt_init=dt_init)
+    model = VideoMambaStudent(out_dim, aligned, interval, tap, normalize, max_frames=max_frames, order=order, norm=norm,
+                              bidirectional=bidirectional, mixer=dict(state=state), **o)
     model.checkpoint_layers = checkpoint_layers
     return model
 
 # %% ../../nbs/models/32_videomamba.ipynb #d0104f29
+def _scan_hook(kept): # a dict -> hook that fills it with what goes into a scan
+    def hook(mod, args, y):
+        u,dt,A,B,C,D,bias = [a.detach() for a in args]
+        kept.update(u=u, delta=F.softplus(wide(dt) + bias[:,None,:,None]), A=A, B=B, C=C, y=y.detach())
+    return hook
+
+def _gate_hook(kept): return lambda mod, args, out: kept.update(z=out.detach().transpose(1,2).chunk(2, 1)[1])
+
+# %% ../../nbs/models/32_videomamba.ipynb #a5e73c31
 @contextmanager
-def capture_scans(model:Trunk, layers=None): # numbers; None: all -> {layer: dict(u, delta, A, B, C, z, y)}, filled by the next forward
+def capture_scans(model:Trunk, # any VideoMamba
+                  layers=None # numbers; None: all
+                 ): # {layer: dict(u, delta, A, B, C, z, y)}, filled by the next forward
     "Record what goes into every scan: (K,B,E,L) each, step sizes after bias and softplus, in the order of each route; z (B,E,L) is the gate"
-    got,handles = {},[]
-    def scan_hook(i):
-        def f(mod, args, y):
-            u,dt,A,B,C,D,bias = args
-            got.setdefault(i, {}).update(u=u.detach(), delta=F.softplus(wide(dt.detach()) + bias.detach()[:,None,:,None]), A=A.detach(), B=B.detach(), C=C.detach(), y=y.detach())
-        return f
-    def gate_hook(i): return lambda mod, args, out: got.setdefault(i, {}).update(z=out.detach().transpose(1,2).chunk(2, 1)[1])
-    for i in range(len(model.layers)) if layers is None else layers:
-        m = model.layers[i].mixer
-        handles += [m.scan.register_forward_hook(scan_hook(i)), m.in_proj.register_forward_hook(gate_hook(i))]
+    mixers = {i: model.layers[i].mixer for i in (range(len(model.layers)) if layers is None else layers)}
+    got = {i: {} for i in mixers}
+    handles = [m.scan.register_forward_hook(_scan_hook(got[i])) for i,m in mixers.items()]
+    handles += [m.in_proj.register_forward_hook(_gate_hook(got[i])) for i,m in mixers.items()]
     try: yield got
     finally:
         for h in handles: h.remove()
@@ -503,7 +631,8 @@ def capture_scans(model:Trunk, layers=None): # numbers; None: all -> {layer: dic
 @patch
 @torch.no_grad()
 def scan_maps(self:Trunk, video, # (1,T,3,S,S) normalised
-              layer:int, gate:bool=False, # True: rows times the gate of their token, SiLU(z)
+              layer:int, # its number
+              gate:bool=False, # True: rows times the gate of their token, SiLU(z)
               reduce='abs' # over channels, as in `vidlab.ssm.scan_matrix`: 'abs' or 'mean' (signed)
              ) -> torch.Tensor: # (K,L,L)
     "How much of token s (column) each scan of a layer brings into token t (row), tokens in the model's order"
