@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import vidlab.data.decode as decode
-from .decode import PICTURES, VIDEO, Child, VideoError, keep_table, scan_tar
+from .files import PICTURES, VIDEO, VideoError, beat, keep_table, scan_tar
+from .child import Child
 
 # %% ../../nbs/data/17_shards.ipynb #9cad76c1
 _KEY = re.compile(r'((?:.*/|)[^.]+)[.]([^/]*)', re.S)
@@ -85,7 +85,7 @@ def index_shard(tar:str, # plain tar file
     with open(tar, 'rb') as f:
         def read(at, size): f.seek(at); return f.read(size)
         for i, (key, parts) in enumerate(samples(rows)):
-            if i % 256 == 0: decode._beat(i)
+            if i % 256 == 0: beat(i)
             try: video = _media(parts, media)
             except Lacking as e: lost.append((key, str(e))); continue
             try: found = _rows(parts, caption, columns.values(), read)
