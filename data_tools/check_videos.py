@@ -5,7 +5,8 @@ import argparse, csv, inspect, json, os, sys
 from pathlib import Path
 if not __package__: sys.path.insert(0, str(Path(__file__).resolve().parents[1]))   # run as a script from a checkout
 from fastcore.script import Param, anno_parser, store_true
-from vidlab.data.decode import PICTURES, audit
+from vidlab.data.files import PICTURES
+from vidlab.data.decode import audit
 
 SUFFIXES = ('.mp4 .m4v .mov .mkv .webm .avi .wmv .asf .flv .ts .m2ts .mts .mpg .mpeg .vob .3gp .3g2 .ogv .ogg .gif '
             '.mxf .divx .rm .rmvb .f4v .h264 .264 .h265 .hevc .265 .ivf .y4m .dv').split()

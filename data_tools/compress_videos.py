@@ -70,22 +70,25 @@ def compress_file(src: str,  # video
                   crf: int = 23  # x264 quality, smaller is better
                   ) -> dict:  # columns of the report
     "One file, in this process: index, sample, scale, encode, read back, rename"
-    from vidlab.data import decode as D
+    from vidlab.data.decode import VideoError, VideoIndex, stream_frames
+    from vidlab.data.index import _index_file
     part = os.path.join(os.path.dirname(dst), f'.{os.path.basename(dst)}.part{os.path.splitext(dst)[1].lower()}')
     try:
         for deep in (False, True):
-            rec = D._index_file(src, deep) | dict(bytes=os.stat(src).st_size, mtime=os.stat(src).st_mtime_ns)
-            ix = D.VideoIndex(**rec)
+            rec = _index_file(src, deep) | dict(bytes=os.stat(src).st_size, mtime=os.stat(src).st_mtime_ns)
+            ix = VideoIndex(**rec)
             w, h = small_size(ix.width, ix.height, short)
             want = grid(ix.times, ix.duration, fps)
-            try: n = _encode(D.stream_frames(ix, want, size=(h, w)), part, (w, h), fps, crf); break
-            except D.VideoError:
+            try:
+                n = _encode(stream_frames(ix, want, size=(h, w)), part, (w, h), fps, crf)
+                break
+            except VideoError:
                 if deep: raise                        # second try: with the table of the frames that do decode
-        back = D._index_file(part, False)
+        back = _index_file(part, False)
         if (len(back['pts']), back['width'], back['height']) != (len(want), w, h) or n != len(want):
-            raise D.VideoError(src, 'decode',
-                               f'the copy reads back as {len(back["pts"])} frames of {back["width"]}x{back["height"]} '
-                               f'instead of {len(want)} of {w}x{h}')
+            raise VideoError(src, 'decode',
+                             f'the copy reads back as {len(back["pts"])} frames of {back["width"]}x{back["height"]} '
+                             f'instead of {len(want)} of {w}x{h}')
         os.replace(part, dst)
     finally:
         if os.path.exists(part): os.unlink(part)
@@ -117,13 +120,12 @@ def plan(sources: list,  # videos
 
 def _one(src, dst, options, redo, child, timeout):
     "A row of the report; work is done in the child"
-    from vidlab.data.decode import VideoError
+    from vidlab.data.files import VideoError, _stat
     row = dict.fromkeys(COLUMNS, '') | dict(source=src, output=dst)
     if not redo and os.path.exists(dst) and os.path.getsize(dst):
         return row | dict(status='kept', bytes_in=os.path.getsize(src) if os.path.exists(src) else '',
                           bytes_out=os.path.getsize(dst))
     try:
-        from vidlab.data.decode import _stat
         _stat(src)
         os.makedirs(os.path.dirname(dst), exist_ok=True)
         row |= child.call('data_tools.compress_videos:compress_file', src, dst, *options, timeout=timeout)
@@ -151,7 +153,7 @@ def compress_videos(
     import threading
     from data_tools.check_videos import TABLES, find, listed
     from vidlab.core import atomic_write, progress, read_json, write_json
-    from vidlab.data.decode import Child
+    from vidlab.data.child import Child
     src, out = Path(source).absolute(), Path(out).absolute()
     if not src.exists(): raise ValueError(f'{source!r}: no such file or folder')
     if not 0 < fps <= 240: raise ValueError(f'--fps {fps}: above 0, at most 240')

@@ -39,7 +39,7 @@ def _number(x): return f'{x:.3f}'.rstrip('0').rstrip('.')
 def folder_names(clips: list  # (path, start, end), distinct; paths relative, nan: open
                  ) -> list:  # folders, relative
     "A folder for each clip: the path without its ending, and the range; with the ending where two would meet"
-    from vidlab.data.decode import PICTURES, VIDEO
+    from vidlab.data.files import PICTURES, VIDEO
     def name(path, start, end, whole):
         stem, suffix = os.path.splitext(path.replace('.tar::', os.sep))
         if whole or suffix.lower() not in (*VIDEO, *PICTURES): stem += suffix
@@ -64,12 +64,13 @@ def write_frames(src: str, record: dict,  # fields of VideoIndex
                  out: str, size: tuple, template: str, quality: int) -> int:  # bytes
     "In the child: the pictures of a clip and its clock"
     from PIL import Image
-    from vidlab.data import decode as D
+    from vidlab.data.decode import VideoIndex, stream_frames
+    from vidlab.data.files import beat, write_clock
     os.makedirs(out)
-    for i, x in enumerate(D.stream_frames(D.VideoIndex(**record), want, size), 1):
+    for i, x in enumerate(stream_frames(VideoIndex(**record), want, size), 1):
         Image.fromarray(x).save(os.path.join(out, template.format(i)), quality=quality)
-        D._beat(i)
-    D.write_clock(out, fps, times)
+        beat(i)
+    write_clock(out, fps, times)
     return sum(e.stat().st_size for e in os.scandir(out))
 
 
@@ -80,13 +81,14 @@ def extract_clip(src: str, start: float, end: float,  # seconds, nan: open
                  ) -> dict:  # columns of the report
     "One clip: index, choose frames, write them beside, rename"
     from data_tools.compress_videos import grid
-    from vidlab.data import decode as D
+    from vidlab.data.files import VideoError
+    from vidlab.data.index import index_video
     from vidlab.data.sample import _window
     part = folder.with_name(f'.{folder.name}.part')
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         for deep in (False, True):
-            ix = D.index_video(src, deep=deep, timeout=timeout, child=child)
+            ix = index_video(src, deep=deep, timeout=timeout, child=child)
             if ix.how == 'folder':
                 from vidlab.data.clips import listed_pictures
                 ix = listed_pictures(ix, row or {})
@@ -99,7 +101,7 @@ def extract_clip(src: str, start: float, end: float,  # seconds, nan: open
                 n = child.call('data_tools.extract_frames:write_frames', src, vars(ix), want, None if fps else times,
                                fps or ix.fps, str(part), size, template, quality, timeout=timeout)
                 break
-            except D.VideoError:
+            except VideoError:
                 if deep: raise                        # second try: with the table of the frames that do decode
         os.replace(part, folder)
     finally: shutil.rmtree(part, ignore_errors=True)
@@ -108,7 +110,7 @@ def extract_clip(src: str, start: float, end: float,  # seconds, nan: open
 
 def _one(src, start, end, folder, options, child, timeout, known):
     "A row of the report"
-    from vidlab.data.decode import CLOCK, VideoError, _pictures_in, read_clock
+    from vidlab.data.files import CLOCK, VideoError, _pictures_in, read_clock
     row = dict.fromkeys(COLUMNS, '') | dict(source=src, output=str(folder), start='' if start != start else start,
                                             end='' if end != end else end)
     try:
@@ -206,7 +208,8 @@ def extract_frames(
     import threading
     from vidlab.core import atomic_write, progress, read_json, unknown, write_json
     from vidlab.data import annots as A
-    from vidlab.data.decode import CLOCK, PICTURES, Child
+    from vidlab.data.child import Child
+    from vidlab.data.files import CLOCK, PICTURES
     out, form = Path(out).absolute(), A._template(template)
     if os.path.splitext(form)[1].lower() not in PICTURES: raise unknown('ending of --template', os.path.splitext(form)[1], PICTURES)
     if not 0 <= fps <= 240: raise ValueError(f'--fps {fps}: 0 (every frame) to 240')

@@ -9,7 +9,7 @@ from vidlab.data import asr
 from vidlab.data.annots import Manifest
 from vidlab.data.asr import Narration, load_speech, piece_times, draw_stretch
 from vidlab.data.clips import Clips, Loader, Mixed, TooManyUnread, Unread
-from vidlab.data.decode import VideoError
+from vidlab.data.files import VideoError
 from vidlab.data.sample import SegmentSampler
 from vidlab.data.shapes import encode, make_shapes
 from vidlab.data.shards import from_shards

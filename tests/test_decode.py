@@ -1,4 +1,4 @@
-"""vidlab.data.decode on real files: every decoder against a sequential decode, damage, odd names, hangs."""
+"""The reader (vidlab.data.files, packets, child, index, decode) on real files: every decoder against a sequential decode, damage, odd names, hangs."""
 import csv, os, pickle, shutil, struct, sys, time, warnings
 from fractions import Fraction
 from pathlib import Path
@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given, strategies as st
 
 av = pytest.importorskip('av')
-from vidlab.data import decode as D
+from vidlab.data import decode as D, index as I
+from vidlab.data.child import _child
+from vidlab.data.files import LIMITS, _cache_name, _display_matrix, _lenient, _stat
+from vidlab.data.packets import LOOK
 from vidlab.data.decode import DecodeSlots, ReaderError, VideoError, VideoIndex, VideoWarning, audit, index_video, read_frames
 
 W, H = 160, 120
@@ -20,7 +23,7 @@ def _cache(tmp_path_factory):
     old = os.environ.get('VIDLAB_CACHE')
     os.environ['VIDLAB_CACHE'] = str(tmp_path_factory.mktemp('cache'))
     yield
-    D._child().kill()
+    _child().kill()
     os.environ.pop('VIDLAB_CACHE') if old is None else os.environ.update(VIDLAB_CACHE=old)
 
 
@@ -74,13 +77,13 @@ def rgb(f, graphs={}):
 def sequential(path):
     "What decoding from start to end gives, bad packets passed over, turned upright by numpy"
     out = []
-    with av.open(str(path), **D._lenient()) as c:
+    with av.open(str(path), **_lenient()) as c:
         s = c.streams.video[0]
         s.codec_context.thread_count = 1
         for p in c.demux(s):
             try: frames = s.codec_context.decode(p if p.size else None)
             except av.FFmpegError: continue
-            if frames and D._display_matrix(frames[0]) and not hasattr(frames[0], 'rotation'): pytest.skip('this PyAV does not know of rotation')   # 14.0
+            if frames and _display_matrix(frames[0]) and not hasattr(frames[0], 'rotation'): pytest.skip('this PyAV does not know of rotation')   # 14.0
             out += [np.rot90(rgb(f), getattr(f, 'rotation', 0)//90 % 4) for f in frames]
     return out
 
@@ -309,7 +312,7 @@ def test_bad(what, tmp_path, monkeypatch):
     elif what == 'empty folder': path.mkdir()
     elif what == 'bomb':
         encode(path, w=640, h=480, n=2)
-        monkeypatch.setattr(D.LIMITS, 'pixels', 640*480 - 1)
+        monkeypatch.setattr(LIMITS, 'pixels', 640*480 - 1)
     elif what == 'playlist': path.write_text('#EXTM3U\n#EXTINF:1,\n' + encode(tmp_path/'a.ts') + '\n#EXT-X-ENDLIST\n')
     elif what == 'device': path = Path('/dev/zero')
     t = time.time()
@@ -323,7 +326,7 @@ def test_bad(what, tmp_path, monkeypatch):
         monkeypatch.undo()
         # a raised limit counts at once
         ix = index_video(path)
-        monkeypatch.setattr(D.LIMITS, 'pixels', 640*480 - 1)
+        monkeypatch.setattr(LIMITS, 'pixels', 640*480 - 1)
         with pytest.raises(VideoError, match='LIMITS.pixels'): read_frames(ix, [0])
 
 
@@ -353,7 +356,7 @@ def test_names(name, tmp_path):
 
 def test_limits(tmp_path, monkeypatch):
     path = encode(tmp_path/'a.mp4')
-    monkeypatch.setattr(D.LIMITS, 'output', 3*W*H*3)
+    monkeypatch.setattr(LIMITS, 'output', 3*W*H*3)
     assert len(read_frames(path, [0, 1, 2])) == 3
     with pytest.raises(VideoError, match='LIMITS.output'): read_frames(path, [0, 1, 2, 3])
     assert len(read_frames(path, range(12), size=(60, 80))) == 12
@@ -366,11 +369,11 @@ def test_cache_follows_the_file(tmp_path):
     os.utime(path, ns=(1, ix.mtime + 10**9))
     assert index_video(path).n == 30
     with pytest.raises(VideoError, match='changed'): read_frames(ix, [0])
-    D._recent.clear()
+    I._recent.clear()
     t = time.time(); again = index_video(path)
     assert again.n == 30 and time.time() - t < .2 and np.array_equal(again.pts, index_video(path, cache=False).pts)
-    name = D._cache_name(str(path), *D._stat(path)[:2])
-    name.write_bytes(name.read_bytes()[:50]); D._recent.clear()                            # a torn record is made again
+    name = _cache_name(str(path), *_stat(path)[:2])
+    name.write_bytes(name.read_bytes()[:50]); I._recent.clear()                            # a torn record is made again
     assert index_video(path).n == 30
 
 
@@ -380,9 +383,9 @@ def changed_library(tmp_path, monkeypatch):
     (tmp_path/'lib'/'av').mkdir(parents=True)
     (tmp_path/'lib'/'av'/'__init__.py').write_text('class FFmpegError(Exception): pass\nclass logging: set_level = print\n')
     with monkeypatch.context() as m:
-        m.syspath_prepend(str(tmp_path/'lib')); D._child().kill()
+        m.syspath_prepend(str(tmp_path/'lib')); _child().kill()
         yield
-    D._child().kill()
+    _child().kill()
 
 
 def test_a_fault_of_the_reader_is_no_verdict(tmp_path, changed_library, monkeypatch):
@@ -393,13 +396,13 @@ def test_a_fault_of_the_reader_is_no_verdict(tmp_path, changed_library, monkeypa
     path = encode(tmp_path/'a.mp4')
     for _ in range(2):
         with pytest.raises(ReaderError, match="a.mp4.*says nothing about the file: AttributeError: module 'av' has no attribute 'open'"): index_video(path)
-    assert os.path.abspath(path) not in D._recent and not D._cache_name(path, *D._stat(path)[:2]).exists()
+    assert os.path.abspath(path) not in I._recent and not _cache_name(path, *_stat(path)[:2]).exists()
     row, = audit([path], workers=1)
     assert row['verdict'] == 'unknown' and 'AttributeError' in row['reasons'][0]
     (tmp_path/'m.csv').write_text('path,text\na.mp4,a clip\n')
     ds = Clips(Manifest.read(tmp_path/'m.csv'), make_sampler('segment', frames=2), train=True)
     with pytest.raises(ReaderError, match='1 of 1 files could not be looked at.*AttributeError'): ds.check(workers=1)
-    sys.path.remove(str(tmp_path/'lib')); D._child().kill()
+    sys.path.remove(str(tmp_path/'lib')); _child().kill()
     assert index_video(path).n == 40
 
 
@@ -407,15 +410,15 @@ def test_verdicts_are_of_one_version(tmp_path, monkeypatch):
     "Another PyAV may know the codec: bad verdicts are asked for again, good ones stay"
     good, bad, asked = encode(tmp_path/'a.mp4'), tmp_path/'b.mp4', []
     bad.write_text('x'*100)
-    make = D._make_record
-    monkeypatch.setattr(D, '_make_record', lambda path, *a: asked.append(os.path.basename(path)) or make(path, *a))
+    make = I._make_record
+    monkeypatch.setattr(I, '_make_record', lambda path, *a: asked.append(os.path.basename(path)) or make(path, *a))
     def look():
         for p in (good, bad):
             try: index_video(p)
             except VideoError: pass
-    look(); look(); D._recent.clear(); look()
+    look(); look(); I._recent.clear(); look()
     assert asked == ['a.mp4', 'b.mp4']
-    monkeypatch.setattr(D, '_reader', lambda: '99.0'); look()
+    monkeypatch.setattr(I, '_reader', lambda: '99.0'); look()
     assert asked == ['a.mp4', 'b.mp4', 'b.mp4']
 
 
@@ -423,7 +426,7 @@ def test_verdicts_are_of_one_version(tmp_path, monkeypatch):
 def test_packets_of_any_bytes(b, lead):
     "Whatever a damaged packet holds, looking into it is no error"
     for data in (b, b'\0\0\1' + b, b + b'\0\0\1', len(b).to_bytes(4, 'big') + b):
-        for look in D.LOOK.values(): assert len(look(data, lead)) == 4
+        for look in LOOK.values(): assert len(look(data, lead)) == 4
 
 
 def test_arguments(tmp_path):
@@ -499,7 +502,7 @@ def test_contained(tmp_path, misbehaving):
     path = encode(tmp_path/'a.mp4')
     ix = index_video(path)
     # the next one is told about the new folder
-    D._child().kill()
+    _child().kill()
     for decoder, why in (('sleeps', 'killed'), ('crashes', 'died'), ('eats', 'LIMITS.memory'), ('lies', 'gave')):
         t = time.time()
         with pytest.raises(VideoError, match=why) as e:

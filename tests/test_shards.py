@@ -8,10 +8,11 @@ import pytest
 av = pytest.importorskip('av')
 wds = pytest.importorskip('webdataset')
 from conftest import encode
-from vidlab.data import decode as D
+from vidlab.data.child import _child
 from vidlab.data.annots import Manifest, absent
 from vidlab.data.clips import Clips, Loader
-from vidlab.data.decode import VideoError, audit, index_video, read_frames, stream_frames, tar_table
+from vidlab.data.files import read_member, tar_table
+from vidlab.data.decode import VideoError, audit, index_video, read_frames, stream_frames
 from vidlab.data.sample import SegmentSampler
 from vidlab.data.shards import from_shards, shard_of, window_order
 
@@ -22,7 +23,7 @@ def _cache(tmp_path_factory):
     old = os.environ.get('VIDLAB_CACHE')
     os.environ['VIDLAB_CACHE'] = str(tmp_path_factory.mktemp('cache'))
     yield
-    D._child().kill()
+    _child().kill()
     os.environ.pop('VIDLAB_CACHE') if old is None else os.environ.update(VIDLAB_CACHE=old)
 
 
@@ -102,7 +103,7 @@ def test_same_as_webdataset(packed):
     assert [r.encode() for r in m.column('text').to_pylist()] == [s['txt'] for s in stream]
     for i, s in enumerate(stream):
         path = m.row(i)['path']
-        assert D.read_member(path) == s[path.rpartition('.')[2]]
+        assert read_member(path) == s[path.rpartition('.')[2]]
 
 
 def test_loader_resumes_with_workers(packed):

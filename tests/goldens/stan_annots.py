@@ -7,7 +7,7 @@ from goldens import kind, sub
 
 def _frame_folders(case, file, root, opts, A):
     "Folders with as many pictures as listed, named as the official template says: the reader finds them all, in order"
-    from vidlab.data.decode import _natural
+    from vidlab.data.files import _natural
     for o in case['items']:
         d = root/o['frame_dir'].removeprefix('DATA/')
         d.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ import numpy as np
 from fastcore.basics import patch
 from ..core import atomic_write, cache_dir
 from .annots import Manifest, _columns, _inside, _pick
-from .decode import VideoError
+from .files import VideoError
 
 # %% ../../nbs/data/18_asr.ipynb #19f2a6e4
 def _mend(text):
