@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 from ..core import atomic_write, cache_dir
-from .annots import Manifest, _columns, _inside, _pick
+from .manifest import Manifest, from_columns as _columns, inside_root as _inside
+from .tables import pick_columns as _pick
 from .decode import VideoError
 
 # %% ../../nbs/data/18_asr.ipynb #19f2a6e4
