@@ -148,7 +148,7 @@ def write_lists(m, out: Path) -> list:  # files
 def finish(m, out, name, code, names, done, whole, lists):
     "The manifest with paths to the folders, without the clips that failed; and the lists"
     import pyarrow as pa
-    from vidlab.data.annots import Manifest
+    from vidlab.data.manifest import Manifest
     good = np.array([r['status'] != 'failed' for r in done])[code]
     if not good.any(): return
     count = np.array([r['frames'] or 0 for r in done], np.int64)[code[good]]
@@ -174,7 +174,9 @@ def clips_of(m, whole):
 
 def sources(source, root, out):
     "The manifest behind the first argument"
-    from vidlab.data.annots import FORMATS, Manifest, from_folder
+    from vidlab.data.manifest import Manifest
+    from vidlab.data.sets.folders import from_folder
+    from vidlab.data.tables import FORMATS
     src = Path(source)
     if not src.exists(): raise ValueError(f'{source!r}: no such file or folder')
     if src.is_file():
@@ -207,18 +209,19 @@ def extract_frames(
     from concurrent.futures import ThreadPoolExecutor
     import threading
     from vidlab.core import atomic_write, progress, read_json, unknown, write_json
-    from vidlab.data import annots as A
     from vidlab.data.child import Child
     from vidlab.data.files import CLOCK, PICTURES
-    out, form = Path(out).absolute(), A._template(template)
+    from vidlab.data.manifest import checked_template
+    from vidlab.data.tables import FORMATS
+    out, form = Path(out).absolute(), checked_template(template)
     if os.path.splitext(form)[1].lower() not in PICTURES: raise unknown('ending of --template', os.path.splitext(form)[1], PICTURES)
     if not 0 <= fps <= 240: raise ValueError(f'--fps {fps}: 0 (every frame) to 240')
     if short < 0: raise ValueError(f'--short {short}: pixels, 0 as stored')
     if not 1 <= quality <= 100: raise ValueError(f'--quality {quality}: 1 to 100')
     if workers is not None and workers < 1: raise ValueError(f'--workers {workers}: at least 1')
     if timeout <= 0: raise ValueError(f'--timeout {timeout}: seconds, above 0')
-    if os.path.basename(name) != name or os.path.splitext(name)[1].lower() not in A.FORMATS:
-        raise ValueError(f'--name {name!r}: a name without a folder that ends in {" ".join(A.FORMATS)}')
+    if os.path.basename(name) != name or os.path.splitext(name)[1].lower() not in FORMATS:
+        raise ValueError(f'--name {name!r}: a name without a folder that ends in {" ".join(FORMATS)}')
     m = sources(source, root, out)
     if not len(m): raise ValueError(f'{source!r}: no videos in it')
     if lists: check_lists(m)

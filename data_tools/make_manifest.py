@@ -1,14 +1,14 @@
 """Turn the annotation files of a data set, a table of your own or a folder of videos into one manifest
 (one row per clip and caption: id, path, start, end, text, label, split). A second call changes nothing."""
-import argparse, filecmp, inspect, os, sys
+import argparse, difflib, filecmp, inspect, os, re, sys
 from pathlib import Path
 if not __package__: sys.path.insert(0, str(Path(__file__).resolve().parents[1]))   # run as a script from a checkout
-from fastcore.script import Param, anno_parser
 from vidlab.core import progress, tilde, unknown, write_json
-from vidlab.data import annots as A
+from vidlab.data.manifest import COLUMNS
+from vidlab.data.tables import FORMATS, some
+from vidlab.registry import create, lookup, names, options
 
-EXAMPLES = """one example per format (--root: folder of the videos, --annots: of the annotation files if elsewhere):
-
+EXAMPLES = """
   make_manifest.py msrvtt --root MSRVTT/videos --annots msrvtt_data --train_csv MSRVTT_train.9k.csv --out msrvtt.csv
   make_manifest.py msvd --root MSVD/videos --annots msvd_data --out msvd.csv    (also your videos laid out like MSVD)
   make_manifest.py lsmdc --root LSMDC/videos --annots lsmdc_data --missing drop --out lsmdc.csv
@@ -32,89 +32,113 @@ EXAMPLES = """one example per format (--root: folder of the videos, --annots: of
   make_manifest.py yttemporal --root YTTemporal/videos --annots yttemporal_train.csv --missing drop --out yt.parquet
   make_manifest.py yttemporal --root YTTemporal/videos --annots 'yttemporal180m_*.jsonl.gz' --missing drop --out yt.parquet
                               (the public shards: also written as one annotation per video, with the list yttemporal.csv)
-  make_manifest.py lvu --root LVU/videos --annots lvu_1.0 --task genre --missing drop --out lvu_genre.csv
+  make_manifest.py lvu --root LVU/videos --annots lvu_1.0 --topic genre --missing drop --out lvu_genre.csv
   make_manifest.py shards --root webvid_tars --missing drop --out webvid.parquet  (00000.tar .. of video2dataset)
   make_manifest.py shards --root cc3m --pattern '{00000..00331}.tar' --caption json.caption --out cc3m.parquet
   make_manifest.py table --root clips --annots mine.csv --columns video=path caption=text --out mine_manifest.csv
   make_manifest.py folder --root clips --out clips/manifest.csv                  (no captions: to embed and search)
   make_manifest.py folder --root clips --sidecar txt --out clips/manifest.csv    (captions in name.txt beside name.mp4)
   make_manifest.py classes --root ucf101 --out ucf101/manifest.csv               (class/video or split/class/video)
-
-Paths are written relative to the folder of --out if the videos lie below it, else relative to --root: then name that
+  make_manifest.py shapes --split test --out shapes_test.csv                     (the embedded set)
+"""
+PLACE = """Paths are written relative to the folder of --out if the videos lie below it, else relative to --root: then name that
 root when reading."""
+WORDS = dict(table='manifest', classes='class_folders')             # words of this tool -> names of the registry
+OLD = dict(lvu=dict(task='topic'))                                  # options by their former name
+HERE = dict(audit=True, whole=True)                                 # who makes a manifest once reads everything, of all splits
+RUN = dict(missing='videos that are not there: error, drop or keep (do not look)', missing_limit='stop when more than this share of the videos is missing',
+           splits='only these splits, e.g. train test')             # what the run gives and means the same everywhere
 
-# what each format understands beside --root, --out
-_common = ('annots', 'missing', 'missing_limit')
-TAKES = dict(msrvtt=(*_common, 'train_csv', 'data_json', 'test_csv', 'captions'), msvd=(*_common, 'splits'),
-             lsmdc=(*_common, 'splits'),
-             activitynet=(*_common, 'splits'), didemo=(*_common, 'splits'),
-             captions=(*_common, 'paragraph', 'split'), frame_folders=(*_common, 'split'), webvid=(*_common, 'split'),
-             list=(*_common, 'fields', 'sep', 'header', 'label_offset', 'classes', 'label', 'split', 'template', 'min_frames'),
-             kinetics=(*_common, 'classes', 'split'), something=(*_common, 'splits', 'ext', 'template'),
-             ucf101=(*_common, 'fold'), hmdb51=(*_common, 'fold'),
-             pairs=(*_common, 'split', 'ext', 'sample'), yttemporal=(*_common, 'split'),
-             lvu=(*_common, 'splits', 'task', 'durations'),
-             shards=('missing', 'missing_limit', 'pattern', 'caption', 'media', 'columns', 'split'),
-             table=(*_common, 'columns', 'sep', 'encoding', 'duplicates', 'label', 'classes'),
-             folder=('sidecar', 'split', 'frames'), classes=('classes', 'split', 'frames'))
+
+def formats() -> list:
+    "Every word for what can be read: the data sets of the registry, and the tool's own two words"
+    return sorted([*names('data'), *WORDS])
+
+
+def kind_of(default, annotation):
+    "Type of an option: as annotated, else as its default"
+    return annotation if annotation in (bool, int, float, dict, str) else tuple if isinstance(default, (tuple, list)) else str
+
+
+def takes(format: str  # of `formats`
+          ) -> dict:   # option -> (default, type, comment)
+    "The options of a data set, as they are typed here"
+    name = WORDS.get(format, format)
+    made, known = inspect.signature(lookup('data', name)).parameters, options('data', name, helps=True)
+    return {k: (HERE.get(k, o.default), kind_of(o.default, made[k].annotation), RUN.get(k, o.help))
+            for k, o in known.items() if k not in ('path', 'root')}
+
+
+def places(format: str  # of `formats`
+           ) -> dict:   # 'path' and 'root', those that it takes -> Option
+    "Where the files of a data set lie"
+    return {k: o for k, o in options('data', WORDS.get(format, format), helps=True).items() if k in ('path', 'root')}
 
 
 def renames(words: list  # e.g. ['video=path', 'caption=text']
             ) -> dict:   # {'video': 'path', 'caption': 'text'}
-    "Column names of the file -> names of the manifest"
+    "Pairs of names: as in the file, as in the manifest"
     for w in words:
         if w.count('=') != 1 or not all(w.split('=')):
-            raise ValueError(f'--columns {w!r}: write name_in_file=name, e.g. video=path; names: '
-                             f'{", ".join(A.COLUMNS)}')
+            raise ValueError(f'--columns {w!r}: write name_in_file=name, e.g. video=path; names: {", ".join(COLUMNS)}')
     return dict(w.split('=') for w in words)
 
 
-FILES = dict(table='the table itself (.csv, .tsv, .jsonl or .parquet)', captions='the JSON of captions',
-             list='the text file', frame_folders='the lines video,frames', webvid='the CSV', kinetics='the CSV or JSON',
-             pairs='the list', yttemporal='the list, or a pattern of .jsonl.gz shards')   # --annots is a file
+def add_option(parser, name, default, kind, help):
+    "One option of a data set on the command line"
+    shown = ' '.join(default) if isinstance(default, (tuple, list)) else '' if default in (None, True, False, inspect.Parameter.empty) else default
+    how = dict(default=argparse.SUPPRESS, help=(help + (f' (default: {shown})' if shown != '' else '')).replace('%', '%%'))
+    if kind is bool: parser.add_argument(f'--{name}', action=argparse.BooleanOptionalAction, **how)
+    elif kind in (int, float): parser.add_argument(f'--{name}', type=kind, metavar='N', **how)
+    elif kind in (dict, tuple) or ' ' in shown: parser.add_argument(f'--{name}', nargs='+', metavar='NAME=NAME' if kind is dict else 'WORD', **how)
+    else: parser.add_argument(f'--{name}', metavar='WORD', **how)
 
 
-def narrated(annots, root, missing='error', missing_limit=.5, **options):
-    "YT-Temporal from its list or its shards; every annotation is read, and what it lacks is in the report"
-    from vidlab.data.asr import Narration, read_yttemporal, unpack_yttemporal
-    torn = []
-    if annots.endswith(('.jsonl', '.jsonl.gz')):
-        shards, annots = annots, Path(root)/'yttemporal.csv'
-        torn = [o for o in unpack_yttemporal(shards, root, annots)[1] if o['video'] is None]
-    m = read_yttemporal(annots, root, missing=missing, missing_limit=missing_limit, **options)
-    notes, bad = Narration().check(m) if missing != 'keep' else ([], {})
-    lines = [Narration.tell(o) for o in torn + notes]
-    rows = [Narration.tell(o) for o in torn + notes if o['part'] is None]
-    A._missing_policy('videos have no usable annotation', rows, len(m) + len(torn), missing, missing_limit, str(annots), root)
-    if bad: m = m.select([r for r in range(len(m)) if r not in bad])
-    m.report['transcripts_left_out'] = lines
-    return m
+def parser_of(format: str  # of `formats`
+              ) -> argparse.ArgumentParser:
+    "The command line of one data set"
+    shown = [e for e in re.split(r'\n(?=  make_manifest.py)', EXAMPLES.rstrip()) if e.startswith(f'  make_manifest.py {format} ')]
+    p = argparse.ArgumentParser(f'make_manifest {format}', usage='%(prog)s --root FOLDER [--annots FILE or FOLDER] [--out FILE] [options]', description=inspect.getdoc(lookup('data', WORDS.get(format, format))),
+                                epilog='\n'.join(['examples:', *shown, '', PLACE]) if shown else PLACE,
+                                allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    where = places(format)
+    p.add_argument('--root', metavar='FOLDER', help='folder of the videos' if 'root' in where else where['path'].help)
+    if len(where) == 2: p.add_argument('--annots', metavar='PLACE', help=where['path'].help + ('; default: the root' if in_folder(where['path']) else ''))
+    p.add_argument('--out', metavar='FILE', default='manifest.csv', help='manifest to write: .csv, .tsv, .jsonl or .parquet (default: manifest.csv)')
+    for name, o in takes(format).items(): add_option(p, name, *o)
+    for name in OLD.get(format, ()): p.add_argument(f'--{name}', default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    return p
 
 
-def read(format, root, annots=None, splits=None, columns=None, sep=None, classes=None, sidecar=None, fields=None,
-         pattern=None, **options):
-    "The manifest of a format; only options that the format takes arrive here"
-    if splits: options['splits'] = splits
-    if format in FILES and annots is None: raise ValueError(f'format {format} needs --annots, {FILES[format]}')
-    if format == 'folder': return A.from_folder(root, captions=sidecar, **options)
-    if format == 'shards':
-        from vidlab.data.shards import from_shards
-        return from_shards(os.path.join(root, pattern) if pattern else root,
-                           columns={k: v for v, k in renames(columns or []).items()}, **options)
-    if classes: classes = A.read_class_names(classes)
-    if format == 'classes': return A.from_class_folders(root, classes=classes, **options)
-    if format == 'yttemporal': return narrated(annots, root, **options)
-    if format == 'pairs' and options['ext'] == 'auto': options['ext'] = '.mp4'
-    if format == 'lvu' and options['task'] is None: raise ValueError(f'--task is needed, one of: {", ".join(A.LVU)}')
-    if options.get('durations') == 'none': options['durations'] = None
-    sep = '\t' if sep in ('tab', '\\t') else sep
-    if format == 'table':
-        return A.Manifest.read(annots, root, columns=renames(columns or []), sep=sep, classes=classes, **options)
-    if format == 'list':
-        return A.read_list(annots, root, ' '.join(fields or ['path', 'label']), sep, classes=classes, **options)
-    if 'ext' in options and options['ext'] == 'none': options['ext'] = None
-    if classes: options['classes'] = classes
-    return getattr(A, f'read_{format}')(annots or root, root, **options)
+def in_folder(o) -> bool:
+    "Whether a data set's `path` is a folder, so that it may be the root"
+    return o.help.startswith('folder')
+
+
+def parse(format, argv) -> dict:
+    "Options of a data set from the command line; what it does not take is an error that names it"
+    p = parser_of(format)
+    given, rest = p.parse_known_args(argv)
+    if rest:
+        known, word = [f'--{k}' for k in vars(p.parse_args([])) | takes(format)], rest[0].split('=')[0]
+        near = difflib.get_close_matches(word, known, 1)
+        raise ValueError(f'{word} has no meaning for format {format}{f"; did you mean {near[0]}?" if near else "."} It takes: {" ".join(known)}')
+    given = vars(given)
+    for old, new in OLD.get(format, {}).items():
+        if old in given: given[new] = given.pop(old)
+    make = {dict: renames, tuple: tuple, str: ' '.join}
+    kinds = {k: o[1] for k, o in takes(format).items()}
+    return {k: make[kinds[k]](v) if isinstance(v, list) else v for k, v in given.items()}
+
+
+def files_of(format, root=None, annots=None) -> dict:
+    "`path` and `root` of a data set, as far as it takes them"
+    where = places(format)
+    if root is None and any(o.default is inspect.Parameter.empty for o in where.values()): raise ValueError('--root is needed: the folder of the videos')
+    if root is not None and not Path(root).is_dir(): raise ValueError(f'--root {root!r}: no such folder')
+    if len(where) == 2 and annots is None and not in_folder(where['path']): raise ValueError(f'format {format} needs --annots, {where["path"].help}')
+    found = dict(root=root, path=annots or root)
+    return {k: found[k] for k in where if found[k] is not None}
 
 
 def save(m, out):
@@ -129,82 +153,58 @@ def save(m, out):
         if new.exists(): new.unlink()
 
 
-def main(format: Param('what to read: ' + ' '.join(TAKES), str),
-         root: str = None,  # folder of the videos
-         out: str = 'manifest.csv',  # manifest to write: .csv, .tsv, .jsonl or .parquet
-         annots: str = None,  # folder of the annotation files, default: the root; or the file, where there is one
-         splits: Param('only these splits, e.g. train test', str, nargs='+') = None,
-         missing: Param('videos that are not there: error, drop or keep (do not look)', str) = 'error',
-         missing_limit: float = .5,  # stop when more than this share of the videos is missing
-         train_csv: str = 'MSRVTT_train.9k.csv',  # msrvtt: ids of the training clips; 'none': no train split
-         data_json: str = 'MSRVTT_data.json',  # msrvtt: captions of the training clips
-         test_csv: str = 'MSRVTT_JSFUSION_test.csv',  # msrvtt: test pairs; 'none': no test split
-         captions: str = 'all',  # msrvtt: order of the training rows, all or one (video by video)
-         columns: Param('table: columns to rename, as name_in_file=name; shards: more columns, as field=name, e.g. '
-                        'json.start=start', str, nargs='+') = None,
-         sep: str = None,  # table, list: separator, e.g. ';' or tab (list: default white space)
-         encoding: str = 'utf-8',  # table: encoding of a text table
-         duplicates: str = 'keep',  # table: equal rows: keep, drop or error
-         label: str = 'auto',  # table, list: kind of label: auto, class, several, float or name
-         classes: str = None,  # table, list, classes, kinetics: file with one class name per line, in order
-         fields: Param('list: what a line holds, default path label; of ' + ' '.join(A.FIELDS), str, nargs='+') = None,
-         header: bool = False,  # list: the first line holds names
-         template: str = None,  # list, something: names of the pictures of a folder, e.g. 'img_{:05d}.jpg', counted from 1
-         min_frames: int = 0,  # list: leave out rows with fewer frames
-         ext: str = 'auto',  # something: ending of the files, e.g. .mp4; none: folders of pictures; auto: by version. pairs: of paths without one
-         sample: int = 0,  # pairs: only so many rows, drawn as published; 0: all
-         task: str = None,  # lvu: relationship, way_speaking, scene, director, genre, writer, year, view_count or like_ratio
-         durations: str = 'lvu_durations.csv',  # lvu: file videoid,duration within --annots, or elsewhere; none
-         fold: int = 1,  # ucf101, hmdb51: official fold 1, 2 or 3
-         label_offset: int = 0,  # list: added to class numbers, -1 for lists that count from 1
-         paragraph: bool = False,  # captions: all captions of a video joined to one
-         pattern: str = None,  # shards: which ones below the root, e.g. '{00000..00031}.tar'; default: all
-         caption: str = 'txt',  # shards: txt or another text member, json.name for a field of the json, none
-         media: str = None,  # shards: the member to use where a sample holds several videos or pictures
-         sidecar: str = None,  # folder: txt = captions in a text file beside each video
-         split: str = None,  # name of the split for all rows, where the files do not name it
-         frames: bool = False  # folder, classes: clips are folders of images
-         ):
-    "Annotation files, a table or a folder -> one manifest and a report beside it."
-    given = {k: v for k, v in locals().items() if k not in ('format', 'root', 'out')}
-    if format not in TAKES: raise unknown('format', format, TAKES)
-    if root is None: raise ValueError('--root is needed: the folder of the videos')
-    if not Path(root).is_dir(): raise ValueError(f'--root {root!r}: no such folder')
-    if Path(out).suffix.lower() not in A.FORMATS: raise unknown('ending of --out', Path(out).suffix, A.FORMATS)
-    for k, v in given.items():
-        if k not in TAKES[format] and v != DEFAULTS[k]:
-            raise ValueError(f'--{k} has no meaning for format {format}, which '
-                             f'takes: ' + ' '.join(f'--{o}' for o in TAKES[format]))
-    options = {k: None if v == 'none' and k.endswith(('_csv', 'caption')) else v for k, v in given.items()
-               if k in TAKES[format]}
-    bar = progress(None, f'make_manifest {format}', 2)
-    bar.note = 'reading'; bar.show()
-    m = read(format, root, **options)
-    bar.step(); bar.note = f'{len(m)} rows, writing'; bar.show()
-    new = save(m, out)
-    bar.step(); bar.note = ''; bar.close()
-    report = Path(out).with_suffix('.report.json')
-    write_json(report, dict(format=format, root=str(m.root), rows=len(m), clips=len(m.groups()), splits=m.splits(),
-                            hash=m.hash(), label=m.label_kind,
-                            classes=m.classes, **m.report))
-    gone = m.report.get('missing', [])
-    print(f"{tilde(out)}: {m.summary()}{'' if gone else ', missing: 0'}, hash {m.hash()}, "
+def tell(m, out, report, new):
+    "What was made, on the screen"
+    print(f"{tilde(out)}: {m.summary()}{'' if m.report.get('missing') else ', missing: 0'}, hash {m.hash()}, "
           f"{'written' if new else 'unchanged'}; report: {tilde(report)}")
     for what in ('missing', 'without_caption', 'transcripts_left_out'):
-        if m.report.get(what): print(f"{what.replace('_', ' ')}: {A._some(m.report[what])}")
-    inside = Path(root).resolve().is_relative_to(Path(out).resolve().parent)
-    if not inside: print(f'the videos do not lie below the manifest: read it with root={tilde(root)!r}')
+        if m.report.get(what): print(f"{what.replace('_', ' ')}: {some(m.report[what])}")
+    if not m.root.resolve().is_relative_to(Path(out).resolve().parent):
+        print(f'the videos do not lie below the manifest: read it with root={tilde(m.root)!r}')
 
 
-DEFAULTS = {k: v.default for k, v in inspect.signature(main).parameters.items()}
+def main(format: str,  # of `formats`
+         out: str = 'manifest.csv',  # manifest to write
+         root: str = None,  # folder of the videos
+         annots: str = None,  # file or folder of the annotations
+         **given  # options of the data set
+         ):
+    "Annotation files, a table or a folder -> one manifest and a report beside it."
+    if Path(out).suffix.lower() not in FORMATS: raise unknown('ending of --out', Path(out).suffix, FORMATS)
+    files, here = files_of(format, root, annots), {k: v for k, v in HERE.items() if k in takes(format)}
+    bar = progress(None, f'make_manifest {format}', 2)
+    bar.note = 'reading'
+    bar.show()
+    m = create('data', WORDS.get(format, format), **files, **here | given)
+    bar.step()
+    bar.note = f'{len(m)} rows, writing'
+    bar.show()
+    new = save(m, out)
+    bar.step()
+    bar.note = ''
+    bar.close()
+    report = Path(out).with_suffix('.report.json')
+    write_json(report, dict(format=format, root=str(m.root), rows=len(m), clips=len(m.groups()), splits=m.splits(),
+                            hash=m.hash(), label=m.label_kind, classes=m.classes, **m.report))
+    tell(m, out, report, new)
+
+
+def overview() -> str:
+    "The help of the tool: every data set in one line"
+    wide = max(map(len, formats()))
+    sets = [f'  {f:{wide}}  {inspect.getdoc(lookup("data", WORDS.get(f, f)))}' for f in formats()]
+    return '\n'.join(['usage: make_manifest FORMAT --root FOLDER [--annots FILE or FOLDER] [--out FILE] [options of the format]', '', __doc__, '',
+                      'formats:', *sets, '', 'make_manifest.py FORMAT --help lists the options of a format and shows examples.',
+                      '--root: folder of the videos, --annots: of the annotation files if elsewhere, or the file', '', PLACE])
 
 
 def cli(argv=None):
     "Command line: errors become one line and exit status 1"
-    p = anno_parser(main, prog='make_manifest')
-    p.formatter_class, p.epilog = argparse.RawDescriptionHelpFormatter, EXAMPLES
-    args = {k: v for k, v in vars(p.parse_args(argv)).items() if k not in ('pdb', 'xtra')}
-    try: main(**args)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if not argv or argv[0] in ('-h', '--help'): return print(overview())
+    try:
+        if argv[0] not in formats(): raise unknown('format', argv[0], formats())
+        main(argv[0], **parse(argv[0], argv[1:]))
     except (ValueError, OSError) as e: raise SystemExit(f'make_manifest: {e}')
 
 

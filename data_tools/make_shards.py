@@ -126,7 +126,8 @@ def make_shards(
     "Write the shards"
     from concurrent.futures import ThreadPoolExecutor
     from vidlab.core import atomic_write, progress, rng, text_hash
-    from vidlab.data.annots import FORMATS, Manifest
+    from vidlab.data.manifest import Manifest
+    from vidlab.data.tables import FORMATS
     if Path(source).suffix.lower() not in FORMATS: raise ValueError(f'{source!r}: a manifest ends in {" ".join(FORMATS)}')
     if samples < 0 or megabytes < 0 or not (samples or megabytes):
         raise ValueError(f'--samples {samples} --megabytes {megabytes}: from 0 on, and not both 0')
@@ -172,7 +173,7 @@ def make_shards(
 def finish(m, out, todo, done, names):
     "Shards of an earlier, larger plan go; the manifest with paths into the shards"
     import pyarrow as pa
-    from vidlab.data.annots import Manifest
+    from vidlab.data.manifest import Manifest
     for old in [p for p in out.glob('*.tar') if p.stem.isdigit() and p.stem not in names and stats_of(p).exists()]:
         for p in (old, old.with_suffix('.parquet'), stats_of(old)): p.unlink(missing_ok=True)
     place = np.full(len(m), -1, np.int64)

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from vidlab.data import annots as A
+from vidlab.data.manifest import _paths, inside_root
+from vidlab.data.sets.lists import _short_folders
 from vidlab.data.annots import Manifest
 
 
@@ -134,7 +136,7 @@ def test_labels_of_two_files(videos):
     a = Manifest.build(dict(path=['0.mp4', '1.mp4'], label=['run', 'swim']), videos)
     assert (a.classes, a.label_kind) == (['run', 'swim'], 'class')
     b = Manifest.build(dict(path=['0.mp4'], label=['swim']), videos, classes=a.classes)
-    assert b.row(0)['label'] == 1 and b.row(0)['label_name'] == 'swim' and b.classes == ['', 'swim']
+    assert b.row(0)['label'] == 1 and b.row(0)['label_name'] == 'swim' and b.classes == ['run', 'swim']
     with pytest.raises(ValueError, match="'swin' is not in the class list"):
         Manifest.build(dict(path=['0.mp4'], label=['swin']), videos, classes=a.classes)
     with pytest.raises(ValueError, match='label kind'):
@@ -180,7 +182,7 @@ def test_round_trip(videos, rows):
 @given(st.lists(st.sampled_from(['..', '.', 'a', 'b.mp4', '', '...', '..a', '\\', '..\\..']), min_size=1, max_size=6))
 def test_paths_stay_inside(parts):
     p = '/'.join(parts)
-    got = A._inside(p, '/data/set')
+    got = inside_root(p, '/data/set')
     if got is not None:
         assert os.path.normpath(os.path.join('/data/set', got)).startswith('/data/set')
         assert not got.startswith('/')
@@ -390,7 +392,7 @@ def test_list(tmp_path):
         return A.read_list(tmp_path/'l.txt', tmp_path, **kw)
     assert read('a b/1.mp4 3\nc.webm 0\n').column('label').tolist() == [3, 0]
     m = read('a b/1.mp4 2\nc.webm 1\n', label_offset=-1, classes=['x', 'y', 'z'], split='val')
-    assert (m.column('label').tolist(), m.classes, m.row(0)['label_name']) == ([1, 0], ['x', 'y'], 'y')
+    assert (m.column('label').tolist(), m.classes, m.row(0)['label_name']) == ([1, 0], ['x', 'y', 'z'], 'y')
     assert read('a b/1.mp4 y\nc.webm x\n', classes=['x', 'y']).column('label').tolist() == [1, 0]
     m = read('file,label\n"a b/1.mp4",0.5\nc.webm,3\n', sep=',', header=True, label='float')
     assert (m.label_kind, m.column('label').tolist()) == ('float', [.5, 3.])
@@ -434,8 +436,8 @@ def test_webvid(tmp_path, head):
 def test_paths_fast_and_slow_agree(paths):
     "Names that need no tidying are passed over; the result is that of looking at each"
     paths = [p for p in paths if p.strip()] or ['a']
-    each = [A._inside(p, '/r') for p in paths]
-    try: got = A._paths(paths, '/r', 's').to_pylist()
+    each = [inside_root(p, '/r') for p in paths]
+    try: got = _paths(paths, '/r', 's').to_pylist()
     except ValueError: assert None in each; return
     assert got == each
 
@@ -470,7 +472,7 @@ def test_something(tmp_path):
     put(tmp_path, labels__json={'B something': '1', 'A something': '2', 'C something': '0'},
         train__json=[dict(id='1', template='A [something]', label='a cup', placeholders=['cup'])], validation__json=[dict(id=2, template='D [something]', label='a')])
     m = A.read_something(tmp_path, tmp_path, ['train'], missing='keep')
-    assert m.classes == ['', '', 'A something'] and m.row(0)['label'] == 2 and m.row(0)['path'].endswith('1.webm') and m.row(0)['text'] == 'a cup'
+    assert m.classes == ['C something', 'B something', 'A something'] and m.row(0)['label'] == 2 and m.row(0)['path'].endswith('1.webm') and m.row(0)['text'] == 'a cup'
     with pytest.raises(ValueError, match="'D something' is not in the class list of 3"): A.read_something(tmp_path, tmp_path, missing='keep')
     with pytest.raises(ValueError, match="did you mean 'val'"): A.read_something(tmp_path, tmp_path, ['vall'])
     with pytest.raises(ValueError, match='place for its number'): A.read_something(tmp_path, tmp_path, ['train'], template='x.jpg', missing='keep')
@@ -521,7 +523,7 @@ def test_listed_frames(tmp_path):
     assert read('a 2 0\n').row(0)['frames'] == '2'
     with pytest.raises(ValueError, match='2 of 4, no 00003.jpg'): read('a 4 0\n')
     absent = read('b 3 0\n', missing='keep')
-    with pytest.raises(ValueError, match='0 of 3'): A._short_folders(absent, 'l', 'error', .5, '{:05d}.jpg')
+    with pytest.raises(ValueError, match='0 of 3'): _short_folders(absent, 'l', 'error', .5, '{:05d}.jpg')
     with pytest.raises(ValueError, match="'x' is not a number of frames"): read('a x 0\n')
     with pytest.raises(ValueError, match='no row has 9 frames'): read('a 2 0\n', min_frames=9)
     assert A.pictures_of('{}.png', ['1.png', '2.png', '4.png']) == (['1.png', '2.png'], None)

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from .core import RunFolder, atomic_write, project_root, read_json, tilde, unknown
-from .data.annots import Manifest
+from .data.manifest import Manifest
 from .data.shapes import MOTIONS, partner
 from .metrics import ranks_of, same_class_ranks
 from .cost import noise_batch

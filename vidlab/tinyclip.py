@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from .clip import CLIPBackbone, TINY, create_clip
 from .core import cache_dir, file_hash, progress, read_json, seed_everything, unknown, write_json
-from .data.annots import Manifest
+from .data.manifest import Manifest
 from .data.shapes import make_shapes
 from .data.text import tokenize
 from .data.transforms import normalise

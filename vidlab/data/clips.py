@@ -18,11 +18,8 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torch.utils.data._utils import signal_handling
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from ..core import rng, unknown
-from .annots import Manifest, mirrored_classes, pictures_of
-from .files import ReaderError, VideoError
-from .child import DecodeSlots
-from .index import VideoIndex, index_video
-from .decode import audit, get_decoder, read_frames, take_state, worker_state
+from .manifest import Manifest, mirrored_classes, pictures_of
+from .decode import ReaderError, VideoError, VideoIndex, audit, index_video, get_decoder, read_frames, worker_state, take_state, DecodeSlots
 from .text import tokenize
 from .transforms import ClipTransform, view_boxes
 

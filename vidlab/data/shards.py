@@ -172,7 +172,7 @@ def from_shards(shards, # folder, pattern with {00000..00031} or *, one .tar, or
                ):                  # Manifest
     "Samples of tar shards: one row per caption, `path` names the member"
     from vidlab.core import unknown
-    from vidlab.data.annots import COLUMNS, Manifest
+    from vidlab.data.manifest import COLUMNS, Manifest
     if missing not in ('error', 'drop'): raise unknown('missing policy for shards', missing, ('error', 'drop'))
     columns = dict(columns or {})
     if bad := [c for c in columns if c in ('path', 'text', 'member') or split and c == 'split']:
@@ -190,7 +190,7 @@ def _notes(table, key): return json.loads((table.schema.metadata or {}).get(key.
 
 def _judge(files, tables, root, missing, limit):
     "Apply the policy to everything that is lacking; the report"
-    from vidlab.data.annots import _missing_policy
+    from vidlab.data.manifest import missing_policy as _missing_policy
     name = [os.path.relpath(os.path.abspath(f), root) for f in files]
     gone = [f"{n}: {t.schema.metadata[b'fault'].decode()}" for n, t in zip(name, tables) if b'ok' not in t.schema.metadata]
     broken = [f'{n}: {fault}' for n, t in zip(name, tables) if b'ok' in t.schema.metadata and (fault := _notes(t, 'fault'))]
