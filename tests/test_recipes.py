@@ -5,8 +5,8 @@ import dataclasses, json, re
 from pathlib import Path
 import pytest
 import yaml
-from vidlab.registry import list_models, options
-from vidlab.results import SHOWN, zoo, zoo_addons
+from vidlab.registry import lookup, names, options
+from vidlab.results import zoo, zoo_addons
 from vidlab.train import FIELDS, WORDS, RunConfig, config_from, fits, list_addons, list_recipes, read_recipe, read_tables
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +36,7 @@ def test_config_is_the_recipe_and_defaults(table):
 
 def test_words_of_tables_are_no_keys():
     "A row's words and its keys stand side by side, so no field or option may have the name of a word"
-    assert {w for words in WORDS.values() for w in words} & ({*FIELDS} | {o for m in list_models() for o in options('model', m)}) == set()
+    assert {w for words in WORDS.values() for w in words} & ({*FIELDS} | {o for kind in ('model', 'task') for n in names(kind) for o in options(kind, n)}) == set()
 
 @pytest.mark.parametrize('table', [t.name for t in read_tables().values()])
 def test_table(table):
@@ -45,7 +45,7 @@ def test_table(table):
     d = yaml.safe_load((ROOT/'nbs'/'runs'/'recipes'/f'{table}.yaml').read_text(encoding='utf-8'))
     assert set(d.get('parts', {})) == {p for r in d.get('rows', {}).values() for p in r.get('use', [])} and t.what
     for r in t.recipes:
-        assert r.what and (r.source or not r.paper) and set(r.paper) <= set(SHOWN), r.name
+        assert r.what and (r.source or not r.paper) and set(r.paper) <= set(lookup('task', r.keys.get('task', RunConfig.task)).columns), r.name
         assert (ROOT/'nbs'/'runs'/f'{r.page}.ipynb').exists(), r.name
         assert r.to or read_recipe(r.name).get('model'), r.name
 
