@@ -44,9 +44,9 @@ def relevance(maps:list, # per layer (N,H,n,n)
 METHODS = ('raw', 'rollout', 'relevance')
 
 def kinds_of(model) -> dict: # kind -> names of its layers, in order
-    "The kinds of layers of a model; one without attention has one name, '', or none at all. Layers that capture cannot see are among them: looking at one is an error"
+    "The kinds of layers of a model; one without attention has one name, '', or none at all"
     out = {}
-    for n in [*attention_names(model), *unseen_attention(model)] or ['']:
+    for n in [*attention_names(model), *unseen_attention(model)] or ['']:      # looking at a layer that capture cannot see is an error, not a gap
         if (lay := model.token_layout(n)) is not None: out.setdefault(lay['kind'], []).append(n)
     return out
 
@@ -92,7 +92,8 @@ def _known(task, batch, method):
     if method != 'relevance' and not has_patches(task.model):
         raise ValueError(f"method {method!r} shows attention over patches, and {m} has none: use 'relevance', gradient x input")
     if method not in methods_of(task, batch):
-        raise ValueError(f"method {method!r} explains a score, and {t} with {m} has none for this batch (no class, no number, no text): use 'raw' or 'rollout'")
+        raise ValueError(f'method {method!r} explains a score, and {t} with {m} has none for this batch '
+                         "(no class, no number, no text): use 'raw' or 'rollout'")
 
 def positions(task, x): # (B,T*M,...) -> (B,T,...)
     "The sampled frames, without the neighbours that some models look at"
@@ -113,22 +114,24 @@ def patch_maps(task, # vidlab.tasks.base.Task
         else: row = positions(task, _input_relevance(task, _watched(b), _cells(b['video'])))
     return (row * mask[..., None, None]).cpu()
 
-def _watched(b): return {**b, 'video': b['video'].detach().requires_grad_()}      # so that maps have gradients in a frozen tower too
-
-def _token_row(task, model, b, method, layer): # (B,t,h,w) of the class token over slots of frames
-    kind,names = _first(model, 'image', 'video', 'scan')
-    lay = model.token_layout(names[0])
-    if kind == 'scan': row = _input_relevance(task, _watched(b), lay['grid']) if method == 'relevance' else _scan_row(model, b['video'], method, layer, lay)
-    else:
-        run = (lambda: task.evidence(_watched(b))) if method == 'relevance' else lambda: model.encode_video(b['video'], b['video_mask'])
-        row = _through(model, names, method, layer, run)[:, 0, lay['prefix']:]
-    return row.reshape(len(b['video']), -1, *lay['grid'][-2:])
-
 def every_frame(maps, # (B,t,h,w) of slots of frames
                 frames:int # T
                ) -> torch.Tensor: # (B,T,h,w)
     "The map of a slot at each of its frames"
     return maps.repeat_interleave(-(-frames//maps.shape[1]), 1)[:, :frames]
+
+# %% ../nbs/53_explain.ipynb #b544f62b
+def _watched(b): return {**b, 'video': b['video'].detach().requires_grad_()}      # so that maps have gradients in a frozen tower too
+
+def _token_row(task, model, b, method, layer): # (B,t,h,w) of the class token over slots of frames
+    kind,names = _first(model, 'image', 'video', 'scan')
+    lay,scored = model.token_layout(names[0]),method == 'relevance'
+    if kind == 'scan' and scored: row = _input_relevance(task, _watched(b), lay['grid'])
+    elif kind == 'scan': row = _scan_row(model, b['video'], method, layer, lay)
+    else:
+        run = (lambda: task.evidence(_watched(b))) if scored else lambda: model.encode_video(b['video'], b['video_mask'])
+        row = _through(model, names, method, layer, run)[:, 0, lay['prefix']:]
+    return row.reshape(len(b['video']), -1, *lay['grid'][-2:])
 
 # %% ../nbs/53_explain.ipynb #5e93b0cb
 def _scans(model, video, layer): # -> (B,K,n,n), rows sum to 1, one for each scan of the layer
@@ -157,19 +160,21 @@ def _slots(a, lay): # (...,n,n) maps of tokens -> (...,t,t) of slots
     a = a[..., lay['prefix']:, lay['prefix']:]
     return a.unflatten(-1, (-1, P)).sum(-1).unflatten(-2, (-1, P)).mean(-2)
 
+def _frame_rows(model, b): # (B,layers,H,t,t)
+    kind,names = _first(model, 'frames', 'video', 'scan')
+    lay = model.token_layout(names[0])
+    if kind == 'scan': return torch.stack([_slots(_scans(model, b['video'], i), lay) for i in range(model.card.depth)], 1)
+    keep = lambda x: (x if kind == 'frames' else _slots(x, lay)).float()
+    with capture_attention(model, names, keep=keep) as got: model.encode_video(b['video'], b['video_mask'])
+    return torch.stack([got[n][0] for n in names], 1)
+
 @torch.no_grad()
 def frame_maps(task, batch:dict) -> list: # per sample (layers,H,t,t) over its valid frames or slots; of scans H counts the scans
     "How frames look at frames in every layer"
-    with _looking(task, batch) as (model, b):
-        kind, names = _first(model, 'frames', 'video', 'scan')
-        lay = model.token_layout(names[0])
-        if kind == 'scan': a = torch.stack([_slots(_scans(model, b['video'], i), lay) for i in range(model.card.depth)], 1)
-        else:
-            with capture_attention(model, names, keep=lambda x: (x if kind == 'frames' else _slots(x, lay)).float()) as got: model.encode_video(b['video'], b['video_mask'])
-            a = torch.stack([got[n][0] for n in names], 1)
+    with _looking(task, batch) as (model, b): a = _frame_rows(model, b)
     mask = b['video_mask'].cpu()
     mask = mask[:, ::-(-mask.shape[1]//a.shape[-1])]                        # a slot is there when its first frame is
-    return [x[..., m, :][..., m] for x, m in zip(a.cpu(), mask)]
+    return [x[..., m, :][..., m] for x,m in zip(a.cpu(), mask)]
 
 # %% ../nbs/53_explain.ipynb #ad0bc2df
 @torch.no_grad()
@@ -184,16 +189,21 @@ def branch_maps(task, batch:dict) -> dict: # 'time' (B,K,h,w,T,T): rows look at 
     return dict(time=stack(time, lambda a: a.view(B, *g, T, T)), token=stack(space, lambda a: a[:, 0, 1:].reshape(B, T, *g)))
 
 # %% ../nbs/53_explain.ipynb #aa4994c6
+def _readable(pieces): # of a tokenizer
+    names = {'<|startoftext|>': '[start]', '<|endoftext|>': '[end]'}
+    return [names.get(w, w.replace('</w>', '')) for w in pieces]
+
 @torch.no_grad()
 def word_maps(task, batch:dict) -> list: # per sample: words, S, p, q (L,V), alpha (L), beta (V), padding left out
     "How words and frames of each pair choose each other"
-    out, names = [], lambda ids: [w.replace('</w>', '').replace('<|startoftext|>', '[start]').replace('<|endoftext|>', '[end]') for w in pieces(ids, of_card(task.model.card)[2])]
+    out,tokenizer = [],of_card(task.model.card)[2]
     with _looking(task, batch) as (model, b):
         for i in range(len(b['video'])):
-            one = {k: v[i:i + 1] for k, v in b.items()}
+            one = {k: v[i:i + 1] for k,v in b.items()}
             if (p := model.pictures(task, one).get('words')) is None:
                 raise ValueError(f'{type(model).__name__} compares whole texts with clips: there is no map of words; use a Mug head')
-            out.append(dict(words=names(one['text'][one['text_mask'].bool()].cpu()), **{k: v.cpu() for k, v in p.items() if k != 'draw'}))
+            words = _readable(pieces(one['text'][one['text_mask'].bool()].cpu(), tokenizer))
+            out.append(dict(words=words, **{k: v.cpu() for k,v in p.items() if k != 'draw'}))
     return out
 
 # %% ../nbs/53_explain.ipynb #995605c6
@@ -206,6 +216,10 @@ def _transcripts(b): # K
     if (K := n_transcripts(b)) > 1: return K
     raise ValueError('one text for each clip has no order: this needs K transcripts, text (B,K,L), as narrated clips with `pieces` set have them')
 
+def _order(b, K, device): # (B,K) the right place of each transcript
+    return torch.arange(K, device=device).expand(len(b['video']), -1) if b.get('order') is None else b['order']
+
+# %% ../nbs/53_explain.ipynb #05a50bfe
 def sort_maps(task, batch:dict, # narrated clips: `text` (B,K,L); `order` (B,K), where they do not come in order
               method:str='raw', # see METHODS; relevance explains the logit of each transcript's right place
               layer:int=-1, # of method 'raw'
@@ -214,16 +228,18 @@ def sort_maps(task, batch:dict, # narrated clips: `text` (B,K,L); `order` (B,K),
     "What each transcript attends to among the video tokens"
     if method not in METHODS: raise unknown('method', method, METHODS)
     with _looking(task, batch) as (model, b):
-        _, names = _first(model, 'sort')
-        K, lay = _transcripts(b), model.token_layout(names[0])
-        if keep is not None: b = {**b, 'keep': keep.to(task.device)}
+        _,names = _first(model, 'sort')
+        K,lay = _transcripts(b),model.token_layout(names[0])
+        b = _kept(b, keep)
         def run():
             o = model({**b, 'video': b['video'].detach().requires_grad_(method == 'relevance')})['order']
-            y = torch.arange(K, device=o.device).expand(len(o), -1) if b.get('order') is None else b['order']
-            return o.gather(2, y[..., None]).sum()
+            return o.gather(2, _order(b, K, o.device)[..., None]).sum()
         rows = _through(model, names, method, layer, run)[:, -K:, lay['prefix']:-K].cpu()
     return fold_tokens(rows, lay['grid'], None if keep is None else keep.cpu())
 
+def _kept(b, keep): return b if keep is None else {**b, 'keep': keep.to(b['video'].device)}
+
+# %% ../nbs/53_explain.ipynb #d851e4d1
 def over_time(maps # (...,t,h,w) from `sort_maps`
              ) -> torch.Tensor: # (...,t)
     "Maps summed over the places of a slot"
@@ -234,8 +250,9 @@ def places_of(task, batch:dict, keep=None # as in `sort_maps`
              ) -> torch.Tensor: # (B,K) int64
     "Where the model puts each transcript"
     with _looking(task, batch) as (model, b):
-        _first(model, 'sort'); _transcripts(b)
-        return model({**b, **({} if keep is None else dict(keep=keep.to(task.device)))})['order'].argmax(-1).cpu()
+        _first(model, 'sort')
+        _transcripts(b)
+        return model(_kept(b, keep))['order'].argmax(-1).cpu()
 
 # %% ../nbs/53_explain.ipynb #d2140ff0
 def load_run(folder, # RunFolder or path
@@ -312,9 +329,15 @@ def _patches(task, b, method, seen):
 
 def _branch(task, b, seen):
     bm,(video,times,m) = branch_maps(task, b),seen
+    along = bm['time'][0].mean((1, 2))[..., m, :][..., m]
     return dict(branch=show_overlay(video, bm['token'][0, -1][m], times, "what the branch's video token looks at"),
-                time=show_frame_attention(bm['time'][0].mean((1, 2))[..., m, :][..., m], title='cross-frame layers of the branch, mean over patches', each='layer'))
+                time=show_frame_attention(along, title='cross-frame layers of the branch, mean over patches', each='layer'))
 
+def _joined(task, b, kinds):
+    each = 'scan' if 'scan' in kinds else 'head'
+    return show_frame_attention(frame_maps(task, b)[0][-1], title='which frames look at which, last layer', each=each)
+
+# %% ../nbs/53_explain.ipynb #522375a2
 def explain_run(folder, sid:int=0, split:str='test', method:str=None, # see METHODS; None: the most telling one
                 caption=None) -> dict: # as in `clip_of_run`; name -> Figure
     "Figures for one clip: the patches that matter, which frames join, and what only this model can show"
@@ -322,9 +345,8 @@ def explain_run(folder, sid:int=0, split:str='test', method:str=None, # see METH
     b,kinds,figs = clip_of_run(cfg, task.model.card, split, sid, caption),kinds_of(task.model),{}
     seen,method = _seen(task, b),method or next(iter(methods_of(task, b)[::-1]), None)
     if method: figs['patches'] = _patches(task, b, method, seen)
-    if {'frames', 'video', 'scan'} & set(kinds):
-        figs['frames'] = show_frame_attention(frame_maps(task, b)[0][-1], title='which frames look at which, last layer', each='scan' if 'scan' in kinds else 'head')
+    if {'frames', 'video', 'scan'} & set(kinds): figs['frames'] = _joined(task, b, kinds)
     if {'branch', 'time'} <= set(kinds): figs |= _branch(task, b, seen)
-    if 'sort' in kinds and n_transcripts(b) > 1: figs |= sort_figures(task, b, method or 'raw')
+    if 'sort' in kinds and n_transcripts(b) > 1: figs |= sort_figures(task, b)
     with torch.no_grad(), _looking(task, b) as (model, x): own = model.pictures(task, x)
     return figs | {k: _drawn(k, p, task, b, seen) for k,p in own.items()}

@@ -79,7 +79,9 @@ def run_summary(folder) -> str: # markdown
     f = folder if isinstance(folder, RunFolder) else RunFolder(folder)
     s,v = f.status(),speed(f)
     what = f'**{s["state"]}** at step {s.get("step")}/{s.get("total_steps")}: {s.get("reason")}\n\n'
-    if v: what += f'{v["clips_per_s"]:.0f} clips/s in training, {v["data_share"]:.0%} of the step time waiting for data, peak memory {v["peak_MiB"]} MiB\n\n'
+    if v:
+        what += f'{v["clips_per_s"]:.0f} clips/s in training, {v["data_share"]:.0%} of the step time waiting for data, '
+        what += f'peak memory {v["peak_MiB"]} MiB\n\n'
     return what + f'run folder `{tilde(f.path)}`, weights `ckpt/best`, numbers `eval/`, rows `metrics.jsonl`'
 
 # %% ../nbs/54_results.ipynb #c46c18d7
@@ -93,6 +95,7 @@ def within_pair(folder, # run
 
 def _pair_column(x): return {} if x is None else {'within pair': round(x, 1)}
 
+# %% ../nbs/54_results.ipynb #551bec6c
 def comparison(runs:dict, # name -> run
                manifest:Manifest, # the rows that were evaluated
                split:str='test') -> pd.DataFrame:
@@ -100,11 +103,12 @@ def comparison(runs:dict, # name -> run
     rows = []
     for name,f in runs.items():
         v = speed(f)
-        fast = {'clips/s': round(v['clips_per_s'], 1), 'peak MiB': v['peak_MiB'], 'train s': v['train_seconds']} if v else dict.fromkeys(('clips/s', 'peak MiB', 'train s'), '')
-        rows.append({**_pair_column(within_pair(f, manifest, split)), **fast})
+        fast = {'clips/s': v and round(v['clips_per_s'], 1), 'peak MiB': v and v['peak_MiB'], 'train s': v and v['train_seconds']}
+        rows.append({**_pair_column(within_pair(f, manifest, split)), **{k: '' if x == {} else x for k,x in fast.items()}})
     table = eval_table(runs, split)
     return table.drop(columns='protocol').join(pd.DataFrame(rows, index=table.index))
 
+# %% ../nbs/54_results.ipynb #85047e87
 def untrained_name(folder, # of the model as it starts, evaluated
                    recipe:str, split:str='test') -> str:
     "What a table calls a model before training: by its card, else by its recipe"

@@ -15,4 +15,5 @@ from .retrieval import RetrievalTask
 from .same_class import SameClassTask
 from .sorting import SortingTask
 
-_all_ = ['AVERAGES', 'Column', 'Evaluation', 'Task', 'by_clip', 'merge_views', 'MaskedTask', 'RecognitionTask', 'RegressionTask', 'RetrievalTask', 'SameClassTask', 'SortingTask']
+_all_ = ['AVERAGES', 'Column', 'Evaluation', 'Task', 'by_clip', 'merge_views',
+         'MaskedTask', 'RecognitionTask', 'RegressionTask', 'RetrievalTask', 'SameClassTask', 'SortingTask']

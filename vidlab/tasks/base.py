@@ -135,6 +135,7 @@ def by_clip(sid # (N) sample ids, one a view
     first = torch.full((len(sids),), len(inv)).scatter_reduce(0, inv, torch.arange(len(inv)), 'amin')
     return sids, inv, first
 
+# %% ../../nbs/tasks/10_base.ipynb #d2f6ffc7
 AVERAGES = dict(softmax=lambda x: x.softmax(1), logits=lambda x: x)
 
 def merge_views(part:dict, # sid, logits (N,C), label or target: views of clips
@@ -211,6 +212,7 @@ def worst(cls:Task, e:Evaluation, n:int=8, # rows
     row = lambda i: {cls.column(k).head(k): NUMBER.show(v[i]) for k,v in numbers.items()}
     return pd.DataFrame([dict(video=e.clip(sid[i])['id'], **cls.details(e, i), **row(i)) for i in order])
 
+# %% ../../nbs/tasks/10_base.ipynb #93125ed9
 @patch(cls_method=True)
 def class_table(cls:Task, e:Evaluation): # DataFrame, or None: there are no classes
     "The numbers of every class"

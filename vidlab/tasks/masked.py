@@ -49,7 +49,8 @@ def make_teacher(self:MaskedTask, arch, weights, size, input):
                        image_size=size, input=input, mean=c.mean, std=c.std, tubelet=c.tubelet)
     if t.dim != c.out_dim: raise ValueError(f'{t} gives features of width {t.dim}, the student {c.out_dim}: build it with out_dim={t.dim}')
     if t.window(c.frames) != tuple(c.grid):
-        raise ValueError(f'{t} has a grid of {t.window(c.frames)} tokens, the student {tuple(c.grid)}: set teacher_size={c.grid[1]*t.clip.card.patch}')
+        size = c.grid[1]*t.clip.card.patch
+        raise ValueError(f'{t} has a grid of {t.window(c.frames)} tokens, the student {tuple(c.grid)}: set teacher_size={size}')
     return t
 
 # %% ../../nbs/tasks/50_masked.ipynb #70695e2d
@@ -61,6 +62,7 @@ def compare(self:MaskedTask, batch:dict, gens:list): # student and teacher at th
     visible = visible_tokens(self.mask, self.model.card.grid, self.ratio, gens, told.get('attention')).to(self.device)
     return self.model({**b, 'visible': visible})['features'], take_visible(told['features'], visible)
 
+# %% ../../nbs/tasks/50_masked.ipynb #9b613d64
 @patch
 def forward(self:MaskedTask, batch:dict) -> dict: # loss
     sids = batch['sid'].tolist()
@@ -72,6 +74,7 @@ def eval_step(self:MaskedTask, batch:dict) -> dict: # sid, view, align (B)
     each = [align_loss(s[:, i:i+1], t[:, i:i+1], self.align) for i in range(s.shape[1])]
     return dict(sid=batch['sid'], view=batch['view'], align=torch.stack(each))
 
+# %% ../../nbs/tasks/50_masked.ipynb #8fad3068
 @patch
 def score(self:MaskedTask, parts:dict, expected:dict=None) -> dict:
     "Mean loss"

@@ -39,17 +39,20 @@ class RecognitionTask(Task):
         if self.classifier: self.own_classes(max_words)
         else: self.text_classes(max_words)
 
-    def check(self, classes, templates, average):
-        if average not in AVERAGES: raise unknown('average', average, AVERAGES)
-        if not classes: raise ValueError('recognition needs the names of the classes: a data set that has them, or `classes`, a file with one name per line')
-        if bad := [t for t in templates if '{}' not in t]: raise ValueError(f'templates {bad}: no {{}} for the name of the class')
-
     @classmethod
     def model_options(cls, classes): return dict(classes=len(classes))
 
     def protocol(self): return dict(super().protocol(), classes=text_hash(*self.classes))
 
 # %% ../../nbs/tasks/30_recognition.ipynb #ac1600b7
+@patch
+def check(self:RecognitionTask, classes, templates, average):
+    "Errors before anything is built"
+    if average not in AVERAGES: raise unknown('average', average, AVERAGES)
+    if not classes:
+        raise ValueError('recognition needs the names of the classes: a data set that has them, or `classes`, a file with one name per line')
+    if bad := [t for t in templates if '{}' not in t]: raise ValueError(f'templates {bad}: no {{}} for the name of the class')
+
 @patch
 def own_classes(self:RecognitionTask, max_words):
     "See that the model's classifier is of these classes; some start from the texts of their names"
@@ -66,6 +69,7 @@ def text_classes(self:RecognitionTask, max_words):
     self.set_texts(*tokenize(texts, max_words, tokenizer=getattr(self.model.card, 'tokenizer', '') or 'clip'))
     self.stop('text', 'pretext')
 
+# %% ../../nbs/tasks/30_recognition.ipynb #4233ab28
 @patch
 def set_texts(self:RecognitionTask, ids, mask): # (templates * classes, L) both, template by template
     self.ids,self.mask,self._kept = ids,mask,None
@@ -92,6 +96,7 @@ def class_text(self:RecognitionTask): # (classes,E) or (templates*classes,L,E), 
         self.model.train(mode)
     return self._kept
 
+# %% ../../nbs/tasks/30_recognition.ipynb #932bd68a
 @patch
 def logits(self:RecognitionTask, batch): # `video` (B,T,3,S,S) normalised, `video_mask` (B,T) -> (B,classes)
     "Score of every class"
@@ -104,7 +109,8 @@ def logits(self:RecognitionTask, batch): # `video` (B,T,3,S,S) normalised, `vide
 @patch
 def forward(self:RecognitionTask, batch:dict) -> dict: # loss, acc
     "Cross-entropy of a batch"
-    if 'label' not in batch: raise ValueError('recognition trains on labels, and this batch has none: the manifest needs a `label` column')
+    if 'label' not in batch:
+        raise ValueError('recognition trains on labels, and this batch has none: the manifest needs a `label` column')
     b,y,n = self.prep(batch),batch['label'],len(self.classes)
     if y.ndim == 1 and int(y.max()) >= n:
         raise ValueError(f'label {int(y.max())}: there are {n} class names; give the names of all classes')
@@ -114,6 +120,7 @@ def forward(self:RecognitionTask, batch:dict) -> dict: # loss, acc
     right = y.gather(1, x.argmax(1, keepdim=True)) > 0 if y.ndim == 2 else x.argmax(1) == y
     return dict(loss=F.cross_entropy(x, hot, label_smoothing=self.smoothing), acc=right.float().mean())
 
+# %% ../../nbs/tasks/30_recognition.ipynb #8903c6e6
 @patch
 def mixed(self:RecognitionTask, b, y): # the batch, normalised; its labels
     "The same of mixed clips, drawn from the batch itself, so that a resumed run mixes alike"
@@ -138,6 +145,7 @@ def average_precision(prob, y, average='macro'): # (n,C) both
     from torchmetrics.functional.classification import multilabel_average_precision
     return multilabel_average_precision(prob, y.long(), y.shape[1], average=average)
 
+# %% ../../nbs/tasks/30_recognition.ipynb #0cb1ee86
 @patch
 def score(self:RecognitionTask, parts:dict, # {'video': {sid, view, logits, label}}
           expected:dict=None # {'video': number of clips}; those that could not be read count as wrong
@@ -161,6 +169,7 @@ def confusion(arrays:dict, # prob (n,C), label (n)
     from torchmetrics.functional.classification import multiclass_confusion_matrix
     return multiclass_confusion_matrix(arrays['prob'], arrays['label'], n).numpy()
 
+# %% ../../nbs/tasks/30_recognition.ipynb #8bf65740
 @patch(cls_method=True)
 def per_clip(cls:RecognitionTask, e:Evaluation) -> tuple:
     return dict(top1=100.*hits(e.arrays['prob'], e.arrays['label'], 1).numpy()), e.arrays['sid'].numpy()
@@ -180,21 +189,26 @@ def class_table(cls:RecognitionTask, e:Evaluation): # DataFrame
     index = pd.Index(names, name='class')
     if y.ndim > 1:
         ap = average_precision(prob, y, 'none').double().numpy()
-        return pd.DataFrame({'clips': y.long().sum(0).numpy(), 'average precision': np.where(y.any(0), np.round(100*ap, 1), np.nan)}, index=index)
+        ap = np.where(y.any(0), np.round(100*ap, 1), np.nan)
+        return pd.DataFrame({'clips': y.long().sum(0).numpy(), 'average precision': ap}, index=index)
     c = confusion(e.arrays, len(names))
     wrong = c - np.diag(np.diag(c))
     taken = [f'{names[int(w.argmax())]} ({w.max()})' if w.any() else '' for w in wrong]
     accuracy = np.round(100*np.diag(c)/np.maximum(1, c.sum(1)), 1)
     return pd.DataFrame({'clips': c.sum(1), 'accuracy': accuracy, 'taken for': taken}, index=index)
 
+# %% ../../nbs/tasks/30_recognition.ipynb #5c981ba5
 @patch(cls_method=True)
 def worst(cls:RecognitionTask, e:Evaluation, n:int=8, by:str=None): # DataFrame
     "The `n` clips whose own class got the least probability"
     import pandas as pd
     prob,y,sid,names = *(e.arrays[k] for k in ('prob', 'label', 'sid')),e.names
     own = (prob*y).sum(1) if y.ndim > 1 else prob.gather(1, y[:, None])[:, 0]
-    row = lambda i: dict(video=e.clip(sid[i])['id'], label=class_name(y[i], names), probability=round(float(own[i]), 3), first=names[int(prob[i].argmax())])
-    return pd.DataFrame([row(i) for i in own.argsort()[:n].tolist()])
+    rows = []
+    for i in own.argsort()[:n].tolist():
+        p,first = round(float(own[i]), 3),names[int(prob[i].argmax())]
+        rows.append(dict(video=e.clip(sid[i])['id'], label=class_name(y[i], names), probability=p, first=first))
+    return pd.DataFrame(rows)
 
 def class_name(label, names:list) -> str: # a class number (0-dim), or a 0/1 row
     "Its class, or its classes"
@@ -209,6 +223,7 @@ def rivals(label, # (n,) class of each clip
     for y,p in zip(label.tolist(), pairs.tolist()): classes.setdefault(p, set()).add(y)
     return [classes[p] - {y} for y,p in zip(label.tolist(), pairs.tolist())]
 
+# %% ../../nbs/tasks/30_recognition.ipynb #c7263694
 @patch(cls_method=True)
 def within_pairs(cls:RecognitionTask, e:Evaluation, keep=None) -> float:
     "How often a clip's class beats the classes of the clips that differ from it only in the order of time"

@@ -30,7 +30,8 @@ class RegressionTask(Task):
     def model_options(cls, classes): return dict(classes=1)
 
     def forward(self, batch:dict) -> dict: # loss
-        if 'target' not in batch: raise ValueError('regression trains on numbers, and this batch has none: the manifest needs a `target` column')
+        if 'target' not in batch:
+            raise ValueError('regression trains on numbers, and this batch has none: the manifest needs a `target` column')
         x,y = self.model(self.prep(batch))['logits'].float()[:, 0],batch['target'].float()
         return dict(loss=F.mse_loss(x, (y - self.mean)/self.std))
 

@@ -41,18 +41,21 @@ class RetrievalTask(Task):
     @property
     def post(self): return 'dual softmax' if self.dsl else 'none'
 
-    def forward(self, batch:dict) -> dict: # loss, acc (share of captions that find their video in the batch)
-        if 'text' not in batch:
-            raise ValueError('retrieval trains on captions, and this batch has none: the manifest needs a `text` column')
-        out = self.model(self.prep(batch))
-        sim = self.model.similarity(**gather_dict(pair_of(self.model, out), self.gather))
-        right = sim.detach().argmax(1) == torch.arange(len(sim), device=sim.device)
-        return dict(loss=contrastive(sim, directions=self.directions), acc=right.float().mean())
+# %% ../../nbs/tasks/20_retrieval.ipynb #4cc3d771
+@patch
+def forward(self:RetrievalTask, batch:dict) -> dict: # loss, acc (share of captions that find their video in the batch)
+    if 'text' not in batch:
+        raise ValueError('retrieval trains on captions, and this batch has none: the manifest needs a `text` column')
+    out = self.model(self.prep(batch))
+    sim = self.model.similarity(**gather_dict(pair_of(self.model, out), self.gather))
+    right = sim.detach().argmax(1) == torch.arange(len(sim), device=sim.device)
+    return dict(loss=contrastive(sim, directions=self.directions), acc=right.float().mean())
 
-    def after_step(self):
-        "Keep a learned temperature within its limit, as CLIP was trained; a model without `logit_scale` looks after its own"
-        scale = getattr(self.model, 'logit_scale', None)
-        if scale is not None and scale.requires_grad: scale.data.clamp_(max=self.max_logit_scale)
+@patch
+def after_step(self:RetrievalTask):
+    "Keep a learned temperature within its limit, as CLIP was trained; a model without `logit_scale` looks after its own"
+    scale = getattr(self.model, 'logit_scale', None)
+    if scale is not None and scale.requires_grad: scale.data.clamp_(max=self.max_logit_scale)
 
 # %% ../../nbs/tasks/20_retrieval.ipynb #9cf398f2
 @patch
@@ -64,6 +67,7 @@ def eval_step(self:RetrievalTask, batch:dict) -> dict: # features of the sides t
         return dict(out, video=self.model.encode_video(b['video'], b['video_mask']).float(), video_mask=b['video_mask'])
     return dict(out, text=self.model.encode_text(b['text'], b['text_mask']).float(), text_mask=b['text_mask'])
 
+# %% ../../nbs/tasks/20_retrieval.ipynb #da2e4e67
 @patch
 def score(self:RetrievalTask, parts:dict, # {'video': {sid, video, video_mask}, 'text': {sid, text, text_mask}}
           expected:dict=None) -> dict: # metrics (flat), arrays (sim, text_sid, video_sid)
@@ -99,6 +103,7 @@ def figure(cls:RetrievalTask, e:Evaluation):
     "The similarity matrix with its right pairs"
     return dict(draw='similarity', sim=e.arrays['sim'], text_to_video=eval_ranks(e.arrays)[2])
 
+# %% ../../nbs/tasks/20_retrieval.ipynb #e465af36
 def worst_queries(e:Evaluation, n:int=8): # DataFrame
     "The `n` captions with the lowest-ranked video"
     import pandas as pd
@@ -131,6 +136,7 @@ def within_groups(sim, # (Nt, Nv) similarities
     if not hits: raise ValueError('no group has two videos: nothing to tell apart')
     return 100 * float(np.mean(hits))
 
+# %% ../../nbs/tasks/20_retrieval.ipynb #8e6effe3
 @patch(cls_method=True)
 def within_pairs(cls:RetrievalTask, e:Evaluation, keep=None) -> float:
     "Captions choose among the clips of their pair"

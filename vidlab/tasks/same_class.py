@@ -17,7 +17,7 @@ from .base import RANK, SHARE, Evaluation, Task, by_clip
 # %% ../../nbs/tasks/70_same_class.ipynb #b91e1c27
 @register_task
 class SameClassTask(Task):
-    "Video-to-video retrieval of the same class; nothing to train. By the model's `video_features` (before a projection) where it has them, else `encode_video`"
+    "Video-to-video retrieval of the same class; nothing to train"
     monitor = 'v2v/R1'
     columns = {f'v2v/{k}': c for k,c in dict(R1=SHARE, R5=SHARE, R10=SHARE, MdR=RANK).items()}
     def __init__(self, model # with `encode_video`
@@ -27,8 +27,8 @@ class SameClassTask(Task):
 
     def eval_step(self, batch:dict) -> dict: # sid, view, label, video (B,D)
         b = self.prep(batch)
-        f = getattr(self.model, 'video_features', self.model.encode_video)(b['video'], b['video_mask']).float()
-        f = F.normalize(f, dim=-1)
+        look = getattr(self.model, 'video_features', self.model.encode_video)      # before a projection, where there is one
+        f = F.normalize(look(b['video'], b['video_mask']).float(), dim=-1)
         return dict({k: b[k] for k in ('sid', 'view', 'label')}, video=f if f.ndim == 2 else masked_mean(f, b['video_mask']))
 
     def score(self, parts:dict, expected:dict=None) -> dict:
@@ -50,6 +50,7 @@ def same_class_confusion(arrays:dict, # video (n,D), label (n)
     near = (x @ x.T).fill_diagonal_(-torch.inf).argmax(1)
     return np.bincount((arrays['label']*n + arrays['label'][near]).numpy(), minlength=n*n).reshape(n, n)
 
+# %% ../../nbs/tasks/70_same_class.ipynb #6775f86b
 @patch(cls_method=True)
 def per_clip(cls:SameClassTask, e:Evaluation) -> tuple:
     return {'v2v/R1': 100.*(same_class_ranks(e.arrays['video'], e.arrays['label']) == 1)}, e.arrays['sid'].numpy()

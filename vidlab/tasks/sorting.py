@@ -52,6 +52,7 @@ def outputs(self:SortingTask, batch:dict, gens:list # a generator per clip
     if narrated and self.drop_tokens: b = {**b, 'keep': keep_indices(slots, c.places, self.drop_tokens, gens).to(self.device)}
     return self.model(b)
 
+# %% ../../nbs/tasks/60_sorting.ipynb #606f6112
 @patch
 def forward(self:SortingTask, batch:dict) -> dict: # loss, align; of narrated clips also sort, sorted
     sids = batch['sid'].tolist()
@@ -97,6 +98,7 @@ def figure(cls:SortingTask, e:Evaluation):
     "The similarity matrix of clips and mean transcripts"
     return dict(draw='similarity', sim=e.arrays['sim'], text_to_video=eval_ranks(e.arrays)[2])
 
+# %% ../../nbs/tasks/60_sorting.ipynb #32d17274
 @patch(cls_method=True)
 def details(cls:SortingTask, e:Evaluation, i:int) -> dict:
     return dict(put=', '.join('right' if r else 'wrong' for r in e.arrays['right'][i].tolist()), rank=eval_ranks(e.arrays)[0][i])
