@@ -2,19 +2,20 @@
 import os, subprocess, sys
 from pathlib import Path
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from vidlab.attend import capture_attention
 from vidlab.core import read_json, rng
 from vidlab.cost import noise_batch, step_cost
-from vidlab.data.shapes import make_shapes
-from vidlab.explain import METHODS, clip_of_run, explain_run, frame_maps, load_run, methods_of, over_time, patch_maps, places_of, sort_maps, title_of
+from vidlab.data.annots import Manifest
+from vidlab.data.shapes import MOTIONS, make_shapes, partner
+from vidlab.explain import METHODS, clip_of_run, explain_run, frame_maps, load_run, methods_of, over_time, patch_maps, places_of, sort_maps
 from vidlab.masks import keep_indices
 from vidlab.registry import create_model
-from vidlab.results import breakdown, comparison, eval_table, load_eval, noise_task, show_eval, worst
-from vidlab.tasks import RecognitionTask, RegressionTask, RetrievalTask, SameClassTask, SortingTask, Task
+from vidlab.results import breakdown, comparison, eval_table, load_eval, noise_task, part_by_part, show_curves, show_eval, worst
+from vidlab.tasks import Evaluation, RecognitionTask, RegressionTask, RetrievalTask, SameClassTask, SortingTask, Task
 from vidlab.train import config_from, load_config, load_manifest, run, run_eval
-from vidlab.viz import plot_metrics
 
 pytest.importorskip('transformers')
 ROOT = Path(__file__).parents[1]
@@ -90,6 +91,17 @@ def test_transcripts_look_at_the_tokens_that_are_there():
 
 
 # ---------------------------------------------------------------------------------------------------------------- runs
+def paired(rows):
+    "Rows of the embedded data set with the columns that results ask for: the pair of each clip, and what is telling"
+    if 'motion' in rows.cols and 'pair' not in rows.cols: rows = with_pairs(rows)
+    if not getattr(rows, 'by', None): rows.by = next((c for c in ('motion', 'procedure') if c in rows.cols), None)
+    return rows
+
+def with_pairs(rows):
+    every = [rows.row(i) for i in range(len(rows))]
+    keys = ['|'.join((r['color'], r['shape'], r['size'], *sorted((r['motion'], partner(r['motion']))))) for r in every]
+    return Manifest({**rows.cols, 'pair': pa.array(keys, pa.large_string())}, rows.root, rows.report)
+
 @pytest.fixture(scope='module')
 def home(tmp_path_factory): return tmp_path_factory.mktemp('home')
 
@@ -117,35 +129,69 @@ def test_figures_of_runs(runs):
     for r, f in runs.items(): assert set(explain_run(f, sid=1)) == want[r]
     task, cfg = load_run(runs['shapes_tvts'])
     b = clip_of_run(cfg, task.model.card, sid=2)
-    assert b['text'].shape == (1, 4, cfg.max_words) and title_of(task, b).count(' | ') == 3 and b['text_time'].shape == (1, 4, 2)
-    assert methods_of(task, b) == METHODS and title_of(task, clip_of_run(cfg, task.model.card, caption='a red circle')) == 'a red circle'
+    assert b['text'].shape == (1, 4, cfg.max_words) and task.title(b).count(' | ') == 3 and b['text_time'].shape == (1, 4, 2)
+    assert methods_of(task, b) == METHODS and task.title(clip_of_run(cfg, task.model.card, caption='a red circle')) == 'a red circle'
     said = ['a large red circle grows', 'a small blue square moves up', 'a small red circle grows', 'a red circle']
     assert set(explain_run(runs['shapes_tvts'], caption=said)) == want['shapes_tvts'] and set(explain_run(runs['shapes_tvts'], caption=said[0])) == {'patches', 'frames'}
     with pytest.raises(ValueError, match='sort head of 4'): explain_run(runs['shapes_tvts'], caption=said[:2])
     task, cfg = load_run(runs['shapes_long_regression'])
-    assert title_of(task, clip_of_run(cfg, task.model.card)).startswith('target ')
+    assert task.title(clip_of_run(cfg, task.model.card)).startswith('target ')
 
 def test_tables_of_runs(runs, shapes):
     cfgs = {r: load_config(f.path) for r, f in runs.items()}
     columns = dict(shapes_videomamba='top1', shapes_long_regression='mse ↓', shapes_tvts='sorted')
     for r, f in runs.items():
-        rows = load_manifest(cfgs[r], 'test')
+        rows = paired(load_manifest(cfgs[r], 'test'))
         t, e = comparison({r: f}, rows), load_eval(f)
         assert columns[r] in t and ('within pair' in t) == (r == 'shapes_videomamba') and columns[r] in eval_table([f])
         b = breakdown({r: f}, rows)
         by = dict(shapes_videomamba='motion', shapes_long_regression='procedure').get(r)
         assert set(b.index) == ({rows.row(i)[by] for i in range(len(rows))} if by else {'all'})
-        assert len(worst(f, cfgs[r], n=3)) == 3 and show_eval(f, cfgs[r])._repr_png_()
+        assert len(worst(f, cfgs[r], n=3)) == 3 and show_eval(f, cfgs[r])._repr_png_() and len(part_by_part(f, cfgs[r]))
     f = runs['shapes_long_regression']
     w = worst(f, cfgs['shapes_long_regression'], n=3)
     assert w['mae ↓'].is_monotonic_decreasing and w['mae ↓'].mean() == pytest.approx(load_eval(f)['metrics']['mae'], rel=1e-2)
-    assert plot_metrics(list(runs.values())).axes[2].get_title().startswith('sorted')
+    assert show_curves(list(runs.values())).axes[2].get_title().startswith('sorted')
 
 def test_evaluations_without_training(shapes):
     a, b = cfg_of(shapes, 'shapes_videomamba_pretrain', depth=2, max_frames=4, teacher_weights='random'), cfg_of(shapes, 'shapes_tvts', task='same_class', kind='clips', pieces=0, max_frames=4)
     masked, same = run_eval(a, 'val'), run_eval(b)
     assert 'align ↓' in eval_table([masked], 'val') and len(worst(masked, a, 'val', 3)) == 2 and show_eval(masked, a, 'val') and 'v2v R1' in eval_table([same])
-    assert show_eval(same, b) and len(worst(same, b)) == 8 and breakdown({'same': same}, load_manifest(b, 'test')).shape == (6, 1)
+    assert show_eval(same, b) and len(worst(same, b)) == 8 and breakdown({'same': same}, paired(load_manifest(b, 'test'))).shape == (6, 1)
+
+
+def old_time_pairs(rows):
+    "Numbers of the pairs, from what only the embedded data set says of its clips"
+    clips = [rows.row(int(r)) for r in rows.groups().first]
+    return np.unique(['|'.join((r['color'], r['shape'], r['size'], *sorted((r['motion'], partner(r['motion']))))) for r in clips], return_inverse=True)[1]
+
+def old_pair_accuracy(prob, label):
+    "How often a clip's class beats the class of the reversed motion"
+    other = torch.tensor([MOTIONS.index(partner(m)) for m in MOTIONS])[label]
+    own, rival = (prob.gather(1, y[:, None])[:, 0] for y in (label, other))
+    return 100*float(((own > rival) + .5*(own == rival)).mean())
+
+def old_within(sim, groups):
+    "How often a caption finds its clip within the group"
+    hits = [(sim[i, i] > top) + .5*(sim[i, i] == top) for i in range(len(sim)) for top in [max(sim[i, j] for j in range(len(sim)) if j != i and groups[j] == groups[i])]]
+    return 100*float(np.mean([float(h) for h in hits]))
+
+@pytest.mark.parametrize('seed', range(3))
+def test_choice_within_pairs_is_that_of_reversed_motions(shapes, seed):
+    "The column `pair` gives what the motions, colours, shapes and sizes gave"
+    rows, g = paired(Manifest.read(Path(shapes)/'clips'/'test.csv')), torch.Generator().manual_seed(seed)
+    n, label = len(rows), torch.tensor(np.asarray(rows.cols['label']))
+    prob, sim = torch.rand(n, 6, generator=g).round(decimals=1), torch.rand(n, n, generator=g).round(decimals=1)          # rounded: there are ties
+    ids = torch.arange(n)
+    classes = Evaluation(dict(prob=prob, label=label, sid=ids), rows)
+    captions = Evaluation(dict(sim=sim, text_sid=ids, text_view=ids*0, video_sid=ids), rows)
+    assert len(set(old_time_pairs(rows))) == n//2 and np.array_equal(classes.pairs()[:, None] == classes.pairs(), old_time_pairs(rows)[:, None] == old_time_pairs(rows))
+    assert RecognitionTask.within_pairs(classes) == pytest.approx(old_pair_accuracy(prob, label))
+    assert RetrievalTask.within_pairs(captions) == pytest.approx(old_within(sim, old_time_pairs(rows)))
+    for motion in range(6):
+        mine = label == motion
+        assert RecognitionTask.within_pairs(classes, mine) == pytest.approx(old_pair_accuracy(prob[mine], label[mine]))
+    assert SameClassTask.within_pairs(classes) is None
 
 
 # ---------------------------------------------------------------------------------------------------------------- cost

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 from vidlab.config import FIELDS, WORDS, RunConfig, config_from, fits, flat, list_addons, list_recipes, make_config, read_recipe, read_tables
-from vidlab.registry import KINDS, names, options
-from vidlab.results import SHOWN, zoo, zoo_addons
+from vidlab.registry import KINDS, lookup, names, options
+from vidlab.results import zoo, zoo_addons
 
 ROOT = Path(__file__).parents[1]
 STORED = Path(__file__).with_name('recipes.json')
@@ -45,7 +45,7 @@ def test_table(table):
     d = yaml.safe_load((ROOT/'nbs'/'runs'/'recipes'/f'{table}.yaml').read_text(encoding='utf-8'))
     assert set(d.get('parts', {})) == {p for r in d.get('rows', {}).values() for p in r.get('use', [])} and t.what
     for r in t.recipes:
-        assert r.what and (r.source or not r.paper) and set(r.paper) <= set(SHOWN), r.name
+        assert r.what and (r.source or not r.paper) and set(r.paper) <= set(lookup('task', r.keys.get('task', RunConfig.task)).columns), r.name
         assert (ROOT/'nbs'/'runs'/f'{r.page}.ipynb').exists(), r.name
         assert r.to or read_recipe(r.name).get('model'), r.name
 

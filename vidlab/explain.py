@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'DRAW', 'rollout', 'relevance', 'kinds_of', 'methods_of', 'has_patches', 'positions', 'patch_maps',
-           'every_frame', 'frame_maps', 'branch_maps', 'word_maps', 'sort_maps', 'over_time', 'places_of', 'load_run',
-           'clip_of_run', 'title_of', 'sort_figures', 'explain_run']
+           'every_frame', 'frame_maps', 'branch_maps', 'word_maps', 'n_transcripts', 'sort_maps', 'over_time',
+           'places_of', 'load_run', 'clip_of_run', 'sort_figures', 'explain_run']
 
 # %% ../nbs/53_explain.ipynb #eef6fe40
 import dataclasses
@@ -44,9 +44,9 @@ def relevance(maps:list, # per layer (N,H,n,n)
 METHODS = ('raw', 'rollout', 'relevance')
 
 def kinds_of(model) -> dict: # kind -> names of its layers, in order
-    "The kinds of layers of a model; one without attention has one name, '', or none at all. Layers that capture cannot see are among them: looking at one is an error"
+    "The kinds of layers of a model; one without attention has one name, '', or none at all"
     out = {}
-    for n in [*attention_names(model), *unseen_attention(model)] or ['']:
+    for n in [*attention_names(model), *unseen_attention(model)] or ['']:      # looking at a layer that capture cannot see is an error, not a gap
         if (lay := model.token_layout(n)) is not None: out.setdefault(lay['kind'], []).append(n)
     return out
 
@@ -56,37 +56,31 @@ def _first(model, *kinds): # the first of these kinds that the model has, and th
         if k in have: return k, have[k]
     raise ValueError(f'{type(model).__name__} has no attention over {" or ".join(kinds)}; its layers are of kind {sorted(have)}')
 
+# %% ../nbs/53_explain.ipynb #cfe3bb52
 @contextmanager
 def _looking(task, batch): # -> model, batch; the task in evaluation mode for a while
-    model, mode = task.model, task.training
+    model,mode = task.model,task.training
     task.eval()
     try: yield model, task.prep(to_device(batch, task.device))
     finally: task.train(mode)
 
+def _mean_heads(a): return a.float().mean(1, keepdim=True)
+
 def _through(model, names, method, layer, run): # run() -> score; (N,n,n)
     grad = method == 'relevance'
     if method == 'raw': names = [names[layer]]
-    with torch.set_grad_enabled(grad), capture_attention(model, names, grad=grad, keep=None if grad else lambda a: a.float().mean(1, keepdim=True)) as got:
+    with torch.set_grad_enabled(grad), capture_attention(model, names, grad=grad, keep=None if grad else _mean_heads) as got:
         score = run()
         maps = [got[n][0] for n in names]
     if grad: return relevance([m.detach() for m in maps], torch.autograd.grad(score, maps))
     return rollout(maps) if method == 'rollout' else maps[0][:, 0]
 
 # %% ../nbs/53_explain.ipynb #4cdda830
-def _score(task, b):
-    model = task.model
-    if hasattr(task, 'classes'):
-        x = task.logits(b); y = b['label'] if b.get('label') is not None and b['label'].ndim == 1 else x.argmax(1)
-        return x.gather(1, y[:, None]).sum()
-    if model.card.classes == 1: return model(b)['logits'].float().sum()
-    words = b['text'] != 0 if b.get('text_mask') is None else b['text_mask']
-    return model.similarity(model.encode_text(b['text'], words), model.encode_video(b['video'], b['video_mask']), b['video_mask'], words).diagonal().sum()
-
-def methods_of(task, # vidlab.tasks.Task
+def methods_of(task, # vidlab.tasks.base.Task
                batch:dict) -> tuple: # of METHODS, the most telling last
     "The methods that make sense for a task and a batch"
-    scored = hasattr(task, 'classes') or task.model.card.classes == 1 or 'text' in batch and hasattr(task.model, 'similarity')
-    return tuple(m for m in METHODS if (scored if m == 'relevance' else has_patches(task.model)))
+    tokens,scored = has_patches(task.model),task.explains(batch)
+    return tuple(m for m in METHODS if (scored if m == 'relevance' else tokens))
 
 def has_patches(model) -> bool:
     "Are there tokens of patches? Without them, what is left is gradient x input"
@@ -94,8 +88,12 @@ def has_patches(model) -> bool:
 
 def _known(task, batch, method):
     if method not in METHODS: raise unknown('method', method, METHODS)
-    if method != 'relevance' and not has_patches(task.model): raise ValueError(f"method {method!r} shows attention over patches, and {type(task.model).__name__} has none: use 'relevance', gradient x input")
-    if method not in methods_of(task, batch): raise ValueError(f"method {method!r} explains a score, and {type(task).__name__} with {type(task.model).__name__} has none for this batch (no class, no number, no text): use 'raw' or 'rollout'")
+    t,m = type(task).__name__,type(task.model).__name__
+    if method != 'relevance' and not has_patches(task.model):
+        raise ValueError(f"method {method!r} shows attention over patches, and {m} has none: use 'relevance', gradient x input")
+    if method not in methods_of(task, batch):
+        raise ValueError(f'method {method!r} explains a score, and {t} with {m} has none for this batch '
+                         "(no class, no number, no text): use 'raw' or 'rollout'")
 
 def positions(task, x): # (B,T*M,...) -> (B,T,...)
     "The sampled frames, without the neighbours that some models look at"
@@ -103,7 +101,7 @@ def positions(task, x): # (B,T*M,...) -> (B,T,...)
     return x[:, M//2::M]
 
 # %% ../nbs/53_explain.ipynb #145a3956
-def patch_maps(task, # vidlab.tasks.Task
+def patch_maps(task, # vidlab.tasks.base.Task
                batch:dict, # `video`, `video_mask`, and for relevance `text` where the task compares texts
                method:str='relevance', # see METHODS
                layer:int=-1 # of method 'raw'
@@ -111,15 +109,9 @@ def patch_maps(task, # vidlab.tasks.Task
     "Maps of the class token over the patches of every frame"
     _known(task, batch, method)
     with _looking(task, batch) as (model, b):
-        mask, pixels = positions(task, b['video_mask']), {**b, 'video': b['video'].detach().requires_grad_()} # so that maps have gradients in a frozen tower too
-        if not has_patches(model): return (positions(task, _input_relevance(task, pixels, _cells(b['video']))) * mask[..., None, None]).cpu()
-        kind, names = _first(model, 'image', 'video', 'scan')
-        lay = model.token_layout(names[0])
-        if kind == 'scan': row = _input_relevance(task, pixels, lay['grid']) if method == 'relevance' else _scan_row(model, b['video'], method, layer, lay)
-        else:
-            run = (lambda: _score(task, pixels)) if method == 'relevance' else lambda: model.encode_video(b['video'], b['video_mask'])
-            row = _through(model, names, method, layer, run)[:, 0, lay['prefix']:]
-    row = every_frame(row.reshape(len(mask), -1, *lay['grid'][-2:]), mask.shape[1])
+        mask = positions(task, b['video_mask'])
+        if has_patches(model): row = every_frame(_token_row(task, model, b, method, layer), mask.shape[1])
+        else: row = positions(task, _input_relevance(task, _watched(b), _cells(b['video'])))
     return (row * mask[..., None, None]).cpu()
 
 def every_frame(maps, # (B,t,h,w) of slots of frames
@@ -127,6 +119,19 @@ def every_frame(maps, # (B,t,h,w) of slots of frames
                ) -> torch.Tensor: # (B,T,h,w)
     "The map of a slot at each of its frames"
     return maps.repeat_interleave(-(-frames//maps.shape[1]), 1)[:, :frames]
+
+# %% ../nbs/53_explain.ipynb #b544f62b
+def _watched(b): return {**b, 'video': b['video'].detach().requires_grad_()}      # so that maps have gradients in a frozen tower too
+
+def _token_row(task, model, b, method, layer): # (B,t,h,w) of the class token over slots of frames
+    kind,names = _first(model, 'image', 'video', 'scan')
+    lay,scored = model.token_layout(names[0]),method == 'relevance'
+    if kind == 'scan' and scored: row = _input_relevance(task, _watched(b), lay['grid'])
+    elif kind == 'scan': row = _scan_row(model, b['video'], method, layer, lay)
+    else:
+        run = (lambda: task.evidence(_watched(b))) if scored else lambda: model.encode_video(b['video'], b['video_mask'])
+        row = _through(model, names, method, layer, run)[:, 0, lay['prefix']:]
+    return row.reshape(len(b['video']), -1, *lay['grid'][-2:])
 
 # %% ../nbs/53_explain.ipynb #5e93b0cb
 def _scans(model, video, layer): # -> (B,K,n,n), rows sum to 1, one for each scan of the layer
@@ -144,9 +149,9 @@ def _cells(video, most:int=16): # (B,T,3,S,S) -> T, n, n: at most so many cells 
 
 def _input_relevance(task, b, grid): # (B,t,h,w)
     v = b['video']
-    with torch.enable_grad(): g, = torch.autograd.grad(_score(task, b), v)
+    with torch.enable_grad(): g, = torch.autograd.grad(task.evidence(b), v)
     x = (v.detach()*g).float().sum(2)                                                 # (B T S S)
-    for d, n in enumerate(grid, 1): x = x.unflatten(d, (n, -1)).sum(d + 1)
+    for d,n in enumerate(grid, 1): x = x.unflatten(d, (n, -1)).sum(d + 1)
     return x.clamp(min=0)
 
 # %% ../nbs/53_explain.ipynb #4b15f2b4
@@ -155,19 +160,21 @@ def _slots(a, lay): # (...,n,n) maps of tokens -> (...,t,t) of slots
     a = a[..., lay['prefix']:, lay['prefix']:]
     return a.unflatten(-1, (-1, P)).sum(-1).unflatten(-2, (-1, P)).mean(-2)
 
+def _frame_rows(model, b): # (B,layers,H,t,t)
+    kind,names = _first(model, 'frames', 'video', 'scan')
+    lay = model.token_layout(names[0])
+    if kind == 'scan': return torch.stack([_slots(_scans(model, b['video'], i), lay) for i in range(model.card.depth)], 1)
+    keep = lambda x: (x if kind == 'frames' else _slots(x, lay)).float()
+    with capture_attention(model, names, keep=keep) as got: model.encode_video(b['video'], b['video_mask'])
+    return torch.stack([got[n][0] for n in names], 1)
+
 @torch.no_grad()
 def frame_maps(task, batch:dict) -> list: # per sample (layers,H,t,t) over its valid frames or slots; of scans H counts the scans
     "How frames look at frames in every layer"
-    with _looking(task, batch) as (model, b):
-        kind, names = _first(model, 'frames', 'video', 'scan')
-        lay = model.token_layout(names[0])
-        if kind == 'scan': a = torch.stack([_slots(_scans(model, b['video'], i), lay) for i in range(model.card.depth)], 1)
-        else:
-            with capture_attention(model, names, keep=lambda x: (x if kind == 'frames' else _slots(x, lay)).float()) as got: model.encode_video(b['video'], b['video_mask'])
-            a = torch.stack([got[n][0] for n in names], 1)
+    with _looking(task, batch) as (model, b): a = _frame_rows(model, b)
     mask = b['video_mask'].cpu()
     mask = mask[:, ::-(-mask.shape[1]//a.shape[-1])]                        # a slot is there when its first frame is
-    return [x[..., m, :][..., m] for x, m in zip(a.cpu(), mask)]
+    return [x[..., m, :][..., m] for x,m in zip(a.cpu(), mask)]
 
 # %% ../nbs/53_explain.ipynb #ad0bc2df
 @torch.no_grad()
@@ -182,24 +189,37 @@ def branch_maps(task, batch:dict) -> dict: # 'time' (B,K,h,w,T,T): rows look at 
     return dict(time=stack(time, lambda a: a.view(B, *g, T, T)), token=stack(space, lambda a: a[:, 0, 1:].reshape(B, T, *g)))
 
 # %% ../nbs/53_explain.ipynb #aa4994c6
+def _readable(pieces): # of a tokenizer
+    names = {'<|startoftext|>': '[start]', '<|endoftext|>': '[end]'}
+    return [names.get(w, w.replace('</w>', '')) for w in pieces]
+
 @torch.no_grad()
 def word_maps(task, batch:dict) -> list: # per sample: words, S, p, q (L,V), alpha (L), beta (V), padding left out
     "How words and frames of each pair choose each other"
-    out, names = [], lambda ids: [w.replace('</w>', '').replace('<|startoftext|>', '[start]').replace('<|endoftext|>', '[end]') for w in pieces(ids, of_card(task.model.card)[2])]
+    out,tokenizer = [],of_card(task.model.card)[2]
     with _looking(task, batch) as (model, b):
         for i in range(len(b['video'])):
-            one = {k: v[i:i + 1] for k, v in b.items()}
+            one = {k: v[i:i + 1] for k,v in b.items()}
             if (p := model.pictures(task, one).get('words')) is None:
                 raise ValueError(f'{type(model).__name__} compares whole texts with clips: there is no map of words; use a Mug head')
-            out.append(dict(words=names(one['text'][one['text_mask'].bool()].cpu()), **{k: v.cpu() for k, v in p.items() if k != 'draw'}))
+            words = _readable(pieces(one['text'][one['text_mask'].bool()].cpu(), tokenizer))
+            out.append(dict(words=words, **{k: v.cpu() for k,v in p.items() if k != 'draw'}))
     return out
 
 # %% ../nbs/53_explain.ipynb #995605c6
-def _transcripts(b): # K
-    K = b['text'].shape[1] if 'text' in b and b['text'].ndim == 3 else 1
-    if K < 2: raise ValueError('one text for each clip has no order: this needs K transcripts, text (B,K,L), as narrated clips with `pieces` set have them')
-    return K
+def n_transcripts(b) -> int: # of each clip of a batch
+    "How many texts a clip has"
+    text = b.get('text')
+    return text.shape[1] if text is not None and text.ndim == 3 else 1
 
+def _transcripts(b): # K
+    if (K := n_transcripts(b)) > 1: return K
+    raise ValueError('one text for each clip has no order: this needs K transcripts, text (B,K,L), as narrated clips with `pieces` set have them')
+
+def _order(b, K, device): # (B,K) the right place of each transcript
+    return torch.arange(K, device=device).expand(len(b['video']), -1) if b.get('order') is None else b['order']
+
+# %% ../nbs/53_explain.ipynb #05a50bfe
 def sort_maps(task, batch:dict, # narrated clips: `text` (B,K,L); `order` (B,K), where they do not come in order
               method:str='raw', # see METHODS; relevance explains the logit of each transcript's right place
               layer:int=-1, # of method 'raw'
@@ -208,16 +228,18 @@ def sort_maps(task, batch:dict, # narrated clips: `text` (B,K,L); `order` (B,K),
     "What each transcript attends to among the video tokens"
     if method not in METHODS: raise unknown('method', method, METHODS)
     with _looking(task, batch) as (model, b):
-        _, names = _first(model, 'sort')
-        K, lay = _transcripts(b), model.token_layout(names[0])
-        if keep is not None: b = {**b, 'keep': keep.to(task.device)}
+        _,names = _first(model, 'sort')
+        K,lay = _transcripts(b),model.token_layout(names[0])
+        b = _kept(b, keep)
         def run():
             o = model({**b, 'video': b['video'].detach().requires_grad_(method == 'relevance')})['order']
-            y = torch.arange(K, device=o.device).expand(len(o), -1) if b.get('order') is None else b['order']
-            return o.gather(2, y[..., None]).sum()
+            return o.gather(2, _order(b, K, o.device)[..., None]).sum()
         rows = _through(model, names, method, layer, run)[:, -K:, lay['prefix']:-K].cpu()
     return fold_tokens(rows, lay['grid'], None if keep is None else keep.cpu())
 
+def _kept(b, keep): return b if keep is None else {**b, 'keep': keep.to(b['video'].device)}
+
+# %% ../nbs/53_explain.ipynb #d851e4d1
 def over_time(maps # (...,t,h,w) from `sort_maps`
              ) -> torch.Tensor: # (...,t)
     "Maps summed over the places of a slot"
@@ -228,8 +250,9 @@ def places_of(task, batch:dict, keep=None # as in `sort_maps`
              ) -> torch.Tensor: # (B,K) int64
     "Where the model puts each transcript"
     with _looking(task, batch) as (model, b):
-        _first(model, 'sort'); _transcripts(b)
-        return model({**b, **({} if keep is None else dict(keep=keep.to(task.device)))})['order'].argmax(-1).cpu()
+        _first(model, 'sort')
+        _transcripts(b)
+        return model(_kept(b, keep))['order'].argmax(-1).cpu()
 
 # %% ../nbs/53_explain.ipynb #d2140ff0
 def load_run(folder, # RunFolder or path
@@ -244,27 +267,22 @@ def clip_of_run(cfg, card, # config; the model's card
                 split:str='test', sid:int=0, caption=None # text, or a list of K transcripts in their order; None: the clip's own
                ) -> dict: # batch of one
     "One clip of a run's data with a caption"
-    rows, (size, near, tok) = load_manifest(cfg, split), of_card(card)
-    ds = make_clips(dataclasses.replace(cfg, eval_clips=1, eval_crops=1), split, size, 'row', manifest=rows, neighbours=near, tokenizer=tok)
+    rows,(size,near,tok) = load_manifest(cfg, split),of_card(card)
+    one_view = dataclasses.replace(cfg, eval_clips=1, eval_crops=1)
+    ds = make_clips(one_view, split, size, 'row', manifest=rows, neighbours=near, tokenizer=tok)
     if not 0 <= sid < ds.n_clips: raise ValueError(f'sid {sid}: split {split!r} has clips 0..{ds.n_clips-1}')
     sample = ds[int(ds.first[sid])]
-    if caption is not None:
-        one = isinstance(caption, str)
-        ids, mask = ds.tokens([caption] if one else list(caption))
-        sample = {k: v for k, v in sample.items() if k not in ('order', 'text_time')} | dict(text=ids[0] if one else ids, text_mask=mask[0] if one else mask, caption=caption)
-    return collate([sample])
+    return collate([sample if caption is None else _said(sample, ds, caption)])
 
-def title_of(task, b) -> str: # batch of one
-    "Its class, its number, or its caption"
-    y, said = b.get('label'), b.get('caption', [None])[0]
-    names = getattr(task, 'classes', None)
-    if names and y is not None: return names[int(y[0])] if y.ndim == 1 else ', '.join(names[i] for i in y[0].nonzero().flatten().tolist())
-    if task.model.card.classes == 1 and 'target' in b: return f'target {float(b["target"][0]):g}'
-    return said if isinstance(said, str) else ' | '.join(said) if said else f'clip {int(b["sid"][0])}'
+def _said(sample, ds, caption): # the sample with other words
+    one = isinstance(caption, str)
+    ids,mask = ds.tokens([caption] if one else list(caption))
+    if one: ids,mask = ids[0],mask[0]
+    return {k: v for k,v in sample.items() if k not in ('order', 'text_time')} | dict(text=ids, text_mask=mask, caption=caption)
 
 # %% ../nbs/53_explain.ipynb #031fa517
 def _overlay(seen, maps, title=''): # (T,h,w)
-    video, times, m = seen
+    video,times,m = seen
     return show_overlay(video, maps.cpu()[m], times, title)
 
 def _frames(seen, maps, title='', each='head'): # (n,T,T)
@@ -272,8 +290,8 @@ def _frames(seen, maps, title='', each='head'): # (n,T,T)
     return show_frame_attention(maps.cpu()[..., m, :][..., m], title=title, each=each)
 
 def _lines(seen, lines, title=''): # name -> (T,)
-    video, times, m = seen
-    return show_lines(video, {k: v.cpu()[m] for k, v in lines.items()}, times, title)
+    video,times,m = seen
+    return show_lines(video, {k: v.cpu()[m] for k,v in lines.items()}, times, title)
 
 DRAW = dict(overlay=_overlay, frames=_frames, line=_lines, words=None)         # words: as `word_maps` gives them
 
@@ -282,36 +300,53 @@ def _drawn(name, p, task, b, seen): # of `VideoModel.pictures`; seen: frames, ti
     how = p['draw']
     if how not in DRAW: raise unknown(f'way to draw {name!r}', how, DRAW)
     if how == 'words': return show_words(seen[0], **word_maps(task, b)[0], times=seen[1])
-    return DRAW[how](seen, **{k: v for k, v in p.items() if k != 'draw'})
+    return DRAW[how](seen, **{k: v for k,v in p.items() if k != 'draw'})
 
 # %% ../nbs/53_explain.ipynb #f9c61af9
 def sort_figures(task, b, # batch of one
                  method:str='raw') -> dict: # name -> Figure
     "Where the transcripts of a narrated clip look, and the places they are given"
-    maps, place = sort_maps(task, b, method)[0], places_of(task, b)[0].tolist()
-    T = int(b['video_mask'][0].sum()); per = -(-b['video'].shape[1]//maps.shape[1])
-    maps, order = maps[:, :-(-T//per)], b['order'][0].tolist() if 'order' in b else list(range(len(place)))
-    texts = [f'{said} (put at {p + 1}' + (', right)' if p == o else f' instead of {o + 1})') for said, p, o in zip(b['caption'][0], place, order)]
-    video, times = b['video'][0, :T], b['frame_time'][0, :T]
-    return dict(order=show_transcripts(video, texts, over_time(maps), times, b['text_time'][0] if 'text_time' in b else None, title='where the transcripts look along time'),
+    maps,place = sort_maps(task, b, method)[0],places_of(task, b)[0].tolist()
+    T = int(b['video_mask'][0].sum())
+    per = -(-b['video'].shape[1]//maps.shape[1])
+    maps,order = maps[:, :-(-T//per)],b['order'][0].tolist() if 'order' in b else list(range(len(place)))
+    verdict = lambda p, o: f'put at {p + 1}' + (', right' if p == o else f' instead of {o + 1}')
+    texts = [f'{said} ({verdict(p, o)})' for said,p,o in zip(b['caption'][0], place, order)]
+    video,times = b['video'][0, :T],b['frame_time'][0, :T]
+    spans = b['text_time'][0] if 'text_time' in b else None
+    return dict(order=show_transcripts(video, texts, over_time(maps), times, spans, title='where the transcripts look along time'),
                 transcripts=show_overlays(video, every_frame(maps, T), times, texts, title='what each transcript looks at'))
 
+# %% ../nbs/53_explain.ipynb #f82812a4
+def _seen(task, b): # frames, times, which of the positions are real
+    m = positions(task, b['video_mask'])[0]
+    return positions(task, b['video'])[0][m], positions(task, b['frame_time'])[0][m], m
+
+def _patches(task, b, method, seen):
+    video,times,m = seen
+    how = method if has_patches(task.model) else f'gradient x input (no maps of tokens: {task.model.card.name} has no attention over patches)'
+    return show_overlay(video, patch_maps(task, b, method)[0][m], times, f'{how}: {task.title(b)}')
+
+def _branch(task, b, seen):
+    bm,(video,times,m) = branch_maps(task, b),seen
+    along = bm['time'][0].mean((1, 2))[..., m, :][..., m]
+    return dict(branch=show_overlay(video, bm['token'][0, -1][m], times, "what the branch's video token looks at"),
+                time=show_frame_attention(along, title='cross-frame layers of the branch, mean over patches', each='layer'))
+
+def _joined(task, b, kinds):
+    each = 'scan' if 'scan' in kinds else 'head'
+    return show_frame_attention(frame_maps(task, b)[0][-1], title='which frames look at which, last layer', each=each)
+
+# %% ../nbs/53_explain.ipynb #522375a2
 def explain_run(folder, sid:int=0, split:str='test', method:str=None, # see METHODS; None: the most telling one
                 caption=None) -> dict: # as in `clip_of_run`; name -> Figure
     "Figures for one clip: the patches that matter, which frames join, and what only this model can show"
-    task, cfg = load_run(folder)
-    b, kinds = clip_of_run(cfg, task.model.card, split, sid, caption), kinds_of(task.model)
-    method = method or next(iter(methods_of(task, b)[::-1]), 'raw')
-    m = positions(task, b['video_mask'])[0]
-    video, times = positions(task, b['video'])[0][m], positions(task, b['frame_time'])[0][m]
-    how = method if has_patches(task.model) else f'gradient x input (no maps of tokens: {task.model.card.name} has no attention over patches)'
-    figs = dict(patches=show_overlay(video, patch_maps(task, b, method)[0][m], times, f'{how}: {title_of(task, b)}'))
-    if {'frames', 'video', 'scan'} & set(kinds):
-        figs['frames'] = show_frame_attention(frame_maps(task, b)[0][-1], title='which frames look at which, last layer', each='scan' if 'scan' in kinds else 'head')
-    if {'branch', 'time'} <= set(kinds):
-        bm = branch_maps(task, b)
-        figs['branch'] = show_overlay(video, bm['token'][0, -1][m], times, "what the branch's video token looks at")
-        figs['time'] = show_frame_attention(bm['time'][0].mean((1, 2))[..., m, :][..., m], title='cross-frame layers of the branch, mean over patches', each='layer')
-    if 'sort' in kinds and b['text'].ndim == 3 and b['text'].shape[1] > 1: figs |= sort_figures(task, b)
+    task,cfg = load_run(folder)
+    b,kinds,figs = clip_of_run(cfg, task.model.card, split, sid, caption),kinds_of(task.model),{}
+    seen,method = _seen(task, b),method or next(iter(methods_of(task, b)[::-1]), None)
+    if method: figs['patches'] = _patches(task, b, method, seen)
+    if {'frames', 'video', 'scan'} & set(kinds): figs['frames'] = _joined(task, b, kinds)
+    if {'branch', 'time'} <= set(kinds): figs |= _branch(task, b, seen)
+    if 'sort' in kinds and n_transcripts(b) > 1: figs |= sort_figures(task, b)
     with torch.no_grad(), _looking(task, b) as (model, x): own = model.pictures(task, x)
-    return figs | {k: _drawn(k, p, task, b, (video, times, m)) for k, p in own.items()}
+    return figs | {k: _drawn(k, p, task, b, seen) for k,p in own.items()}

@@ -7,9 +7,9 @@ __all__ = ['FIELDS', 'WORDS', 'SHAPE_KINDS', 'OFFICIAL', 'LISTS', 'DATA', 'PER_S
            'make_config', 'Recipe', 'Table', 'read_table', 'recipes_dir', 'read_tables', 'list_recipes', 'list_addons',
            'added_to', 'fits', 'read_recipe', 'config_from', 'page_parameters', 'check_page', 'page_config',
            'for_evaluation', 'load_manifest', 'class_names', 'make_clips', 'make_loader', 'train_loader', 'of_card',
-           'eval_loaders', 'build_task', 'weights_path', 'runs_of', 'latest_run', 'build_learner', 'evaluate_with',
-           'protocol', 'evaluate_split', 'unfinished_run', 'start_folder', 'load_config', 'with_start', 'note_paths',
-           'run', 'run_eval', 'evaluation_config', 'weights_record', 'launch', 'main']
+           'eval_loaders', 'options_of', 'build_task', 'weights_path', 'runs_of', 'latest_run', 'build_learner',
+           'evaluate_with', 'protocol', 'evaluate_split', 'unfinished_run', 'start_folder', 'load_config', 'with_start',
+           'note_paths', 'run', 'run_eval', 'evaluation_config', 'weights_record', 'launch', 'main']
 
 # %% ../nbs/50_train.ipynb #4dba5273
 import ast, copy, dataclasses, json, math, os, signal, subprocess, sys, time, traceback, types
@@ -19,7 +19,7 @@ from pathlib import Path
 import torch.distributed as dist
 from .callbacks import CALLBACKS, Log, Progress
 from .ckpt import find_checkpoint, read_weights
-from .core import RunFolder, env_record, file_hash, outputs_dir, progress, project_root, read_json, seed_everything, text_hash, tilde, unknown, write_json
+from .core import RunFolder, env_record, file_hash, outputs_dir, progress, project_root, read_json, seed_everything, tilde, unknown, write_json
 from .data.annots import (Manifest, from_class_folders, from_folder, read_activitynet, read_captions, read_class_names, read_didemo, read_hmdb51, read_kinetics, read_list, read_lsmdc,
                                 read_lvu, read_msrvtt, read_msvd, read_pairs, read_something, read_ucf101, read_webvid, lvu_classes)
 from .data.asr import Narration, read_yttemporal
@@ -30,8 +30,7 @@ from .data.shards import from_shards, shard_of, window_order
 from .evaluate import evaluate, save_eval
 from .learner import Learner, make_engine
 from .optim import BERT_SCHEDULES, SCHEDULES, held, make_optimizer, param_groups, schedule_factor
-from .registry import create_model, list_models, options
-from .tasks import TASKS, create_task, task_options
+from .registry import create, create_model, list_models, lookup, options
 
 # %% ../nbs/50_train.ipynb #4d0240ec
 @dataclass
@@ -188,7 +187,8 @@ def make_config(**keys # fields of `RunConfig` and options of the model, all fla
                ) -> RunConfig:
     "A checked config; an unknown key is an error with the nearest name"
     model = coerce('model', keys.get('model', RunConfig.model), '')
-    known = options('model', model)
+    task = coerce('task', keys.get('task', RunConfig.task), '')
+    known = options('model', model) | {k: o for k, o in options('task', task).items() if not o.given}
     opts = dict(coerce('options', keys.pop('options', {}), {}))
     out = {}
     for k, v in keys.items():
@@ -356,7 +356,9 @@ def _checked(r):
     "The keys of a row or add-on, or an error that names the file, the row and the nearest word"
     try:
         models = r.to.get('model') or [r.keys.get('model', RunConfig.model)]
-        known = [*FIELDS, *dict.fromkeys(o for m in models for o in options('model', m))]
+        tasks = r.to.get('task') or [r.keys.get('task', RunConfig.task)]
+        owners = [*(('model', m) for m in models), *(('task', t) for t in tasks)]
+        known = [*FIELDS, *dict.fromkeys(o for owner in owners for o in options(*owner))]
         for k in r.keys:
             if k not in known: raise unknown('key', k, [*known, *WORDS['addon' if r.to else 'row']])
     except ValueError as e: raise ValueError(f'{r.table}.yaml, {r.name}: {e}') from e
@@ -561,9 +563,16 @@ def eval_loaders(cfg:RunConfig, split:str, size:int, engine, manifest=None, # ro
     "What the task's evaluation runs over: for retrieval every clip once and every caption once"
     m = manifest if manifest is not None else load_manifest(cfg, split)
     if not len(m): raise ValueError(f'data {for_evaluation(cfg).data!r} has no rows of split {split!r}')
-    return {side: make_loader(cfg, make_clips(cfg, split, size, unit, manifest=m, neighbours=neighbours, tokenizer=tokenizer), engine) for side, unit in TASKS[cfg.task].sides.items()}
+    return {side: make_loader(cfg, make_clips(cfg, split, size, unit, manifest=m, neighbours=neighbours, tokenizer=tokenizer), engine) for side, unit in lookup('task', cfg.task).sides.items()}
 
 # %% ../nbs/50_train.ipynb #cfd59f51
+def options_of(cfg:RunConfig, kind:str # 'model' | 'task'
+              ) -> dict:
+    "What a config says to the builder of its model or task"
+    known = options(kind, getattr(cfg, kind))
+    own = {k: v for k, v in cfg.options.items() if k in known}
+    return own if kind == 'model' else {k: getattr(cfg, k) for k in known if k in FIELDS and k not in ('model', 'classes')} | own
+
 def _without_base(cfg, known) -> dict:
     "Options that build the same towers without fetching their base weights: `start` holds them all"
     if not cfg.start or 'weights' not in known: return {}
@@ -578,17 +587,17 @@ def build_task(cfg:RunConfig,
                manifest=None # rows that are loaded already; they may name the classes
               ):
     "Model with its start weights, inside its task"
-    known, takes = options('model', cfg.model), task_options(cfg.task)
+    known, takes = options('model', cfg.model), options('task', cfg.task)
     more = dict(classes=class_names(cfg, manifest)) if 'classes' in takes else {}
     most = dict(max_words=max(cfg.max_words, cfg.eval_words), max_frames=max(cfg.max_frames, cfg.eval_frames))
-    if 'classes' in known and (more or cfg.task == 'regression'): most['classes'] = len(more['classes']) if more else 1
-    opts = {**cfg.options, **{k: v for k, v in most.items() if k in known}, **(_without_base(cfg, known) if exact else {})}
+    most |= lookup('task', cfg.task).model_options(more.get('classes'))
+    opts = {**options_of(cfg, 'model'), **{k: v for k, v in most.items() if k in known}, **(_without_base(cfg, known) if exact else {})}
     model = create_model(cfg.model, **opts)
     if cfg.start: print(model.load_weights(weights_path(cfg.start), exact=exact))
     if cfg.half_weights: model.half_weights()
     if cfg.grad_checkpointing: model.set_grad_checkpointing()
     if cfg.compile: model.compile()
-    return create_task(cfg.task, model, **{k: getattr(cfg, k) for k in takes if k in FIELDS and k not in more}, **more)
+    return create('task', cfg.task, model, **options_of(cfg, 'task'), **more)
 
 def weights_path(path:str # run folder, checkpoint folder, or a file
                 ) -> Path: # the file
@@ -644,14 +653,12 @@ def evaluate_with(learn:Learner, loaders:dict) -> dict: # metrics
     finally: task.model = model
 
 # %% ../nbs/50_train.ipynb #4ffe3f41
-def protocol(cfg:RunConfig, loaders:dict, split:str, weights:dict) -> dict:
+def protocol(cfg:RunConfig, task, loaders:dict, split:str, weights:dict) -> dict:
     "What a number was measured on and how"
     cfg, ds = for_evaluation(cfg), (loaders.get('video') or next(iter(loaders.values()))).ds
     m = ds.manifest
-    own = dict(texts=len(m), sentences='single' if len(m) == ds.n_clips else 'multi', max_words=cfg.max_words, cut=cfg.cut, post='dual softmax' if cfg.dsl else 'none') if 'text' in loaders else \
-          dict(classes=text_hash(*class_names(cfg, m)), templates=cfg.templates) if 'classes' in task_options(cfg.task) else dict(rows=len(m))
-    takes = task_options(cfg.task)
-    own |= {k: getattr(cfg, k) for k in ('average', 'drop_tokens', 'teacher', 'teacher_weights', 'teacher_input', 'mask', 'mask_ratio', 'align') if k in takes}
+    own = dict(texts=len(m), sentences='single' if len(m) == ds.n_clips else 'multi', max_words=cfg.max_words, cut=cfg.cut) if 'text' in loaders else dict(rows=len(m))
+    own |= task.protocol()
     if ds.narration: own |= dict(pieces=cfg.pieces, shuffle_pieces=cfg.shuffle_pieces, min_chars=cfg.min_chars)
     if cfg.cut_windows: own |= dict(windows=[cfg.cut_windows, cfg.window_stride, 'first' if cfg.first_window else 'all'])
     return dict(task=cfg.task, data=cfg.data, split=split, split_hash=m.hash(), videos=ds.n_clips, **own, frames=cfg.max_frames, clips=ds.clips, crops=ds.crops, sampler=str(ds.sampler), size=ds.size,
@@ -667,7 +674,7 @@ def evaluate_split(cfg:RunConfig, task, engine, folder:RunFolder, split:str, wei
     res = evaluate(task, loaders, engine)
     card = task.model.card
     said = dict(name=card.name, untrained=card.untrained)       # what tables call it
-    if engine.is_main_process: save_eval(folder, split, res, dict(protocol(cfg, loaders, split, weights), model=said))
+    if engine.is_main_process: save_eval(folder, split, res, dict(protocol(cfg, task, loaders, split, weights), model=said))
     return res['metrics']
 
 # %% ../nbs/50_train.ipynb #94d3ea15
@@ -727,7 +734,7 @@ def run(cfg:RunConfig, resume:str='', # run folder to go on with, under the same
        ) -> RunFolder:
     "Train, then measure the best epoch on the test split"
     if folder is None: cfg = with_start(cfg)
-    engine = make_engine(cfg.precision, cfg.device, unused=TASKS[cfg.task].unused if cfg.task in TASKS else False)
+    engine = make_engine(cfg.precision, cfg.device, unused=lookup('task', cfg.task).unused)
     folder = folder or start_folder(cfg, resume)
     cfg = load_config(folder.path)
     seed_everything(cfg.seed)
