@@ -70,7 +70,9 @@ def compress_file(src: str,  # video
                   crf: int = 23  # x264 quality, smaller is better
                   ) -> dict:  # columns of the report
     "One file, in this process: index, sample, scale, encode, read back, rename"
-    from vidlab.data.decode import VideoError, VideoIndex, stream_frames
+    from vidlab.data.decode import stream_frames
+    from vidlab.data.files import VideoError
+    from vidlab.data.index import VideoIndex
     from vidlab.data.index import _index_file
     part = os.path.join(os.path.dirname(dst), f'.{os.path.basename(dst)}.part{os.path.splitext(dst)[1].lower()}')
     try:

@@ -64,7 +64,8 @@ def write_frames(src: str, record: dict,  # fields of VideoIndex
                  out: str, size: tuple, template: str, quality: int) -> int:  # bytes
     "In the child: the pictures of a clip and its clock"
     from PIL import Image
-    from vidlab.data.decode import VideoIndex, stream_frames
+    from vidlab.data.decode import stream_frames
+    from vidlab.data.index import VideoIndex
     from vidlab.data.files import beat, write_clock
     os.makedirs(out)
     for i, x in enumerate(stream_frames(VideoIndex(**record), want, size), 1):

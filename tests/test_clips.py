@@ -7,7 +7,8 @@ import torch
 from vidlab.data.annots import Manifest
 from vidlab.data.clips import Clips, Loader, Mixed, TooManyUnread
 from vidlab.data import decode
-from vidlab.data.decode import VideoError, register_decoder
+from vidlab.data.decode import register_decoder
+from vidlab.data.files import VideoError
 from vidlab.data.sample import GridSampler, SegmentSampler
 from vidlab.data.shapes import make_shapes
 
@@ -298,7 +299,8 @@ def test_frame_folders_and_video_files_are_one_path(tmp_path, rows):
     "Extracted pictures, listed with number and template, give the clips of the file; strangers beside them do not count"
     from PIL import Image
     from vidlab.data.annots import read_list
-    from vidlab.data.decode import index_video, read_frames
+    from vidlab.data.decode import read_frames
+    from vidlab.data.index import index_video
     src = [rows.row(i)['path'] for i in range(3)]
     lines = []
     for i, p in enumerate(src):

@@ -12,7 +12,10 @@ from vidlab.data import decode as D, index as I
 from vidlab.data.child import _child
 from vidlab.data.files import LIMITS, _cache_name, _display_matrix, _lenient, _stat
 from vidlab.data.packets import LOOK
-from vidlab.data.decode import DecodeSlots, ReaderError, VideoError, VideoIndex, VideoWarning, audit, index_video, read_frames
+from vidlab.data.child import DecodeSlots
+from vidlab.data.decode import audit, read_frames
+from vidlab.data.files import ReaderError, VideoError, VideoWarning
+from vidlab.data.index import VideoIndex, index_video
 
 W, H = 160, 120
 

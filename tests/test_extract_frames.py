@@ -11,7 +11,9 @@ from conftest import encode
 from test_video_tools import command
 from vidlab.data.annots import Manifest, read_list
 from vidlab.data.clips import Clips
-from vidlab.data.decode import index_video, read_frames, write_clock
+from vidlab.data.decode import read_frames
+from vidlab.data.files import write_clock
+from vidlab.data.index import index_video
 from vidlab.data.sample import DenseSampler, GridSampler, SegmentSampler
 
 

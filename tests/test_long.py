@@ -7,7 +7,9 @@ from torch import nn
 from vidlab.core import rng
 from vidlab.data.annots import Manifest
 from vidlab.data.clips import Clips, Loader, Unread, collate
-from vidlab.data.decode import VideoError, index_video, read_frames
+from vidlab.data.decode import read_frames
+from vidlab.data.files import VideoError
+from vidlab.data.index import index_video
 from vidlab.data.sample import SegmentSampler, windows
 from vidlab.data.shapes import make_shapes
 from vidlab.tasks import merge_views

@@ -12,7 +12,9 @@ from vidlab.data.child import _child
 from vidlab.data.annots import Manifest, absent
 from vidlab.data.clips import Clips, Loader
 from vidlab.data.files import read_member, tar_table
-from vidlab.data.decode import VideoError, audit, index_video, read_frames, stream_frames
+from vidlab.data.decode import audit, read_frames, stream_frames
+from vidlab.data.files import VideoError
+from vidlab.data.index import index_video
 from vidlab.data.sample import SegmentSampler
 from vidlab.data.shards import from_shards, shard_of, window_order
 

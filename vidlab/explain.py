@@ -17,7 +17,9 @@ from .core import unknown
 from .data.clips import collate
 from .learner import to_device
 from .masks import fold_tokens
-from .train import build_task, load_config, load_manifest, make_clips, of_card
+from .build import build_task, load_manifest, make_clips
+from .config import load_config
+
 from .data.text import pieces, tokenize
 from .viz import show_frame_attention, show_lines, show_overlay, show_overlays, show_transcripts, show_words
 
@@ -196,7 +198,7 @@ def _readable(pieces): # of a tokenizer
 @torch.no_grad()
 def word_maps(task, batch:dict) -> list: # per sample: words, S, p, q (L,V), alpha (L), beta (V), padding left out
     "How words and frames of each pair choose each other"
-    out,tokenizer = [],of_card(task.model.card)[2]
+    out,tokenizer = [],task.model.card.tokenizer or 'clip'
     with _looking(task, batch) as (model, b):
         for i in range(len(b['video'])):
             one = {k: v[i:i + 1] for k,v in b.items()}
@@ -267,9 +269,9 @@ def clip_of_run(cfg, card, # config; the model's card
                 split:str='test', sid:int=0, caption=None # text, or a list of K transcripts in their order; None: the clip's own
                ) -> dict: # batch of one
     "One clip of a run's data with a caption"
-    rows,(size,near,tok) = load_manifest(cfg, split),of_card(card)
+    rows = load_manifest(cfg, split)
     one_view = dataclasses.replace(cfg, eval_clips=1, eval_crops=1)
-    ds = make_clips(one_view, split, size, 'row', manifest=rows, neighbours=near, tokenizer=tok)
+    ds = make_clips(one_view, split, card, 'row', manifest=rows)
     if not 0 <= sid < ds.n_clips: raise ValueError(f'sid {sid}: split {split!r} has clips 0..{ds.n_clips-1}')
     sample = ds[int(ds.first[sid])]
     return collate([sample if caption is None else _said(sample, ds, caption)])

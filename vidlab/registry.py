@@ -19,6 +19,7 @@ class Option:
     default:object # `inspect.Parameter.empty`: none
     owner:str      # name of the builder
     given:bool     # by the run, so nobody sets it as an option
+    type:object = None # as annotated; None: not at all
     help:str = ''  # the comment beside it
 
 # %% ../nbs/01_registry.ipynb #ee44fdfc
@@ -52,7 +53,8 @@ def name_of(f) -> str: # 'clip4clip'; of a class SameClassTask 'same_class'
 def _parameters(kind, f) -> dict: # name -> Option
     stars = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     found = [p for p in inspect.signature(f).parameters.values() if p.kind not in stars]
-    return {p.name: Option(p.name, p.default, name_of(f), p.name in kind.given) for p in found}
+    plain = lambda a: None if a is inspect.Parameter.empty else a
+    return {p.name: Option(p.name, p.default, name_of(f), p.name in kind.given, plain(p.annotation)) for p in found}
 
 # %% ../nbs/01_registry.ipynb #69574f83
 _reserved = {}                                                  # word -> whose
@@ -150,7 +152,7 @@ def owners(word:str # an option
 
 # %% ../nbs/01_registry.ipynb #f08c8fad
 def create(kind:str, # of KINDS
-           name:str, # as in `names`
+           name:str, /, # as in `names`
            *args, # what the builder takes first
            **opts # its options; an unknown one is an error
           ):

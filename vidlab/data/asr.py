@@ -11,10 +11,11 @@ import glob, gzip, hashlib, json, math, os, re, string
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
+from fastcore.basics import patch
 from ..core import atomic_write, cache_dir
 from .manifest import Manifest, from_columns as _columns, inside_root as _inside
 from .tables import pick_columns as _pick
-from .decode import VideoError
+from .files import VideoError
 
 # %% ../../nbs/data/18_asr.ipynb #19f2a6e4
 def _mend(text):
@@ -29,6 +30,7 @@ def clean_words(words # recognised words
     words = [(i, _mend(w)) for i,w in enumerate(words) if not (w.startswith('&') or w.endswith(';'))]
     return [(i, w) for i,w in words if w.strip()]
 
+# %% ../../nbs/data/18_asr.ipynb #05736a69
 def _entry(part, o, least):
     "What is wrong with an entry, or None"
     if not isinstance(o, dict): return f'not an object: {o!r:.60}'
@@ -39,13 +41,16 @@ def _entry(part, o, least):
             if not isinstance(o[k], str): return f'{k} is not text: {o[k]!r:.60}'
             if not o[k].strip(): return f'{k} is empty'
             if len(o[k].strip()) < least: return f'{k} has fewer than {least} characters: {o[k]!r:.60}'
-        elif isinstance(o[k], bool) or not isinstance(o[k], (int, float)) or not 0 <= o[k] < math.inf: return f'{k} is not a time in seconds: {o[k]!r:.60}'
+        elif isinstance(o[k], bool) or not isinstance(o[k], (int, float)) or not 0 <= o[k] < math.inf:
+            return f'{k} is not a time in seconds: {o[k]!r:.60}'
     if part == 'transcripts' and o['end'] <= o['start']: return f"ends before it begins: {o['start']:g}..{o['end']:g} s"
 
+# %% ../../nbs/data/18_asr.ipynb #13696fff
 def _usable(said, part, least=0):
     "The entries of a list that can be used, and notes on the others"
     found = said.get(part)
-    if not isinstance(found, list) or not found: raise ValueError(f'no {part}' if not found else f'{part} is not a list: {found!r:.60}')
+    if not isinstance(found, list) or not found:
+        raise ValueError(f'no {part}' if not found else f'{part} is not a list: {found!r:.60}')
     wrong = [_entry(part, o, least) for o in found]
     faults = [dict(part=part, entry=i, reason=w) for i,w in enumerate(wrong, 1) if w]
     good = [o for o,w in zip(found, wrong) if not w]
@@ -61,18 +66,21 @@ class Speech:
     words:list # (n) strings, from `align_words`: several words, one, or ''
     faults:list # entries left out: dict(part, entry (from 1), reason)
 
+# %% ../../nbs/data/18_asr.ipynb #f1691564
 def read_speech(said:dict # the object of a YT-Temporal file
                ) -> Speech: # times and faults are final, `words` still the (recognised, cleaned) lists
     "Check an annotation entry by entry; ValueError when nothing can be made of it"
     if not isinstance(said, dict): raise ValueError(f'not an object but {type(said).__name__}')
     info = said.get('info')
     duration = info.get('duration') if isinstance(info, dict) else None
-    if isinstance(duration, bool) or not isinstance(duration, (int, float)) or not 0 < duration < math.inf: raise ValueError(f'info.duration is {duration!r:.60}, not seconds')
+    if isinstance(duration, bool) or not isinstance(duration, (int, float)) or not 0 < duration < math.inf:
+        raise ValueError(f'info.duration is {duration!r:.60}, not seconds')
     (heard, a), (said, b) = _usable(said, 'subtitles'), _usable(said, 'denoised')
     kept = clean_words([o['word'] for o in heard])
     if not kept: raise ValueError(f'its {len(heard)} subtitles are markers, not words')
     clean = [w for o in said for w in _mend(o['cleanasr']).split(' ')]
-    return Speech(float(duration), np.array([heard[i]['time'] for i,_ in kept], np.float64), ([w for _,w in kept], clean), a + b)
+    return Speech(float(duration), np.array([heard[i]['time'] for i,_ in kept], np.float64),
+                  ([w for _,w in kept], clean), a + b)
 
 # %% ../../nbs/data/18_asr.ipynb #d8f8a79f
 _NO_POINTS = str.maketrans('', '', string.punctuation)
@@ -115,6 +123,7 @@ def _table(cost, n, m, r, wide):
         D[i, :-1] = np.where((j >= 0) & (j < m), np.minimum(d, _NEVER), _NEVER)
     return D, half
 
+# %% ../../nbs/data/18_asr.ipynb #e45abe50
 def warp(cost, # (i, (k,) columns) -> (k,) costs
          n:int, m:int, # rows, columns
          r:int # pairs with column i-r to i+r-1 are near, the others cost 9999
@@ -132,6 +141,7 @@ def warp(cost, # (i, (k,) columns) -> (k,) costs
         path.append(min(((i-1, j-1), (i-1, j), (i, j-1)), key=lambda p: at(*p)))
     return path[::-1]
 
+# %% ../../nbs/data/18_asr.ipynb #c8307a09
 def align_words(heard, # n recognised words
                 clean, # cleaned words
                 share:float=.1, least:int=32 # half the width of the band: this share of n, at least so many
@@ -140,10 +150,13 @@ def align_words(heard, # n recognised words
     n, r = len(heard), int(max(len(heard)*share, least))
     clean = clean[:n + r]
     if not n or not clean: return ['']*n
-    (a, ia), (b, ib) = (np.unique([w.lower().translate(_NO_POINTS) for w in ws], return_inverse=True) for ws in (heard, clean))
+    (a, ia), (b, ib) = (np.unique([w.lower().translate(_NO_POINTS) for w in ws], return_inverse=True)
+                        for ws in (heard, clean))
     d, out, seen = word_distances(a.tolist(), b.tolist()), [[] for _ in heard], -1
     for i,j in warp(lambda i, j: d[ia[i], ib[j]], n, len(clean), r):
-        if j > seen: out[i].append(clean[j]); seen = j
+        if j > seen:
+            out[i].append(clean[j])
+            seen = j
     return [' '.join(o) for o in out]
 
 # %% ../../nbs/data/18_asr.ipynb #26c7c011
@@ -186,6 +199,7 @@ def draw_stretch(duration:float, # of the video, seconds
     start = (last - length)/2 if gen is None else int(gen.integers(0, room + 1)) + float(gen.random())
     return start, min(float(last), start + length)
 
+# %% ../../nbs/data/18_asr.ipynb #f32919e9
 def piece_times(start:float, end:float, # seconds
                 pieces:int=4, gap:float=1. # K, seconds between them
                ) -> np.ndarray: # (K,2) seconds
@@ -219,39 +233,54 @@ class Narration:
     tries:int=8 # stretches of it that are tried
 
     def __post_init__(self):
-        if self.pieces < 1 or self.tries < 1 or self.gap < 0 or not 1 <= self.piece[0] <= self.piece[1]: raise ValueError(f'{self}: pieces and tries at least 1, gap not negative, piece: shortest and longest, in whole seconds')
+        if self.pieces < 1 or self.tries < 1 or self.gap < 0 or not 1 <= self.piece[0] <= self.piece[1]:
+            raise ValueError(f'{self}: pieces and tries at least 1, gap not negative, piece: shortest and longest, '
+                             'in whole seconds')
 
     @staticmethod
     def tell(note:dict # of `check`
             ) -> str:
         "A note in a line: file, entry, reason"
-        return note['file'] + (f", line {note['line']}" if note.get('line') else '') + (f", {note['part']} {note['entry']}" if note['part'] else '') + f": {note['reason']}"
+        line = f", line {note['line']}" if note.get('line') else ''
+        entry = f", {note['part']} {note['entry']}" if note['part'] else ''
+        return f"{note['file']}{line}{entry}: {note['reason']}"
 
     def suits(self, manifest:Manifest):
         "ValueError when a manifest has neither column"
-        if not {'transcripts', 'asr'} & set(manifest.cols): raise ValueError(f"narrated samples need a column 'transcripts' (JSON of start, end, text) or 'asr' (files with word times); columns here: {', '.join(manifest.cols)}")
+        if not {'transcripts', 'asr'} & set(manifest.cols):
+            raise ValueError("narrated samples need a column 'transcripts' (JSON of start, end, text) or 'asr' "
+                             f"(files with word times); columns here: {', '.join(manifest.cols)}")
 
-    def sentences(self, cell:str # of the column `transcripts`
-                 ) -> tuple: # [{start, end, text}] in order of time, notes on those left out
-        "Usable sentences; ValueError when there are fewer than `pieces`"
-        good, faults = _usable(dict(transcripts=json.loads(cell)), 'transcripts', self.min_chars)
-        if len(good) < self.pieces: raise ValueError(f'{len(good)} usable transcripts, {self.pieces} are needed' + (f"; entry {faults[0]['entry']}: {faults[0]['reason']}" if faults else ''))
-        return sorted(good, key=lambda o: o['start']), faults
+# %% ../../nbs/data/18_asr.ipynb #0acdcddd
+@patch
+def sentences(self:Narration, cell:str # of the column `transcripts`
+             ) -> tuple: # [{start, end, text}] in order of time, notes on those left out
+    "Usable sentences; ValueError when there are fewer than `pieces`"
+    good, faults = _usable(dict(transcripts=json.loads(cell)), 'transcripts', self.min_chars)
+    if len(good) < self.pieces:
+        raise ValueError(f'{len(good)} usable transcripts, {self.pieces} are needed'
+                         + (f"; entry {faults[0]['entry']}: {faults[0]['reason']}" if faults else ''))
+    return sorted(good, key=lambda o: o['start']), faults
 
-    def _from_sentences(self, cell, train, gen):
-        said, _ = self.sentences(cell)
-        more = len(said) - self.pieces
-        first = int(gen.integers(0, more + 1)) if train else more//2
-        said = said[first:first + self.pieces]
-        return [o['text'].strip() for o in said], np.array([(o['start'], o['end']) for o in said], np.float64)
+@patch
+def _from_sentences(self:Narration, cell, train, gen):
+    said, _ = self.sentences(cell)
+    more = len(said) - self.pieces
+    first = int(gen.integers(0, more + 1)) if train else more//2
+    said = said[first:first + self.pieces]
+    return [o['text'].strip() for o in said], np.array([(o['start'], o['end']) for o in said], np.float64)
 
-    def _from_speech(self, file, train, gen, cache):
-        speech = load_speech(file, cache)
-        for k in range(self.tries):
-            times = piece_times(*draw_stretch(speech.duration, self.pieces, self.gap, self.piece, gen if train or k else None), self.pieces, self.gap)
-            texts = [' '.join(w for w in words_within(speech, *o) if w.strip()) for o in times]
-            if all(len(t) >= self.min_chars for t in texts): return texts, times
-        raise ValueError(f'in {self.tries} stretches of it some piece has fewer than {self.min_chars} characters; the last: {min(texts, key=len)!r:.60}')
+# %% ../../nbs/data/18_asr.ipynb #e6b9d71e
+@patch
+def _from_speech(self:Narration, file, train, gen, cache):
+    speech = load_speech(file, cache)
+    for k in range(self.tries):
+        times = piece_times(*draw_stretch(speech.duration, self.pieces, self.gap, self.piece,
+                                          gen if train or k else None), self.pieces, self.gap)
+        texts = [' '.join(w for w in words_within(speech, *o) if w.strip()) for o in times]
+        if all(len(t) >= self.min_chars for t in texts): return texts, times
+    raise ValueError(f'in {self.tries} stretches of it some piece has fewer than {self.min_chars} characters; the '
+                     f'last: {min(texts, key=len)!r:.60}')
 
 # %% ../../nbs/data/18_asr.ipynb #2057477b
 def _asr_file(row, root):
@@ -259,12 +288,13 @@ def _asr_file(row, root):
     if (p := _inside(row['asr'], root)) is None: raise ValueError(f"asr {row['asr']!r} lies outside the root folder")
     return os.path.join(root, p)
 
-def _say(self:Narration, row:dict, # of the manifest
-         root, # folder that paths in the column `asr` are relative to
-         train:bool, # random pieces instead of the middle ones
-         gen, # numpy Generator of the sample
-         cache:bool=True # as in `load_speech`
-        ) -> Said:
+@patch
+def __call__(self:Narration, row:dict, # of the manifest
+             root, # folder that paths in the column `asr` are relative to
+             train:bool, # random pieces instead of the middle ones
+             gen, # numpy Generator of the sample
+             cache:bool=True # as in `load_speech`
+            ) -> Said:
     "Transcripts of a row; VideoError when it has none that can be used"
     try:
         if row.get('transcripts') is not None: texts, times = self._from_sentences(row['transcripts'], train, gen)
@@ -274,29 +304,36 @@ def _say(self:Narration, row:dict, # of the manifest
     order = gen.permutation(self.pieces) if self.shuffle else np.arange(self.pieces)
     return Said([texts[k] for k in order], times[order], order)
 
-def _check(self:Narration, manifest:Manifest
-          ) -> tuple: # notes: dict(file, video, part, entry, reason) of all that is left out, part and entry None for a whole row; {row: reason} of such rows
+# %% ../../nbs/data/18_asr.ipynb #ccd9c8a7
+@patch
+def _faults(self:Narration, row:dict, root) -> list:
+    "Entries of a row that are left out; an error when the row cannot be used"
+    if row.get('transcripts') is not None: return self.sentences(row['transcripts'])[1]
+    if row.get('asr') is None: raise ValueError("neither 'transcripts' nor 'asr'")
+    speech = read_speech(json.loads(Path(_asr_file(row, root)).read_text(encoding='utf-8-sig')))
+    draw_stretch(speech.duration, self.pieces, self.gap, self.piece)
+    return speech.faults
+
+# %% ../../nbs/data/18_asr.ipynb #d19197d3
+@patch
+def check(self:Narration, manifest:Manifest
+         ) -> tuple: # notes: dict(file, video, part, entry, reason), no part of a whole row; {row: reason} of such
     "Read all transcripts of a manifest, without aligning them"
     notes, bad, known = [], {}, {}
-    def faults_of(row):
-        if row.get('transcripts') is not None: return self.sentences(row['transcripts'])[1]
-        if row.get('asr') is None: raise ValueError("neither 'transcripts' nor 'asr'")
-        speech = read_speech(json.loads(Path(_asr_file(row, manifest.root)).read_text(encoding='utf-8-sig')))
-        draw_stretch(speech.duration, self.pieces, self.gap, self.piece)
-        return speech.faults
     for r in range(len(manifest)):
         row = manifest.row(r)
         key = (row.get('transcripts'), row.get('asr'))               # several rows may share a file
-        if key in known: bad |= {r: known[key]} if known[key] else {}; continue
-        file, known[key] = f'row {r + 1}' if row.get('transcripts') is not None else row.get('asr') or f'row {r + 1}', None
-        try: faults = faults_of(row)
+        if key in known:
+            bad |= {r: known[key]} if known[key] else {}
+            continue
+        known[key] = None
+        file = f'row {r + 1}' if row.get('transcripts') is not None else row.get('asr') or f'row {r + 1}'
+        try: faults = self._faults(row, manifest.root)
         except (ValueError, OSError, RecursionError) as e:
             known[key] = bad[r] = getattr(e, 'strerror', None) or str(e)
             faults = [dict(part=None, entry=None, reason=bad[r])]
         notes += [dict(file=file, video=row['id'], **o) for o in faults]
     return notes, bad
-
-Narration.__call__, Narration.check = _say, _check
 
 # %% ../../nbs/data/18_asr.ipynb #6dec7a39
 def _annotation(name):
@@ -304,6 +341,7 @@ def _annotation(name):
     m = re.fullmatch(r'(.*?)data/([^/]+)\.\w+', name)
     return f'{m[1]}annotations/{m[2]}.json' if m and (not m[1] or m[1].endswith('/')) else None
 
+# %% ../../nbs/data/18_asr.ipynb #2e97e6c0
 def read_yttemporal(file, # yttemporal_train.csv and the like
                     root, # folder of the subset folders
                     split:str=None, # name for all rows
@@ -314,7 +352,9 @@ def read_yttemporal(file, # yttemporal_train.csv and the like
     names, = _pick(file, ['Name'], '\t')
     asr = [_annotation(n) for n in names]
     for i,(n,a) in enumerate(zip(names, asr), 1):
-        if a is None: raise ValueError(f"{file}: row {i}: {n!r} is not a file in a folder called 'data' (subset_87/data/<id>.mp4)")
+        if a is None:
+            raise ValueError(f"{file}: row {i}: {n!r} is not a file in a "
+                             "folder called 'data' (subset_87/data/<id>.mp4)")
     cols = dict(id=names, path=names, asr=asr) | (dict(split=[split]*len(names)) if split else {})
     return _columns(cols, root, str(file), missing, missing_limit)
 
@@ -324,29 +364,45 @@ def _line(text):
     said = json.loads(text)
     faults = read_speech(said).faults
     v = next((o for k in ('display_id', 'id') if isinstance(o := said['info'].get(k), str) and o), None)
-    if v is None or not re.fullmatch(r'[\w-]+', v): raise ValueError(f'info.display_id is {v!r:.60}, not the id of a video')
+    if v is None or not re.fullmatch(r'[\w-]+', v):
+        raise ValueError(f'info.display_id is {v!r:.60}, not the id of a video')
     return v, faults
 
+# %% ../../nbs/data/18_asr.ipynb #d3da1b9e
+def _unpack_shard(f, root) -> tuple: # videos, notes
+    "One file per line of a shard"
+    number = re.search(r'(\d+)of\d+', os.path.basename(f))
+    subset, n = f'subset_{int(number[1])}' if number else os.path.basename(f).split('.')[0], 0
+    listed, notes = [], []
+    def note(reason, line): notes.append(dict(file=f, video=None, line=line, part=None, entry=None, reason=reason))
+    try:
+        with (gzip.open if f.endswith('.gz') else open)(f, 'rt', encoding='utf-8') as lines:
+            for n,text in enumerate(lines, 1):
+                if not text.strip(): continue
+                try: v, faults = _line(text)
+                except (ValueError, RecursionError) as e:
+                    note(str(e), n)
+                    continue
+                out = root/subset/'annotations'/f'{v}.json'
+                if not (out.exists() and out.read_text(encoding='utf-8') == text):
+                    with atomic_write(out) as o: o.write(text)
+                listed.append(f'{subset}/data/{v}.mp4')
+                notes += [dict(file=f, video=v, line=n, **o) for o in faults]
+    except (OSError, EOFError, UnicodeDecodeError) as e: note(f'cannot be read further: {e}', n + 1)
+    return listed, notes
+
+# %% ../../nbs/data/18_asr.ipynb #02ddb4bf
 def unpack_yttemporal(shards, # pattern of .jsonl or .jsonl.gz files, or a list of them
                       root, # folder of the subset folders
                       names # list to write, for `read_yttemporal`
                      ) -> tuple: # number of videos listed, notes: dict(file, video, line, part, entry, reason)
     "The public annotation shards as one file per video and a list of names"
-    files, root, listed, notes = sorted(glob.glob(os.fspath(shards))) if isinstance(shards, (str, os.PathLike)) else list(shards), Path(root), [], []
+    files = sorted(glob.glob(os.fspath(shards))) if isinstance(shards, (str, os.PathLike)) else list(shards)
     if not files: raise FileNotFoundError(f'{shards}: no file matches')
+    listed, notes = [], []
     for f in files:
-        number = re.search(r'(\d+)of\d+', os.path.basename(f))
-        subset, n = f'subset_{int(number[1])}' if number else os.path.basename(f).split('.')[0], 0
-        try:
-            with (gzip.open if f.endswith('.gz') else open)(f, 'rt', encoding='utf-8') as lines:
-                for n,text in enumerate(lines, 1):
-                    if not text.strip(): continue
-                    try: v, faults = _line(text)
-                    except (ValueError, RecursionError) as e: notes.append(dict(file=f, video=None, line=n, part=None, entry=None, reason=str(e))); continue
-                    out = root/subset/'annotations'/f'{v}.json'
-                    if not (out.exists() and out.read_text(encoding='utf-8') == text):
-                        with atomic_write(out) as o: o.write(text)
-                    listed.append(f'{subset}/data/{v}.mp4'); notes += [dict(file=f, video=v, line=n, **o) for o in faults]
-        except (OSError, EOFError, UnicodeDecodeError) as e: notes.append(dict(file=f, video=None, line=n + 1, part=None, entry=None, reason=f'cannot be read further: {e}'))
+        videos, more = _unpack_shard(f, Path(root))
+        listed += videos
+        notes += more
     with atomic_write(names) as o: o.write('\n'.join(['Name', *dict.fromkeys(listed)]) + '\n')
     return len(set(listed)), notes

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from fastcore.basics import patch
 
 from ..core import rng, unknown
-from .decode import VIDEO, holds_member, split_member
+from .files import VIDEO, holds_member, split_member
 from .sample import windows as cut_windows
 from .tables import read_table, some, write_table
 
@@ -580,7 +580,7 @@ def durations(self:Manifest) -> np.ndarray: # (rows,) seconds
     given = _seconds(self.cols['duration'], 'duration', 'manifest') if 'duration' in self.cols else np.full(len(self), math.nan)
     end = np.where(np.isnan(end), given, end)
     for r in np.flatnonzero(np.isnan(end)):
-        from vidlab.data.decode import index_video
+        from vidlab.data.index import index_video
         ix = index_video(self.row(int(r))['path'])
         end[r] = ix.times[-1] + 1/ix.fps
     if (bad := _first(end <= start)) is not None: raise ValueError(f'row {bad+1}: the video lasts {end[bad]:g} s, the clip begins at {start[bad]:g} s')

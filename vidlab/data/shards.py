@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from .files import PICTURES, VIDEO, VideoError, beat, keep_table, scan_tar
+import vidlab.data.decode as decode
 from .child import Child
+from .files import PICTURES, VIDEO, VideoError, keep_table, scan_tar
 
 # %% ../../nbs/data/17_shards.ipynb #9cad76c1
 _KEY = re.compile(r'((?:.*/|)[^.]+)[.]([^/]*)', re.S)
@@ -39,10 +40,12 @@ def _media(parts, media):
     found = [p for p in parts if p[0] == media] if media else of(VIDEO) or of(PICTURES)
     if not found: raise Lacking('no video or picture' if media is None else f'no {media!r}')
     if len(found) > 1:
-        raise Lacking(f"several videos or pictures ({', '.join(p[0] for p in found)}); media={found[0][0]!r} would choose")
+        raise Lacking(f"several videos or pictures ({', '.join(p[0] for p in found)}); "
+                      f"media={found[0][0]!r} would choose")
     if not found[0][3]: raise Lacking(f'its {found[0][0]!r} is empty')
     return found[0][1]
 
+# %% ../../nbs/data/17_shards.ipynb #5e320594
 def _value(parts, spec, read):
     "A field: the text of a member, or `json.name` of the json member; None where it is empty"
     field, _, name = spec.partition('.') if spec.startswith('json.') else (spec, '', '')
@@ -56,6 +59,7 @@ def _value(parts, spec, read):
     for o in name.split('.'): value = value.get(o) if isinstance(value, dict) else None
     return None if value in ('', []) or value != value else value
 
+# %% ../../nbs/data/17_shards.ipynb #f711a77a
 def _rows(parts, caption, columns, read):
     "Rows of a sample: one, or one for each caption; [(text, column values ...)]"
     text = None
@@ -73,6 +77,7 @@ def _plain(v, name):
     if name == 'label' and isinstance(v, list): return ' '.join(map(str, v))
     return json.dumps(v, ensure_ascii=False)
 
+# %% ../../nbs/data/17_shards.ipynb #b34890ff
 def index_shard(tar:str, # plain tar file
                 caption:str, # field of the caption, or None
                 columns:dict, # column of the manifest -> field
@@ -83,13 +88,19 @@ def index_shard(tar:str, # plain tar file
     names = ['member'] + ['text']*bool(caption) + list(columns)
     cols, lost, bare = {n: [] for n in names}, [], []
     with open(tar, 'rb') as f:
-        def read(at, size): f.seek(at); return f.read(size)
+        def read(at, size):
+            f.seek(at)
+            return f.read(size)
         for i, (key, parts) in enumerate(samples(rows)):
-            if i % 256 == 0: beat(i)
-            try: video = _media(parts, media)
-            except Lacking as e: lost.append((key, str(e))); continue
-            try: found = _rows(parts, caption, columns.values(), read)
-            except Lacking as e: bare.append((key, str(e))); continue
+            if i % 256 == 0: decode._beat(i)
+            lacks = lost
+            try:
+                video = _media(parts, media)
+                lacks = bare
+                found = _rows(parts, caption, columns.values(), read)
+            except Lacking as e:
+                lacks.append((key, str(e)))
+                continue
             for text, *rest in found:
                 values = [video] + [text]*bool(caption) + rest
                 for n, v in zip(names, values): cols[n].append(_plain(v, n))
@@ -115,8 +126,8 @@ def shard_files(shards # folder, pattern with {00000..00031} or *, one .tar, or 
     else: files = [s]
     packed = [f for f in files if not f.endswith('.tar')]
     if packed:
-        raise ValueError(f'{packed[0]!r}: shards are plain .tar files; a compressed one has no random access, unpack it '
-                         f'({len(packed)} of {len(files)})')
+        raise ValueError(f'{packed[0]!r}: shards are plain .tar files; a compressed one has no random access, '
+                         f'unpack it ({len(packed)} of {len(files)})')
     return files
 
 # %% ../../nbs/data/17_shards.ipynb #5c9ebf10
@@ -126,6 +137,7 @@ def _kept(tar, st, spec):
     h = hashlib.sha1(json.dumps([os.path.abspath(tar), st.st_size, st.st_mtime_ns, spec, 1]).encode()).hexdigest()
     return cache_dir('shards', h[:2])/f'{h[2:]}.arrow'
 
+# %% ../../nbs/data/17_shards.ipynb #718f264b
 def _table(tar, spec, cache, timeout, child):
     "Arrow table of one shard; what it lacks is in the schema's metadata"
     from vidlab.core import atomic_write
@@ -141,12 +153,15 @@ def _table(tar, spec, cache, timeout, child):
     with atomic_write(file, 'wb') as f, pa.ipc.new_file(f, table.schema) as w: w.write_table(table)
     return table
 
+# %% ../../nbs/data/17_shards.ipynb #b0af46c4
 def _tables(files, spec, workers, cache, timeout):
     "Tables of all shards, in order"
     from vidlab.core import progress
     own, made, bar = threading.local(), [], progress(desc='shards', total=len(files))
     def child():
-        if not hasattr(own, 'child'): own.child = Child(); made.append(own.child)
+        if not hasattr(own, 'child'):
+            own.child = Child()
+            made.append(own.child)
         return own.child
     def one(tar):
         t = _table(tar, spec, cache, timeout, child)
@@ -159,6 +174,54 @@ def _tables(files, spec, workers, cache, timeout):
         for c in made: c.kill()
 
 # %% ../../nbs/data/17_shards.ipynb #6bbafeff
+def _notes(table, key): return json.loads((table.schema.metadata or {}).get(key.encode(), b'[]'))
+
+def _lacking(tables, name) -> tuple: # of lists of strings
+    "What cannot be read, what is broken, samples without video, samples without caption"
+    gone = [f"{n}: {t.schema.metadata[b'fault'].decode()}"
+            for n, t in zip(name, tables) if b'ok' not in t.schema.metadata]
+    broken = [f'{n}: {fault}' for n, t in zip(name, tables) if b'ok' in t.schema.metadata
+              and (fault := _notes(t, 'fault'))]
+    lost, bare = ([f'{n}::{k}: {why}' for n, t in zip(name, tables) for k, why in _notes(t, what)]
+                  for what in ('lost', 'bare'))
+    return gone, broken, lost, bare
+
+# %% ../../nbs/data/17_shards.ipynb #a7273f06
+def _judge(files, tables, root, missing, limit):
+    "Apply the policy to everything that is lacking; the report"
+    from vidlab.data.manifest import missing_policy as _missing_policy
+    name = [os.path.relpath(os.path.abspath(f), root) for f in files]
+    gone, broken, lost, bare = _lacking(tables, name)
+    total = sum(t.num_rows for t in tables) + len(lost) + len(bare)
+    where = name[0] if len(name) == 1 else f'{name[0]} .. {name[-1]}'
+    _missing_policy('shards cannot be read', gone, len(files), missing, limit, where, root)
+    _missing_policy('shards are broken', broken, len(files), missing, 1., where, root)
+    _missing_policy('samples have no video', lost, total, missing, limit, where, root)
+    _missing_policy('samples have no caption', bare, total, missing, limit, where, root)
+    if not sum(t.num_rows for t in tables): raise ValueError(f'{where}: no samples')
+    return dict(shards=len(files), missing=gone + lost, broken_shards=broken, without_caption=bare)
+
+# %% ../../nbs/data/17_shards.ipynb #82a53796
+def _joined(files, tables, root):
+    "Columns of the manifest from the tables of the shards"
+    some = [(os.path.relpath(os.path.abspath(f), root), t) for f, t in zip(files, tables) if t.num_rows]
+    path = [pc.binary_join_element_wise(*(pa.scalar(o, pa.large_string()) for o in (f, '::')), c,
+                                        pa.scalar('', pa.large_string()))
+            for f, t in some for c in t.column('member').chunks]
+    cols = {k: pa.concat_arrays([c for _, t in some for c in t.column(k).chunks]) for k in some[0][1].column_names
+            if k != 'member'}
+    return dict(path=pa.concat_arrays(path)) | cols
+
+def _own_columns(columns, split):
+    "More columns, under names that the shards do not give"
+    from vidlab.data.manifest import COLUMNS
+    columns = dict(columns or {})
+    if bad := [c for c in columns if c in ('path', 'text', 'member') or split and c == 'split']:
+        raise ValueError(f'columns={{{bad[0]!r}: ...}} is given by the shards themselves; choose among '
+                         f'{", ".join(c for c in COLUMNS if c not in ("path", "text"))} or names of your own')
+    return columns
+
+# %% ../../nbs/data/17_shards.ipynb #3f1d5f5e
 def from_shards(shards, # folder, pattern with {00000..00031} or *, one .tar, or a list of these
                 caption:str='txt', # 'txt' or another text member, 'json.name' a field of the json; None: no captions
                 split:str=None, # name for all rows
@@ -172,12 +235,9 @@ def from_shards(shards, # folder, pattern with {00000..00031} or *, one .tar, or
                ):                  # Manifest
     "Samples of tar shards: one row per caption, `path` names the member"
     from vidlab.core import unknown
-    from vidlab.data.manifest import COLUMNS, Manifest
+    from vidlab.data.manifest import Manifest
     if missing not in ('error', 'drop'): raise unknown('missing policy for shards', missing, ('error', 'drop'))
-    columns = dict(columns or {})
-    if bad := [c for c in columns if c in ('path', 'text', 'member') or split and c == 'split']:
-        raise ValueError(f'columns={{{bad[0]!r}: ...}} is given by the shards themselves; choose among '
-                         f'{", ".join(c for c in COLUMNS if c not in ("path", "text"))} or names of your own')
+    columns = _own_columns(columns, split)
     files = shard_files(shards)
     root = os.path.commonpath([os.path.dirname(os.path.abspath(f)) for f in files])
     tables = _tables(files, (caption, columns, media), workers, cache, timeout)
@@ -185,34 +245,6 @@ def from_shards(shards, # folder, pattern with {00000..00031} or *, one .tar, or
     cols = _joined(files, tables, root)
     if split: cols['split'] = pa.repeat(pa.scalar(split, pa.large_string()), len(cols['path']))
     return Manifest.build(cols, root, str(shards), missing='keep', report=report)
-
-def _notes(table, key): return json.loads((table.schema.metadata or {}).get(key.encode(), b'[]'))
-
-def _judge(files, tables, root, missing, limit):
-    "Apply the policy to everything that is lacking; the report"
-    from vidlab.data.manifest import missing_policy as _missing_policy
-    name = [os.path.relpath(os.path.abspath(f), root) for f in files]
-    gone = [f"{n}: {t.schema.metadata[b'fault'].decode()}" for n, t in zip(name, tables) if b'ok' not in t.schema.metadata]
-    broken = [f'{n}: {fault}' for n, t in zip(name, tables) if b'ok' in t.schema.metadata and (fault := _notes(t, 'fault'))]
-    lost, bare = ([f'{n}::{k}: {why}' for n, t in zip(name, tables) for k, why in _notes(t, what)] for what in ('lost', 'bare'))
-    total = sum(t.num_rows for t in tables) + len(lost) + len(bare)
-    where = name[0] if len(name) == 1 else f'{name[0]} .. {name[-1]}'
-    _missing_policy('shards cannot be read', gone, len(files), missing, limit, where, root)
-    _missing_policy('shards are broken', broken, len(files), missing, 1., where, root)
-    _missing_policy('samples have no video', lost, total, missing, limit, where, root)
-    _missing_policy('samples have no caption', bare, total, missing, limit, where, root)
-    if not sum(t.num_rows for t in tables): raise ValueError(f'{where}: no samples')
-    return dict(shards=len(files), missing=gone + lost, broken_shards=broken, without_caption=bare)
-
-def _joined(files, tables, root):
-    "Columns of the manifest from the tables of the shards"
-    some = [(os.path.relpath(os.path.abspath(f), root), t) for f, t in zip(files, tables) if t.num_rows]
-    path = [pc.binary_join_element_wise(*(pa.scalar(o, pa.large_string()) for o in (f, '::')), c,
-                                        pa.scalar('', pa.large_string()))
-            for f, t in some for c in t.column('member').chunks]
-    cols = {k: pa.concat_arrays([c for _, t in some for c in t.column(k).chunks]) for k in some[0][1].column_names
-            if k != 'member'}
-    return dict(path=pa.concat_arrays(path)) | cols
 
 # %% ../../nbs/data/17_shards.ipynb #0d89b5a4
 def shard_of(manifest # rows from `from_shards` (or any manifest whose paths all name members)
@@ -226,6 +258,7 @@ def shard_of(manifest # rows from `from_shards` (or any manifest whose paths all
     tar = pc.replace_substring_regex(path, r'(?s)\.tar::.*$', '')
     return tar.dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.int64)
 
+# %% ../../nbs/data/17_shards.ipynb #f3a50094
 def window_order(shard:np.ndarray, # (n,) shard number of each sample
                  seed:int, # of the run
                  epoch:int, # number of the epoch

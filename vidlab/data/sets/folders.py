@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from ...core import tilde, unknown
-from ..decode import PICTURES, VIDEO
+from ..files import PICTURES, VIDEO
 from ..manifest import Manifest, walk_files
 from ..tables import class_list, given, lines_of, some
 from ...registry import register_data

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ...core import unknown
-from ..decode import PICTURES
+from ..files import PICTURES
 from ..manifest import Manifest, checked_template, composed, from_columns, missing_policy, pictures_of
 from ..tables import class_list, given, lines_of, separator
 from ...registry import register_data
