@@ -3,7 +3,7 @@ import pytest
 import torch
 from vidlab import tinyclip as tc
 from vidlab.clip import create_clip
-from vidlab.core import read_json
+from vidlab.core import file_hash, read_json
 from vidlab.data.shapes import STILL_CAPTIONS, make_shapes
 
 SIZES = dict(stills=dict(train=90, val=1, test=90))
@@ -55,3 +55,4 @@ def test_cache(root, tmp_path, monkeypatch):
     assert clip.card.quick_gelu and clip.card.sha256 == card['sha256']
     path.write_bytes(path.read_bytes()[:-10])                       # damaged: made again
     assert tc.tiny_clip(steps=2, per_class=1)['sha256'] == card['sha256']
+    assert file_hash(path) == card['sha256']                        # whole again
