@@ -11,8 +11,9 @@ __all__ = ['COLUMNS', 'DUPLICATES', 'LABELS', 'MISSING', 'Groups', 'Manifest', '
            'target_likes', 'target_views', 'views_target', 'LSMDC', 'read_activitynet', 'read_didemo', 'read_lsmdc',
            'read_msvd', 'read_msrvtt']
 
-# %% ../../nbs/data/19_annots.ipynb #9adeef7e
-from .manifest import COLUMNS, DUPLICATES, LABELS, MISSING, Groups, Manifest, absent, find_videos, mirrored_classes, pictures_of, walk_files
+# %% ../../nbs/data/19_annots.ipynb #1ff243f6
+from .manifest import COLUMNS, DUPLICATES, LABELS, MISSING, Groups, Manifest
+from .manifest import absent, find_videos, mirrored_classes, pictures_of, walk_files
 from .tables import FORMATS, load_plain_pickle, read_class_names, read_rows
 from .asr import read_yttemporal
 from .shards import from_shards
@@ -21,11 +22,14 @@ from .sets.captions import captions as read_captions, pairs as read_pairs, webvi
 from .sets.folders import from_class_folders, from_folder
 from .sets.lists import FIELDS, frame_folders as read_frame_folders, read_list
 from .sets.lvu import LVU, likes_target, lvu_classes, lvu_line, read_lvu, target_likes, target_views, views_target
-from .sets.retrieval import LSMDC, activitynet as read_activitynet, didemo as read_didemo, lsmdc as read_lsmdc, msvd as read_msvd, read_msrvtt
+from .sets.retrieval import LSMDC, read_msrvtt, activitynet as read_activitynet, didemo as read_didemo
+from .sets.retrieval import lsmdc as read_lsmdc, msvd as read_msvd
 
-# %% ../../nbs/data/19_annots.ipynb #f78a58f5
-_all_ = ['COLUMNS', 'DUPLICATES', 'LABELS', 'MISSING', 'Groups', 'Manifest', 'absent', 'find_videos', 'mirrored_classes', 'pictures_of', 'walk_files',
-         'FORMATS', 'load_plain_pickle', 'read_class_names', 'read_rows', 'read_yttemporal', 'from_shards',
-         'read_hmdb51', 'read_kinetics', 'read_something', 'read_ucf101', 'read_captions', 'read_pairs', 'read_webvid', 'from_class_folders', 'from_folder',
-         'FIELDS', 'read_frame_folders', 'read_list', 'LVU', 'likes_target', 'lvu_classes', 'lvu_line', 'read_lvu', 'target_likes', 'target_views', 'views_target',
+# %% ../../nbs/data/19_annots.ipynb #8d4984ea
+_all_ = ['COLUMNS', 'DUPLICATES', 'LABELS', 'MISSING', 'Groups', 'Manifest', 'absent', 'find_videos', 'mirrored_classes',
+         'pictures_of', 'walk_files', 'FORMATS', 'load_plain_pickle', 'read_class_names', 'read_rows', 'read_yttemporal', 'from_shards',
+         'read_hmdb51', 'read_kinetics', 'read_something', 'read_ucf101', 'read_captions', 'read_pairs',
+         'read_webvid', 'from_class_folders', 'from_folder',
+         'FIELDS', 'read_frame_folders', 'read_list', 'LVU', 'likes_target', 'lvu_classes', 'lvu_line', 'read_lvu', 'target_likes',
+         'target_views', 'views_target',
          'LSMDC', 'read_activitynet', 'read_didemo', 'read_lsmdc', 'read_msvd', 'read_msrvtt']

@@ -7,7 +7,7 @@ __all__ = ['COLUMNS', 'LABELS', 'MISSING', 'DUPLICATES', 'inside_root', 'absent'
            'mirrored_classes', 'walk_files', 'named_files', 'find_videos', 'from_rows', 'composed', 'from_columns',
            'pictures_of', 'checked_template']
 
-# %% ../../nbs/data/14_manifest.ipynb #9f8ec2d3
+# %% ../../nbs/data/14_manifest.ipynb #282f3648
 import difflib, hashlib, json, math, os, re
 from collections import defaultdict
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from .files import VIDEO, holds_member, split_member
 from .sample import windows as cut_windows
 from .tables import read_table, some, write_table
 
-# %% ../../nbs/data/14_manifest.ipynb #4ba62935
+# %% ../../nbs/data/14_manifest.ipynb #457b6d52
 COLUMNS = ('id', 'path', 'start', 'end', 'text', 'label', 'split', 'target')
 
 def _strings(values):
@@ -35,6 +35,7 @@ def _strings(values):
     values = pc.cast(values, pa.large_string())
     return pc.if_else(pc.equal(pc.utf8_trim_whitespace(values), ''), pa.scalar(None, pa.large_string()), values)
 
+# %% ../../nbs/data/14_manifest.ipynb #fa35e003
 def _first(mask):
     "First true row of an arrow or numpy mask, or None"
     mask = mask.to_numpy(zero_copy_only=False) if isinstance(mask, pa.Array) else np.asarray(mask)
@@ -45,7 +46,7 @@ def _codes(v):
     "Numbers of equal strings, in the order of first appearance; -1 for null"
     return v.dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
 
-# %% ../../nbs/data/14_manifest.ipynb #0a38476c
+# %% ../../nbs/data/14_manifest.ipynb #4ddd664b
 def _seconds(values, name, source):
     "A start or end column as float64, NaN where nothing is given"
     text = _strings(values)
@@ -57,6 +58,7 @@ def _seconds(values, name, source):
                          f'from 0 on are')
     return out.astype(np.float64)
 
+# %% ../../nbs/data/14_manifest.ipynb #8faf3c14
 def _slow_seconds(text, name, source):
     "Numbers that arrow does not read but Python does; an error for the others"
     for i,v in enumerate(text):
@@ -65,7 +67,7 @@ def _slow_seconds(text, name, source):
             raise ValueError(f'{source}: row {i+1}, column {name!r}: {v!r} is not a number of seconds') from None
     return np.array([math.nan if v is None else float(v) for v in text])
 
-# %% ../../nbs/data/14_manifest.ipynb #60a954c8
+# %% ../../nbs/data/14_manifest.ipynb #e3bd67af
 def _targets(values, split, source):
     "The column `target` as float64; None when it is empty, an error where it has holes"
     text = pc.utf8_trim_whitespace(_strings(values))
@@ -82,7 +84,7 @@ def _targets(values, split, source):
         raise ValueError(f"{source}: row {i+1}, column 'target': empty, but other rows of its split have one; fill it in or remove the row")
     return out
 
-# %% ../../nbs/data/14_manifest.ipynb #f01debd8
+# %% ../../nbs/data/14_manifest.ipynb #10bb77bb
 def inside_root(path:str, # absolute, or relative to the root
                 root # folder
                ): # tidied, relative to the root; None when it leaves the root
@@ -93,7 +95,7 @@ def inside_root(path:str, # absolute, or relative to the root
     path = os.path.normpath(path)
     return None if path == '..' or re.match(r'\.\.[\\/]|[A-Za-z]:[\\/]', path) else path
 
-# %% ../../nbs/data/14_manifest.ipynb #28096455
+# %% ../../nbs/data/14_manifest.ipynb #a357710a
 _ODD = r'^/|\\|\x00|^[A-Za-z]:|//|/$|(^|/)\.{1,2}(/|$)'     # what `inside_root` would tidy or refuse: nearly no path
 
 def _paths(values, root, source):
@@ -110,7 +112,7 @@ def _paths(values, root, source):
                              f"root folder; paths are relative to the root, without a way out of it")
     return pa.array(tidy, pa.large_string()).take(codes)
 
-# %% ../../nbs/data/14_manifest.ipynb #f2959114
+# %% ../../nbs/data/14_manifest.ipynb #f57c710f
 LABELS = ('auto', 'class', 'several', 'float', 'name')
 
 def _label_kind(values):
@@ -121,6 +123,7 @@ def _label_kind(values):
     try: return 'float' if all(math.isfinite(float(v)) for v in values) else 'name'
     except ValueError: return 'name'
 
+# %% ../../nbs/data/14_manifest.ipynb #4abc5d82
 def _label_strings(values):
     "A label column of any type as dictionary-encoded strings"
     if isinstance(values, (pa.Array, pa.ChunkedArray)) and (pa.types.is_floating(values.type) or pa.types.is_nested(values.type)):
@@ -129,7 +132,7 @@ def _label_strings(values):
         values = [' '.join(map(str, v)) if isinstance(v, (list, tuple, np.ndarray)) else v for v in values]
     return pc.utf8_trim_whitespace(_strings(values)).dictionary_encode()
 
-# %% ../../nbs/data/14_manifest.ipynb #adfccb6a
+# %% ../../nbs/data/14_manifest.ipynb #f381ec7b
 def _several(v): return [int(o) for o in re.split(r'[ ,;]+', v)]
 
 def _whole(v):
@@ -149,6 +152,7 @@ def _numbers(names, kind, fail):
         except ValueError: fail(i, what)
     return out
 
+# %% ../../nbs/data/14_manifest.ipynb #e05f8321
 def _known(names, classes, fail):
     "All class names in order; an error for a label that is not among them"
     known = sorted(set(names)) if classes is None else list(classes)
@@ -158,7 +162,7 @@ def _known(names, classes, fail):
         fail(i, f'is not in the class list of {len(known)}; nearest: {near}')
     return known
 
-# %% ../../nbs/data/14_manifest.ipynb #f87fbe65
+# %% ../../nbs/data/14_manifest.ipynb #da43f0e5
 def _labels(values, kind, classes, source):
     "Label column -> (array, name of each row or None, all names or None); int64 with -1 missing, float64 with NaN missing, or a list array"
     if kind not in LABELS: raise unknown('label kind', kind, LABELS)
@@ -175,7 +179,7 @@ def _labels(values, kind, classes, source):
     if kind == 'several': return pa.array(numbers, pa.large_list(pa.int64())).take(enc.indices), None, None
     return np.append(numbers, math.nan if kind == 'float' else -1)[codes], None, None
 
-# %% ../../nbs/data/14_manifest.ipynb #129f4608
+# %% ../../nbs/data/14_manifest.ipynb #6504c340
 _USUAL = ('video', 'video_path', 'file', 'filename', 'video_id', 'filepath')     # what others call `path`
 
 def _check_name(i, c, names, out, columns, source):
@@ -190,6 +194,7 @@ def _check_name(i, c, names, out, columns, source):
                          f"columns={{{c!r}: {near[0]!r}}}, "
                          f"or pass columns={{{c!r}: {c!r}}} to keep it as an extra column")
 
+# %% ../../nbs/data/14_manifest.ipynb #b1542cdc
 def _rename(names, columns, source):
     "Final name of every column; duplicates, misspellings and a missing path are errors"
     columns = columns or {}
@@ -204,7 +209,7 @@ def _rename(names, columns, source):
         raise ValueError(f"{source}: no column 'path'{hint}. Columns: {', '.join(names)}; known: {', '.join(COLUMNS)}")
     return out
 
-# %% ../../nbs/data/14_manifest.ipynb #c2352b61
+# %% ../../nbs/data/14_manifest.ipynb #606bed8c
 def absent(paths, # distinct paths relative to root
            root # folder
           ) -> list: # those that do not exist
@@ -222,7 +227,7 @@ def absent(paths, # distinct paths relative to root
         out |= {os.path.join(d, n) for n in names if n not in there}
     return [p for p in paths if p in out]
 
-# %% ../../nbs/data/14_manifest.ipynb #b58d933e
+# %% ../../nbs/data/14_manifest.ipynb #401eb4c4
 MISSING = ('error', 'drop', 'keep')
 
 def missing_policy(what:str, # in the message, e.g. 'videos are missing'
@@ -243,7 +248,7 @@ def missing_policy(what:str, # in the message, e.g. 'videos are missing'
     if len(gone) > limit*total:
         raise ValueError(f'{said}. That is more than missing_limit={limit:g} of them; is the root folder right?')
 
-# %% ../../nbs/data/14_manifest.ipynb #bbcb83bc
+# %% ../../nbs/data/14_manifest.ipynb #6d30f9b7
 class Manifest:
     "One row per (clip, caption) in arrow and numpy buffers"
     def __init__(self, cols:dict, # name -> arrow or numpy array, as `build` makes them
@@ -264,7 +269,7 @@ class Manifest:
         if name not in self.cols: raise unknown('manifest column', name, self.cols)
         return self.cols[name]
 
-# %% ../../nbs/data/14_manifest.ipynb #4b6c19b5
+# %% ../../nbs/data/14_manifest.ipynb #71e2e7d5
 @patch(as_prop=True)
 def label_kind(self:Manifest) -> str: # 'class', 'several', 'float' or None
     "What the column `label` holds"
@@ -272,6 +277,7 @@ def label_kind(self:Manifest) -> str: # 'class', 'several', 'float' or None
     if x is None: return None
     return 'several' if isinstance(x, pa.Array) else 'class' if x.dtype == np.int64 else 'float'
 
+# %% ../../nbs/data/14_manifest.ipynb #dbe92385
 @patch
 def row(self:Manifest, i:int # 0 .. len-1
        ) -> dict: # plain values; `path` is the full path; None where nothing is given
@@ -285,7 +291,7 @@ def row(self:Manifest, i:int # 0 .. len-1
     empty = dict(start=None, end=None, text=None, label=None, split=None)
     return empty | out | {'path': os.path.join(self.root, out['path'])}
 
-# %% ../../nbs/data/14_manifest.ipynb #3a596cad
+# %% ../../nbs/data/14_manifest.ipynb #27113518
 @patch
 def with_columns(self:Manifest, cols:dict # name -> array
                 ) -> Manifest:
@@ -300,7 +306,7 @@ def select(self:Manifest, rows # integer indices or boolean mask
     rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
     return self.with_columns({k: v.take(pa.array(rows)) if isinstance(v, pa.Array) else v[rows] for k,v in self.cols.items()})
 
-# %% ../../nbs/data/14_manifest.ipynb #79795b39
+# %% ../../nbs/data/14_manifest.ipynb #f4574d3c
 @dataclass
 class Groups:
     "Rows of a manifest by clip, clips in the order of their first row"
@@ -315,6 +321,7 @@ class Groups:
     @property
     def counts(self): return np.diff(self.offset)
 
+# %% ../../nbs/data/14_manifest.ipynb #436b6f6f
 @patch
 def groups(self:Manifest) -> Groups:
     "Rows that share an `id`"
@@ -322,13 +329,14 @@ def groups(self:Manifest) -> Groups:
     counts = np.bincount(code) if len(code) else np.zeros(0, np.int64)
     return Groups(code, np.argsort(code, kind='stable'), np.concatenate([[0], counts.cumsum()]).astype(np.int64))
 
-# %% ../../nbs/data/14_manifest.ipynb #158c8914
+# %% ../../nbs/data/14_manifest.ipynb #56b7d017
 @patch
 def splits(self:Manifest) -> dict:
     "Rows in each split"
     if 'split' not in self.cols: return {}
     return {o['values']: o['counts'] for o in self.cols['split'].value_counts().to_pylist()}
 
+# %% ../../nbs/data/14_manifest.ipynb #5c9776c5
 @patch
 def split(self:Manifest, name:str # e.g. 'train'
          ) -> Manifest:
@@ -338,7 +346,7 @@ def split(self:Manifest, name:str # e.g. 'train'
     if name not in self.splits(): raise unknown('split', name, [str(o) for o in self.splits()])
     return self.select(pc.equal(self.cols['split'], name).fill_null(False).to_numpy(zero_copy_only=False))
 
-# %% ../../nbs/data/14_manifest.ipynb #9a9db9f8
+# %% ../../nbs/data/14_manifest.ipynb #2fd3b071
 @patch
 def hash(self:Manifest) -> str: # 16 hex digits
     "Fingerprint of ids, times, texts, labels and their order; independent of the folder"
@@ -354,7 +362,7 @@ def hash(self:Manifest) -> str: # 16 hex digits
             h.update(b']')
     return h.hexdigest()[:16]
 
-# %% ../../nbs/data/14_manifest.ipynb #8b5ac47a
+# %% ../../nbs/data/14_manifest.ipynb #d5576146
 def _row_names(label, names):
     "Name of class i at place i, '' where no row has it"
     label, first = np.unique(label, return_index=True)
@@ -370,6 +378,7 @@ def classes(self:Manifest) -> list: # name of class i at place i; None without n
     if 'label_name' not in self.cols or self.label_kind != 'class': return None
     return _row_names(self.cols['label'], self.cols['label_name'])
 
+# %% ../../nbs/data/14_manifest.ipynb #55a6f262
 @patch
 def summary(self:Manifest) -> str:
     "One line: rows, clips, splits, and what the report holds"
@@ -379,11 +388,12 @@ def summary(self:Manifest) -> str:
     found = {k.replace('_', ' '): v if isinstance(v, int) else len(v) for k,v in self.report.items() if v}
     return ', '.join(out + [f'{k}: {v}' for k,v in found.items()])
 
-# %% ../../nbs/data/14_manifest.ipynb #a3422de7
+# %% ../../nbs/data/14_manifest.ipynb #d7a3047d
 def _labelled(label):
     "Which rows have a label"
     return label.is_valid().to_numpy(zero_copy_only=False) if isinstance(label, pa.Array) else (label == label) & (label != -1)
 
+# %% ../../nbs/data/14_manifest.ipynb #508e0fe8
 def _captions(values, label, split, source):
     "The text column; a hole in it is an error where the row has no label and others of the split have text"
     text = _strings(values)
@@ -401,7 +411,7 @@ def _captions(values, label, split, source):
                          f"split have one ({hole.sum()} such rows); fill it in or remove the row")
     return text
 
-# %% ../../nbs/data/14_manifest.ipynb #8b3c386e
+# %% ../../nbs/data/14_manifest.ipynb #f4682624
 def _same_clip(id, path, start, end, source, windows=False):
     "Rows with one id must be one clip, or windows of one video"
     code = _codes(id)
@@ -413,6 +423,7 @@ def _same_clip(id, path, start, end, source, windows=False):
             raise ValueError(f'{source}: rows {ref[i]+1} and {i+1} share the id {id[i].as_py()!r} but differ in '
                              f'{k!r}; captions of one clip share an id, other clips need their own')
 
+# %% ../../nbs/data/14_manifest.ipynb #512b2b02
 def _ids(cols, out, source):
     "The id column; without one the clip names itself"
     if 'id' in cols:
@@ -427,7 +438,7 @@ def _ids(cols, out, source):
     rows = zip(out['path'].to_pylist(), out['start'], out['end'], cut)
     return pa.array([f'{p}#{s:g}-{e:g}' if c else p for p,s,e,c in rows], pa.large_string())
 
-# %% ../../nbs/data/14_manifest.ipynb #71e8f317
+# %% ../../nbs/data/14_manifest.ipynb #6e9eed09
 def _clips(cols, root, source):
     "Checked path, start, end and id"
     n = len(next(iter(cols.values())))
@@ -441,6 +452,7 @@ def _clips(cols, root, source):
                          f"before it begins (or is empty)")
     return out | dict(id=_ids(cols, out, source))
 
+# %% ../../nbs/data/14_manifest.ipynb #9dd20238
 def _assemble(cols, root, source, label, classes):
     "Checked columns of the right types, and the names of all classes or None"
     out, names = _clips(cols, root, source), None
@@ -454,7 +466,7 @@ def _assemble(cols, root, source, label, classes):
     order = [k for k in COLUMNS if k in out] + [k for k in out if k not in COLUMNS]
     return {k: out[k] for k in order if out[k] is not None}, names
 
-# %% ../../nbs/data/14_manifest.ipynb #31ab3738
+# %% ../../nbs/data/14_manifest.ipynb #889c6154
 DUPLICATES = ('keep', 'drop', 'error')
 
 def _repeated(m):
@@ -469,6 +481,7 @@ def _repeated(m):
     first = np.unique(code, return_index=True)[1]
     return np.setdiff1d(np.arange(len(m)), first), first[code] if len(code) else first
 
+# %% ../../nbs/data/14_manifest.ipynb #8aa0b4cb
 def _without_repeats(m, duplicates, source):
     "The policy for equal rows; their number goes into the report"
     again, first = _repeated(m)
@@ -478,6 +491,7 @@ def _without_repeats(m, duplicates, source):
     m.report['duplicates'] = int(len(again))
     return m.select(np.setdiff1d(np.arange(len(m)), again)) if len(again) and duplicates == 'drop' else m
 
+# %% ../../nbs/data/14_manifest.ipynb #e874d3c5
 def _there(m, missing, limit, source):
     "The policy for videos that are not there"
     videos = pc.unique(m.cols['path']).to_pylist()
@@ -488,7 +502,7 @@ def _there(m, missing, limit, source):
     m.report |= dict(missing=gone, dropped_rows=int((~keep).sum()))
     return m.select(keep)
 
-# %% ../../nbs/data/14_manifest.ipynb #dd175f1e
+# %% ../../nbs/data/14_manifest.ipynb #519c92c4
 @patch(cls_method=True)
 def build(cls:Manifest, cols:dict, # column name -> list or array of equal length
           root, # folder the paths are relative to
@@ -512,7 +526,7 @@ def build(cls:Manifest, cols:dict, # column name -> list or array of equal lengt
     m = _without_repeats(m, duplicates, source)
     return m if missing == 'keep' else _there(m, missing, missing_limit, source)
 
-# %% ../../nbs/data/14_manifest.ipynb #ffcd2ae3
+# %% ../../nbs/data/14_manifest.ipynb #a51eed9b
 @patch(cls_method=True)
 def read(cls:Manifest, path, # .csv, .tsv, .jsonl or .parquet
          root=None, # folder the paths are relative to; None: the folder of the file
@@ -533,7 +547,7 @@ def read(cls:Manifest, path, # .csv, .tsv, .jsonl or .parquet
     if not len(cols[0]): raise ValueError(f'{path}: a header, but no rows')
     return cls.build(dict(zip(names, cols)), root or path.parent, str(path), missing, missing_limit, duplicates, label, classes, **said)
 
-# %% ../../nbs/data/14_manifest.ipynb #a778311b
+# %% ../../nbs/data/14_manifest.ipynb #b161474c
 @patch
 def write(self:Manifest, path # .csv, .tsv, .jsonl or .parquet; replaced in one step
          ) -> Path:
@@ -548,7 +562,7 @@ def write(self:Manifest, path # .csv, .tsv, .jsonl or .parquet; replaced in one 
     def plain(k, v): return [None if o != o or (k == 'label' and o == -1 and v.dtype == np.int64) else o for o in v.tolist()]
     return write_table(path, {k: v if isinstance(v, pa.Array) else plain(k, v) for k,v in cols.items()})
 
-# %% ../../nbs/data/14_manifest.ipynb #9269f153
+# %% ../../nbs/data/14_manifest.ipynb #7841e478
 @patch
 def few_shot(self:Manifest, k:int, # clips of each class
              seed:int=0
@@ -561,6 +575,7 @@ def few_shot(self:Manifest, k:int, # clips of each class
     keep = [rng(seed, int(c)).permutation(np.flatnonzero(label == c))[:k] for c in np.unique(label) if c >= 0]
     return self.select(np.isin(g.code, np.concatenate(keep)))
 
+# %% ../../nbs/data/14_manifest.ipynb #93f693e4
 def mirrored_classes(names # class names in order
                     ) -> np.ndarray: # (classes,) int64: the class of a clip when it is mirrored
     "Classes that change places when left and right do"
@@ -568,11 +583,12 @@ def mirrored_classes(names # class names in order
     other = dict(left='right', right='left', Left='Right', Right='Left')
     for i,v in enumerate(names):
         m = re.sub(r'\b([Ll]eft|[Rr]ight)\b', lambda o: other[o[0]], v)
-        if m not in number: raise ValueError(f'class {v!r}: its mirror image {m!r} is not among the {len(names)} classes, so a mirrored clip would have no label')
+        if m not in number:
+            raise ValueError(f'class {v!r}: its mirror image {m!r} is not among the {len(names)} classes, so a mirrored clip would have no label')
         out[i] = number[m]
     return out
 
-# %% ../../nbs/data/14_manifest.ipynb #709b3e77
+# %% ../../nbs/data/14_manifest.ipynb #dd6d0c0c
 @patch
 def durations(self:Manifest) -> np.ndarray: # (rows,) seconds
     "Length of the clip of each row: from its times, the column `duration`, or the file"
@@ -583,9 +599,11 @@ def durations(self:Manifest) -> np.ndarray: # (rows,) seconds
         from vidlab.data.index import index_video
         ix = index_video(self.row(int(r))['path'])
         end[r] = ix.times[-1] + 1/ix.fps
-    if (bad := _first(end <= start)) is not None: raise ValueError(f'row {bad+1}: the video lasts {end[bad]:g} s, the clip begins at {start[bad]:g} s')
+    if (bad := _first(end <= start)) is not None:
+        raise ValueError(f'row {bad+1}: the video lasts {end[bad]:g} s, the clip begins at {start[bad]:g} s')
     return end - start
 
+# %% ../../nbs/data/14_manifest.ipynb #963d9644
 @patch
 def windows(self:Manifest, trimmed:float=60., # seconds of a window
             stride:float=16., # seconds from the beginning of one to that of the next
@@ -601,7 +619,7 @@ def windows(self:Manifest, trimmed:float=60., # seconds of a window
     times = dict(start=offset + at[:, 0], end=offset + at[:, 1])
     return m.with_columns(m.cols | times | dict(window=np.concatenate([np.arange(len(o)) for o in each])))
 
-# %% ../../nbs/data/14_manifest.ipynb #2dccad6e
+# %% ../../nbs/data/14_manifest.ipynb #f1844d70
 def walk_files(root # folder
               ): # generator of (folder relative to root, sorted file names)
     "All folders below root in sorted order, links followed, each folder once"
@@ -617,7 +635,7 @@ def walk_files(root # folder
         rel = os.path.relpath(d, root)
         yield '' if rel == '.' else rel, sorted(o for o in files if not o.startswith('.'))
 
-# %% ../../nbs/data/14_manifest.ipynb #33173f4b
+# %% ../../nbs/data/14_manifest.ipynb #c85bd3d4
 def named_files(files, # from `walk_files`
                 wanted:set, # keys that are looked for
                 key # name of a file -> its key
@@ -635,13 +653,14 @@ def named_files(files, # from `walk_files`
             if not old or is_video: found[k] = (p, is_video)
     return {k: v[0] for k,v in found.items()}
 
+# %% ../../nbs/data/14_manifest.ipynb #557fc028
 def find_videos(root, # searched through all its folders
                 ids # names without extension
                ) -> dict: # id -> path relative to root
     "Files by their name without the last extension"
     return named_files(walk_files(root), set(ids), lambda n: n.rpartition('.')[0])
 
-# %% ../../nbs/data/14_manifest.ipynb #16e079af
+# %% ../../nbs/data/14_manifest.ipynb #28e26a96
 def from_rows(rows:list, # dicts: id, path or None, text, split, ...
               root, # folder the paths are relative to
               source:str, # file or folder, for messages
@@ -665,7 +684,7 @@ def from_rows(rows:list, # dicts: id, path or None, text, split, ...
     m.report = dict(missing=lost + gone, dropped_rows=n - len(m), without_caption=list(bare), duplicates=m.report['duplicates'])
     return m
 
-# %% ../../nbs/data/14_manifest.ipynb #1431bc31
+# %% ../../nbs/data/14_manifest.ipynb #3d7acccb
 def composed(name:str, # of a video, as an annotation file has it
              root, # folder, or None: the name is a whole path
              ext # '.mp4', for names without extension; None: none
@@ -674,6 +693,7 @@ def composed(name:str, # of a video, as an annotation file has it
     if ext and not os.path.splitext(name)[1]: name += ext
     return name if root is not None else os.path.abspath(name)
 
+# %% ../../nbs/data/14_manifest.ipynb #98f92ba0
 def from_columns(cols:dict, # column name -> list
                  root, # folder the paths are relative to; None: they are whole
                  source:str, # file or folder, for messages
@@ -688,7 +708,7 @@ def from_columns(cols:dict, # column name -> list
     m.report['without_caption'] = list(bare)
     return m
 
-# %% ../../nbs/data/14_manifest.ipynb #1c2d06f0
+# %% ../../nbs/data/14_manifest.ipynb #92bbe43c
 def pictures_of(template:str, # e.g. 'img_{:05d}.jpg'
                 there, # names of the pictures in a folder
                 n:int=None # how many there should be; None: as many as follow each other
@@ -701,6 +721,7 @@ def pictures_of(template:str, # e.g. 'img_{:05d}.jpg'
         out.append(name)
     return out, None
 
+# %% ../../nbs/data/14_manifest.ipynb #2ea27d96
 def checked_template(t:str # e.g. 'img_{:05d}.jpg'
                     ) -> str: # the same
     "A template that names a different picture for each number, or an error"

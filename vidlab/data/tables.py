@@ -6,7 +6,7 @@
 __all__ = ['FORMATS', 'some', 'beside', 'no_file', 'not_utf8', 'read_rows', 'pick_columns', 'read_table', 'write_table',
            'load_json', 'lines_of', 'read_class_names', 'class_list', 'given', 'separator', 'load_plain_pickle']
 
-# %% ../../nbs/data/09_tables.ipynb #17ff9fa2
+# %% ../../nbs/data/09_tables.ipynb #aba8dac2
 import contextlib, csv, difflib, json, os, pickle
 from collections import OrderedDict, defaultdict
 from pathlib import Path
@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from ..core import atomic_write, unknown
 
-# %% ../../nbs/data/09_tables.ipynb #99edc99e
+# %% ../../nbs/data/09_tables.ipynb #2ae85969
 def some(names:list, # anything with a repr
          n:int=5 # how many are shown
         ) -> str:
@@ -23,6 +23,7 @@ def some(names:list, # anything with a repr
     more = f' and {len(names)-n} more' if len(names) > n else ''
     return ', '.join(repr(o) for o in names[:n]) + more
 
+# %% ../../nbs/data/09_tables.ipynb #25b55464
 def beside(path # a file that is not there
           ) -> str: # to be appended to a message
     "What lies beside a file that is not there"
@@ -36,7 +37,7 @@ def no_file(path # an annotation file that is not there
     "Error for an annotation file that is missing"
     return FileNotFoundError(f'{path}: no such annotation file{beside(path)}')
 
-# %% ../../nbs/data/09_tables.ipynb #2a502c05
+# %% ../../nbs/data/09_tables.ipynb #4cfe5554
 def not_utf8(path, # text file
              encoding:str, # that was tried
              err # what Python said
@@ -50,7 +51,7 @@ def not_utf8(path, # text file
                                   f"its encoding, e.g. encoding='latin-1'")
     return ValueError(f'{path}: not {encoding}: {err}')
 
-# %% ../../nbs/data/09_tables.ipynb #44e4ef5b
+# %% ../../nbs/data/09_tables.ipynb #290c5bdf
 @contextlib.contextmanager
 def _wide_fields():
     "csv's limit of 128 kB per field is lifted for the time of a read: transcripts are longer"
@@ -58,6 +59,7 @@ def _wide_fields():
     try: yield
     finally: csv.field_size_limit(old)
 
+# %% ../../nbs/data/09_tables.ipynb #16d60906
 def _header(rows, path):
     "The first line of a csv reader; it must hold names"
     head = next(rows, None)
@@ -79,7 +81,7 @@ def _blocks(rows, head, path, block):
             cols = [[] for _ in head]
     if cols[0]: yield cols
 
-# %% ../../nbs/data/09_tables.ipynb #e6fdd0e5
+# %% ../../nbs/data/09_tables.ipynb #cbb472ee
 def read_rows(path, # text file
               sep:str=',', # field separator
               encoding:str='utf-8', # a byte order mark is skipped
@@ -96,7 +98,7 @@ def read_rows(path, # text file
         except csv.Error as e: raise ValueError(f'{path}: line {rows.line_num}: {e}') from None
         except UnicodeDecodeError as e: raise not_utf8(path, encoding, e) from None
 
-# %% ../../nbs/data/09_tables.ipynb #9fc899a0
+# %% ../../nbs/data/09_tables.ipynb #84ed8b6a
 def pick_columns(path, # CSV with a header
                  names:list, # columns that are wanted
                  sep:str=',' # field separator
@@ -114,7 +116,7 @@ def pick_columns(path, # CSV with a header
         for o,n in zip(out, names): o += cols[head.index(n)]
     return out
 
-# %% ../../nbs/data/09_tables.ipynb #e64d56a5
+# %% ../../nbs/data/09_tables.ipynb #1612fa76
 def _read_csv(path, sep, encoding):
     blocks = read_rows(path, sep, encoding)
     head = next(blocks)
@@ -124,7 +126,7 @@ def _read_csv(path, sep, encoding):
     return head, [pa.concat_arrays([p[i] for p in parts]) if parts else pa.array([], pa.large_string())
                   for i in range(len(head))]
 
-# %% ../../nbs/data/09_tables.ipynb #af6b58f3
+# %% ../../nbs/data/09_tables.ipynb #8b2dde11
 def _cell(v, name):
     "A JSON value as the string a CSV would hold"
     if v is None or isinstance(v, str): return v
@@ -132,6 +134,7 @@ def _cell(v, name):
     if isinstance(v, list) and name == 'label': return ' '.join(map(str, v))
     return json.dumps(v, ensure_ascii=False)
 
+# %% ../../nbs/data/09_tables.ipynb #821dcc84
 def _json_row(line, path, line_no):
     "One object of a JSONL file"
     try: row = json.loads(line)
@@ -139,6 +142,7 @@ def _json_row(line, path, line_no):
     if not isinstance(row, dict): raise ValueError(f'{path}: line {line_no} is not an object with columns but {type(row).__name__}')
     return row
 
+# %% ../../nbs/data/09_tables.ipynb #26a59357
 def _read_jsonl(path, sep, encoding):
     cols, n = {}, 0
     try:
@@ -153,7 +157,7 @@ def _read_jsonl(path, sep, encoding):
     if not n: raise ValueError(f'{path}: the file is empty')
     return list(cols), [pa.array(c, pa.large_string()) for c in cols.values()]
 
-# %% ../../nbs/data/09_tables.ipynb #c671c105
+# %% ../../nbs/data/09_tables.ipynb #b21eb8eb
 def _read_parquet(path, sep, encoding):
     import pyarrow.parquet as pq
     try: t = pq.read_table(path)
@@ -165,7 +169,7 @@ def _read_parquet(path, sep, encoding):
         return pa.array([_cell(o, name) for o in c.to_pylist()], pa.large_string()) if nested else c
     return t.column_names, [plain(n, c) for n,c in zip(t.column_names, t.columns)]
 
-# %% ../../nbs/data/09_tables.ipynb #ac52a505
+# %% ../../nbs/data/09_tables.ipynb #7f438987
 FORMATS = ('.csv', '.tsv', '.jsonl', '.parquet')
 
 def _format(path):
@@ -183,7 +187,7 @@ def read_table(path, # .csv, .tsv, .jsonl or .parquet
     read = {'.jsonl': _read_jsonl, '.parquet': _read_parquet}.get(kind, _read_csv)
     return read(path, sep or ('\t' if kind == '.tsv' else ','), encoding)
 
-# %% ../../nbs/data/09_tables.ipynb #67eedd8f
+# %% ../../nbs/data/09_tables.ipynb #e5ce1cb5
 class _Lines:
     "Rows of a csv writer with plain line ends (asked for those, csv itself would leave a carriage return unquoted)"
     def __init__(self, f): self.f = f
@@ -193,6 +197,7 @@ def _flat(v):
     "A value as a field of a CSV"
     return ' '.join(map(str, v)) if isinstance(v, list) else '' if v is None else v
 
+# %% ../../nbs/data/09_tables.ipynb #06176cd6
 def write_table(path, # .csv, .tsv, .jsonl or .parquet; replaced in one step
                 cols:dict # name -> list of plain values, or an arrow array
                ) -> Path:
@@ -213,7 +218,7 @@ def write_table(path, # .csv, .tsv, .jsonl or .parquet; replaced in one step
         w.writerows([_flat(v) for v in r] for r in rows)
     return path
 
-# %% ../../nbs/data/09_tables.ipynb #746d3d9d
+# %% ../../nbs/data/09_tables.ipynb #7f64ca1d
 def load_json(path # annotation file
              ): # what it holds
     "The JSON of an annotation file"
@@ -221,6 +226,7 @@ def load_json(path # annotation file
     except FileNotFoundError: raise no_file(path) from None
     except (ValueError, RecursionError) as e: raise ValueError(f'{path}: not readable as JSON: {e}') from None
 
+# %% ../../nbs/data/09_tables.ipynb #06c80d49
 def lines_of(path # text file
             ) -> list: # lines without their ends, blank ones left out
     "The lines of an annotation file"
@@ -228,7 +234,7 @@ def lines_of(path # text file
     except FileNotFoundError: raise no_file(path) from None
     except UnicodeDecodeError as e: raise not_utf8(path, 'utf-8', e) from None
 
-# %% ../../nbs/data/09_tables.ipynb #f01b5a9f
+# %% ../../nbs/data/09_tables.ipynb #19339518
 def read_class_names(path # text file, one class a line; or a CSV with the columns id, name
                     ) -> list: # names; the line number (from 0) is the label
     "Class names in order; empty and repeated lines are errors"
@@ -244,13 +250,14 @@ def read_class_names(path # text file, one class a line; or a CSV with the colum
         seen[o] = n
     return names
 
+# %% ../../nbs/data/09_tables.ipynb #c8622489
 def _numbered_names(path):
     "Names of a CSV `id,name`, which must count from 0"
     ids, names = pick_columns(path, ['id', 'name'])
     if ids != [str(i) for i in range(len(ids))]: raise ValueError(f'{path}: the ids are not 0 to {len(ids)-1} in order')
     return names
 
-# %% ../../nbs/data/09_tables.ipynb #7de3bc9f
+# %% ../../nbs/data/09_tables.ipynb #31e598eb
 def class_list(classes # names in order, the file that holds them, or None
               ) -> list: # names, or None
     "Class names, from wherever they are"
@@ -266,11 +273,12 @@ def separator(word # an option: ',', ';', ..., 'tab' where a tab is hard to type
     "What stands between the fields of a line"
     return '\t' if word in ('tab', '\\t') else given(word)
 
-# %% ../../nbs/data/09_tables.ipynb #d708e479
+# %% ../../nbs/data/09_tables.ipynb #a8ac6635
 _PLAIN = {('builtins', n): t for n,t in dict(list=list, dict=dict, tuple=tuple, set=set, frozenset=frozenset, str=str,
                                              int=int, float=float, bool=bool).items()}
 _PLAIN |= {('collections', 'OrderedDict'): OrderedDict, ('collections', 'defaultdict'): defaultdict}
 
+# %% ../../nbs/data/09_tables.ipynb #c8827325
 class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module, name):
         module = 'builtins' if module == '__builtin__' else module
@@ -278,6 +286,7 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f'it asks for {module}.{name}, which is not a plain container; a pickle may run '
                                      f'any code, so it is not loaded')
 
+# %% ../../nbs/data/09_tables.ipynb #ff341742
 def load_plain_pickle(path # file
                      ): # dicts, lists, tuples, sets, strings and numbers
     "A pickle of plain containers; anything else is refused by name"

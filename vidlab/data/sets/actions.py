@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SOMETHING', 'FOLDS', 'kinetics', 'something', 'ucf101', 'hmdb51']
 
-# %% ../../../nbs/data/sets/40_actions.ipynb #e530ee4d
+# %% ../../../nbs/data/sets/40_actions.ipynb #0a840c58
 import os, re
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from ..manifest import Manifest, checked_template, find_videos, from_columns
 from ..tables import beside, class_list, given, lines_of, load_json, pick_columns, read_class_names
 from ...registry import register_data
 
-# %% ../../../nbs/data/sets/40_actions.ipynb #0594cab2
+# %% ../../../nbs/data/sets/40_actions.ipynb #82c15269
 def _kinetics_rows(file):
     "Label, id, start, end and split of every clip, from the CSV or the JSON"
     if Path(file).suffix != '.json': return list(zip(*pick_columns(file, ['label', 'youtube_id', 'time_start', 'time_end', 'split'])))
@@ -23,6 +23,7 @@ def _kinetics_rows(file):
     except (AttributeError, KeyError, TypeError, ValueError) as e:
         raise ValueError(f'{file}: an entry has no annotations with label and segment, or no subset; failed on {e!r}') from None
 
+# %% ../../../nbs/data/sets/40_actions.ipynb #822e23fa
 @register_data
 def kinetics(path, # the CSV or JSON: kinetics-400_val.csv and the like
              root, # folder of the video files, searched
@@ -40,7 +41,7 @@ def kinetics(path, # the CSV or JSON: kinetics-400_val.csv and the like
                 label=[r[0] for r in rows], split=[split or r[4] for r in rows])
     return from_columns(cols, root, str(path), missing, missing_limit, label='name', classes=class_list(classes))
 
-# %% ../../../nbs/data/sets/40_actions.ipynb #6ac82668
+# %% ../../../nbs/data/sets/40_actions.ipynb #30bd30e9
 def _edition(folder, part):
     "The file of a part, whatever its prefix"
     try: near = sorted(n for n in os.listdir(folder) if re.fullmatch(rf'(.*-)?{part}\.(json|csv)', n))
@@ -49,6 +50,7 @@ def _edition(folder, part):
     hint = ': ' + ', '.join(near) if near else beside(Path(folder)/f'{part}.json')
     raise FileNotFoundError(f'{folder}: {len(near)} files end in {part}.json or {part}.csv{hint}')
 
+# %% ../../../nbs/data/sets/40_actions.ipynb #f01d82c9
 def _something_classes(labels):
     "The classes in the order of their numbers"
     if labels.suffix != '.json': return read_class_names(labels)
@@ -56,6 +58,7 @@ def _something_classes(labels):
     if [int(said[n]) for n in names] != list(range(len(names))): raise ValueError(f'{labels}: the numbers are not 0 to {len(names)-1}')
     return names
 
+# %% ../../../nbs/data/sets/40_actions.ipynb #f83a2086
 def _something_rows(file, split):
     "The clips of one file"
     try: part = ([(str(o['id']), o['template'], o['label']) for o in load_json(file)] if file.suffix == '.json'
@@ -65,7 +68,7 @@ def _something_rows(file, split):
         if len(o) != 3: raise ValueError(f'{file}: row {n} is not id;class')
     return [dict(id=i, label=re.sub(r'[\[\]]', '', t), text=c, split=split) for i,t,c in part]
 
-# %% ../../../nbs/data/sets/40_actions.ipynb #81e20df6
+# %% ../../../nbs/data/sets/40_actions.ipynb #042e630e
 SOMETHING = dict(train='train', val='validation')               # split -> end of the file's name
 
 @register_data
@@ -89,7 +92,7 @@ def something(path, # folder with labels, train and validation files
     if template: cols['template'] = [checked_template(template)]*len(rows)
     return from_columns(cols, root, str(path), missing, missing_limit, label='name', classes=names)
 
-# %% ../../../nbs/data/sets/40_actions.ipynb #4a991f5c
+# %% ../../../nbs/data/sets/40_actions.ipynb #d8df1a5a
 FOLDS = (1, 2, 3)
 
 @register_data
@@ -112,7 +115,7 @@ def ucf101(path, # folder with classInd.txt, trainlist0N.txt, testlist0N.txt
     cols = dict(id=paths, path=paths, label=[p.split('/')[0] for p in paths], split=splits)
     return from_columns(cols, root, str(folder), missing, missing_limit, label='name', classes=[o[1] for o in named])
 
-# %% ../../../nbs/data/sets/40_actions.ipynb #1fa947b8
+# %% ../../../nbs/data/sets/40_actions.ipynb #fe2359fb
 def _hmdb51_rows(file, name):
     "Path, class and split of the clips of one class"
     for n,line in enumerate(lines_of(file), 1):
@@ -120,6 +123,7 @@ def _hmdb51_rows(file, name):
         if use not in ('0', '1', '2'): raise ValueError(f'{file}: row {n} does not end in 0, 1 or 2: {line[:80]!r}')
         if use != '0': yield f'{name}/{clip.strip()}', name, ('train', 'test')[int(use) - 1]
 
+# %% ../../../nbs/data/sets/40_actions.ipynb #1e7e4bde
 @register_data
 def hmdb51(path, # folder with NAME_test_splitN.txt for each class
            root, # folder of the class folders

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['sentences', 'captions', 'pairs', 'webvid']
 
-# %% ../../../nbs/data/sets/10_captions.ipynb #78f9f3be
+# %% ../../../nbs/data/sets/10_captions.ipynb #470cb63b
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from ..manifest import Manifest, composed, from_columns
 from ..tables import given, load_json, no_file, pick_columns, read_rows
 from ...registry import register_data
 
-# %% ../../../nbs/data/sets/10_captions.ipynb #a28b161d
+# %% ../../../nbs/data/sets/10_captions.ipynb #f167bb13
 def sentences(id:str, # of the video, for the message
               said, # list of strings, or of lists of words
               source # file, for the message
@@ -29,7 +29,7 @@ def sentences(id:str, # of the video, for the message
         out.append(c if isinstance(c, str) else ' '.join(c))
     return out
 
-# %% ../../../nbs/data/sets/10_captions.ipynb #2aadb196
+# %% ../../../nbs/data/sets/10_captions.ipynb #525f2bd1
 @register_data
 def captions(path, # the JSON: {file name: caption or [captions]}
              root, # folder the names are relative to; None: names are whole paths (or start at the working folder)
@@ -53,7 +53,7 @@ def captions(path, # the JSON: {file name: caption or [captions]}
     if split: cols['split'] = [split]*len(cols['id'])
     return from_columns(cols, root, str(path), missing, missing_limit, bare)
 
-# %% ../../../nbs/data/sets/10_captions.ipynb #81376ee5
+# %% ../../../nbs/data/sets/10_captions.ipynb #0b495e92
 def _pairs(path, sample):
     "Captions and paths of the list, or of the published sample of it"
     if not Path(path).is_file(): raise no_file(path)
@@ -67,7 +67,7 @@ def _pairs(path, sample):
     at = np.random.RandomState(0).choice(len(said), sample, replace=False)
     return [said[i] for i in at], [paths[i] for i in at]
 
-# %% ../../../nbs/data/sets/10_captions.ipynb #12320878
+# %% ../../../nbs/data/sets/10_captions.ipynb #7cb0d686
 def _said(t): return t.strip() and t != 'nan'                   # pandas writes nan where there was nothing
 
 @register_data
@@ -87,7 +87,7 @@ def pairs(path, # the list: caption, path, ... with a header, separated by tabs
     if split: cols['split'] = [split]*len(keep)
     return from_columns(cols, root, str(path), missing, missing_limit, bare)
 
-# %% ../../../nbs/data/sets/10_captions.ipynb #c8df1685
+# %% ../../../nbs/data/sets/10_captions.ipynb #302b6ef6
 @register_data
 def webvid(path, # the CSV: results_2M_train.csv and the like
            root, # folder of the page folders

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPLITS', 'from_folder', 'folder', 'from_class_folders', 'class_folders']
 
-# %% ../../../nbs/data/sets/60_folders.ipynb #f8ec87c5
+# %% ../../../nbs/data/sets/60_folders.ipynb #a7cb3db7
 import os
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from ..manifest import Manifest, walk_files
 from ..tables import class_list, given, lines_of, some
 from ...registry import register_data
 
-# %% ../../../nbs/data/sets/60_folders.ipynb #2b01349b
+# %% ../../../nbs/data/sets/60_folders.ipynb #f07f1c37
 def _clips_below(root, frames):
     "Relative paths of the video files (or frame folders) below root; names that are not valid text are an error"
     out = []
@@ -31,7 +31,7 @@ def _clips_below(root, frames):
                                  f"{' '.join(sorted(PICTURES if frames else VIDEO))}")
     return sorted(out)
 
-# %% ../../../nbs/data/sets/60_folders.ipynb #876ab3b9
+# %% ../../../nbs/data/sets/60_folders.ipynb #121f9e47
 def _beside_texts(root, clips, frames):
     "(clip, caption) from the text files beside the clips; a clip without is an error"
     rows, bare = [], []
@@ -45,6 +45,7 @@ def _beside_texts(root, clips, frames):
                          f"reads the folder without captions")
     return rows
 
+# %% ../../../nbs/data/sets/60_folders.ipynb #92532191
 def from_folder(root, # searched through all its folders
                 captions:str=None, # 'txt': from a text file beside each video, one per line; None: no captions
                 split:str=None, # name for all rows
@@ -59,23 +60,24 @@ def from_folder(root, # searched through all its folders
     if split: cols['split'] = [split]*len(rows)
     return Manifest.build(cols, root, str(root), missing='keep')
 
-# %% ../../../nbs/data/sets/60_folders.ipynb #0eed6ec4
+# %% ../../../nbs/data/sets/60_folders.ipynb #92985b87
 @register_data
 def folder(root, # folder of the videos, searched through all its folders
            split:str=None, # sub-folder to read; with `whole` the name for all rows
            whole:bool=False, # all that lies below the folder belongs to one split; False: the split is a sub-folder of its name
-           sidecar:str='auto', # captions, one per line: 'txt' from a text file beside each video | 'none' | 'auto': txt for a sub-folder, none for the whole
+           sidecar:str='auto', # captions: 'txt', a file beside each video, one per line | 'none' | 'auto': txt for a sub-folder, none for the whole
            frames:bool=False # every folder that holds images is a clip, instead of every video file
           ) -> Manifest:
     "Every video below a folder, with captions in text files beside them or without"
     part = None if whole else split
     if part and not Path(root, part).is_dir():
-        raise FileNotFoundError(f"data 'folder': no sub-folder {part!r} in {tilde(root)}; videos of a split lie below it, each with its captions in a text file beside it, "
-                                "one per line. For other layouts make a manifest with data_tools/make_manifest.py and use data 'manifest'")
+        raise FileNotFoundError(f"data 'folder': no sub-folder {part!r} in {tilde(root)}; videos of a split lie below it, "
+                                "each with its captions in a text file beside it, one per line. "
+                                "For other layouts make a manifest with data_tools/make_manifest.py and use data 'manifest'")
     said = ('txt' if part else None) if sidecar == 'auto' else given(sidecar)
     return from_folder(Path(root, part or ''), said, split, frames)
 
-# %% ../../../nbs/data/sets/60_folders.ipynb #a199e4b3
+# %% ../../../nbs/data/sets/60_folders.ipynb #c78c1d99
 SPLITS = ('train', 'training', 'val', 'valid', 'validation', 'test', 'testing')
 
 def _class_rows(root, paths, deep, split):
@@ -86,6 +88,7 @@ def _class_rows(root, paths, deep, split):
             raise ValueError(f"{root}: {p!r} lies in no class folder; expected {'split/class/video' if deep else 'class/video'}")
         yield p, part[deep], part[0] if deep else split
 
+# %% ../../../nbs/data/sets/60_folders.ipynb #91af62b3
 def from_class_folders(root, # root/class/video or root/split/class/video
                        classes=None, # class names in order; None: all folder names, sorted
                        split:str=None, # name for all rows when there are no split folders
@@ -101,7 +104,7 @@ def from_class_folders(root, # root/class/video or root/split/class/video
     cols = dict(id=paths, path=paths, label=label) | (dict(split=where) if where[0] else {})
     return Manifest.build(cols, root, str(root), missing='keep', label='name', classes=classes, report=dict(empty_classes=empty))
 
-# %% ../../../nbs/data/sets/60_folders.ipynb #a6fe02cd
+# %% ../../../nbs/data/sets/60_folders.ipynb #83a2631b
 @register_data
 def class_folders(root, # folder of the class folders: class/video or split/class/video
                   split:str=None, # rows to take; with `whole` the name for all rows where no folder names it

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIELDS', 'read_list', 'frame_folders']
 
-# %% ../../../nbs/data/sets/30_lists.ipynb #81e4cd06
+# %% ../../../nbs/data/sets/30_lists.ipynb #3b9f78ff
 import csv, os, re
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from ..manifest import Manifest, checked_template, composed, from_columns, missi
 from ..tables import class_list, given, lines_of, separator
 from ...registry import register_data
 
-# %% ../../../nbs/data/sets/30_lists.ipynb #b8ca501a
+# %% ../../../nbs/data/sets/30_lists.ipynb #e6bcda93
 FIELDS = ('path', 'label', 'labels', 'text', 'target', 'frames', 'duration', 'start', 'end', 'id')
 
 def _fields(line, names, sep):
@@ -28,6 +28,7 @@ def _fields(line, names, sep):
     else: part = line.split(sep)
     return part[:n] + [' '.join(o.strip() for o in part[n:])] if 'labels' in names and len(part) > n else part
 
+# %% ../../../nbs/data/sets/30_lists.ipynb #7701919c
 def _names(fields):
     "Names of the fields, checked"
     names = fields.split()
@@ -37,7 +38,7 @@ def _names(fields):
         raise ValueError(f"fields={fields!r}: 'path' once, each name once, 'labels' instead of 'label' and last")
     return names
 
-# %% ../../../nbs/data/sets/30_lists.ipynb #2bccae3c
+# %% ../../../nbs/data/sets/30_lists.ipynb #afbcfe38
 def _rows(file, names, sep, header):
     "Lists of fields, one for each line"
     fields, rows = ' '.join(names), []
@@ -52,11 +53,12 @@ def _rows(file, names, sep, header):
     if not rows: raise ValueError(f'{file}: no rows')
     return rows
 
+# %% ../../../nbs/data/sets/30_lists.ipynb #d7d19197
 def _comma_or_space(file, header):
     "Separator of a list: a comma if it is called .csv and has one, else white space (None)"
     return ',' if Path(file).suffix.lower() == '.csv' and any(',' in line for line in lines_of(file)[header:][:1]) else None
 
-# %% ../../../nbs/data/sets/30_lists.ipynb #6e12a6ee
+# %% ../../../nbs/data/sets/30_lists.ipynb #2e3f6ce5
 def _shifted(labels, offset, classes, source):
     "Class numbers plus the offset, or their names; `labels` is a list of strings"
     def one(i, v):
@@ -70,6 +72,7 @@ def _shifted(labels, offset, classes, source):
         return classes[v] if classes is not None else v
     return [' '.join(str(one(i, o)) for o in v.split()) if classes is None else one(i, v) for i,v in enumerate(labels)]
 
+# %% ../../../nbs/data/sets/30_lists.ipynb #716dbf40
 def _label_column(cols, offset, classes, label, file) -> dict: # what `Manifest.build` is told about the labels
     "Put the labels of a list into `cols['label']`"
     if 'labels' in cols:
@@ -82,11 +85,12 @@ def _label_column(cols, offset, classes, label, file) -> dict: # what `Manifest.
     cols['label'] = _shifted(cols['label'], offset, classes, file)
     return dict(label=label if classes is None else 'name', classes=classes)
 
-# %% ../../../nbs/data/sets/30_lists.ipynb #544c67ac
+# %% ../../../nbs/data/sets/30_lists.ipynb #3fcf9b7d
 def _long_enough(rows, names, min_frames, template, file):
     "Rows with enough frames, and the names of the others"
     if not min_frames and not template: return rows, []
-    if 'frames' not in names: raise ValueError(f"{file}: {'min_frames' if min_frames else 'template'} needs the field 'frames', fields are: {' '.join(names)}")
+    if 'frames' not in names:
+        raise ValueError(f"{file}: {'min_frames' if min_frames else 'template'} needs the field 'frames', fields are: {' '.join(names)}")
     at, out, few = names.index('frames'), [], []
     for i,r in enumerate(rows):
         if not r[at].isdigit(): raise ValueError(f'{file}: row {i+1}: {r[at]!r} is not a number of frames')
@@ -94,6 +98,7 @@ def _long_enough(rows, names, min_frames, template, file):
     if not out: raise ValueError(f'{file}: no row has {min_frames} frames')
     return out, [r[names.index('path')] for r in few]
 
+# %% ../../../nbs/data/sets/30_lists.ipynb #5051c929
 def _pictures(folder, template, want):
     "How many pictures a folder holds, and the first that a template misses"
     try: names = os.listdir(folder)
@@ -102,6 +107,7 @@ def _pictures(folder, template, want):
     got, gone = pictures_of(template, names, want)
     return len(got), gone
 
+# %% ../../../nbs/data/sets/30_lists.ipynb #92ca4da0
 def _short_folders(m, source, missing, missing_limit, template=None):
     "Without folders that hold fewer pictures than the list promises"
     first, want = m.groups().first, m.column('frames').to_pylist()
@@ -113,11 +119,11 @@ def _short_folders(m, source, missing, missing_limit, template=None):
     m.report['short_folders'] = names
     return m
 
-# %% ../../../nbs/data/sets/30_lists.ipynb #04515c50
+# %% ../../../nbs/data/sets/30_lists.ipynb #bfb173be
 def read_list(path, # the text file, one video a line
               root, # folder the paths are relative to; None: whole paths
-              fields:str='path label', # what a line holds: path, label, labels (several, at the end: all that is left), target, text, frames, start, end, duration, id
-              sep:str='', # between the fields: ',' (with quotes), ';', tab, ...; none: white space; '' a comma if the file is called .csv and has one, else white space
+              fields:str='path label', # what a line holds: path, label, labels (several, at the end), target, text, frames, start, end, duration, id
+              sep:str='', # between fields: ',' (with quotes), ';', tab, ...; none: white space; '' a comma in a .csv that has one, else white space
               header:bool=False, # the first line holds names, leave it out
               label_offset:int=0, # added to class numbers (-1: they begin at 1)
               classes=None, # class names in order, or the file that holds them; must cover the labels
@@ -146,7 +152,7 @@ def read_list(path, # the text file, one video a line
 read_list.__name__ = 'list'                                     # its word in recipes
 register_data(read_list)
 
-# %% ../../../nbs/data/sets/30_lists.ipynb #8e6f52e1
+# %% ../../../nbs/data/sets/30_lists.ipynb #d0180049
 @register_data
 def frame_folders(path, # the lines `video,frames`, with or without that header
                   root, # folder of the folders

@@ -6,7 +6,7 @@
 __all__ = ['LVU', 'VIEWS_MEAN', 'LIKES_MEAN', 'views_target', 'target_views', 'likes_target', 'target_likes', 'lvu_line',
            'lvu_classes', 'read_lvu', 'lvu']
 
-# %% ../../../nbs/data/sets/50_lvu.ipynb #39100a23
+# %% ../../../nbs/data/sets/50_lvu.ipynb #715a20c4
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +16,14 @@ from ..manifest import Manifest, find_videos, from_rows
 from ..tables import given, lines_of, pick_columns, some
 from ...registry import register_data
 
-# %% ../../../nbs/data/sets/50_lvu.ipynb #d2ceca3d
+# %% ../../../nbs/data/sets/50_lvu.ipynb #a8434839
 LVU = dict(relationship=('friend', 'ex_boyfriend_ex_girlfriend', 'husband_wife', 'boyfriend_girlfriend'),
            way_speaking=('explains', 'confronts', 'discuss', 'teaches', 'threatens'),
            scene=('office', 'airport', 'school', 'hotel', 'prison', 'restaurant'),
            director=10, genre=('Comedy', 'Action-Crime-Adventure', 'Romance', 'Thriller-Horror'), writer=10,
            year=tuple(str(y) for y in range(1930, 2020, 10)), view_count=None, like_ratio=None)
 
-# %% ../../../nbs/data/sets/50_lvu.ipynb #43ebdbd5
+# %% ../../../nbs/data/sets/50_lvu.ipynb #60d36055
 VIEWS_MEAN, LIKES_MEAN = 11.76425435683139, 9.138220535629456
 
 def views_target(views): # number(s) of views -> target(s)
@@ -42,7 +42,7 @@ def target_likes(target): # target(s) -> share(s) of likes, 0 to 1
     "The inverse of `likes_target`"
     return (np.asarray(target) + LIKES_MEAN)/10
 
-# %% ../../../nbs/data/sets/50_lvu.ipynb #a2b4e756
+# %% ../../../nbs/data/sets/50_lvu.ipynb #8a455d04
 def lvu_line(task:str, # one of `LVU`
              line:str # of a list
             ) -> dict: # id, and label with label_name, or target
@@ -58,7 +58,7 @@ def lvu_line(task:str, # one of `LVU`
     if LVU[task] is None: return dict(id=part[-2], target=float((views_target if n == 1 else likes_target)(*numbers)))
     return dict(id=part[-2], label=numbers[0], label_name=' '.join(part[1:-2]))
 
-# %% ../../../nbs/data/sets/50_lvu.ipynb #97db6e56
+# %% ../../../nbs/data/sets/50_lvu.ipynb #5ce5c831
 def lvu_classes(folder, # with a folder per task
                 task:str # one of the seven with classes
                ) -> list: # names; 'none 2' for a number that no list has
@@ -69,7 +69,7 @@ def lvu_classes(folder, # with a folder per task
     found = {o['label']: o['label_name'] for o in lines}
     return [found.get(i, f'none {i}') for i in range(LVU[task])]
 
-# %% ../../../nbs/data/sets/50_lvu.ipynb #110692cb
+# %% ../../../nbs/data/sets/50_lvu.ipynb #6f229697
 def _lvu_rows(folder, task, splits):
     "All lines of the lists"
     rows = []
@@ -80,6 +80,7 @@ def _lvu_rows(folder, task, splits):
             except ValueError as e: raise ValueError(f"{file}: row {n}: {e}") from None
     return rows
 
+# %% ../../../nbs/data/sets/50_lvu.ipynb #0b28e05c
 def _checked_classes(folder, task, rows):
     "The names of all classes; None for a task without; an error for a row that says otherwise"
     if LVU[task] is None: return None
@@ -89,7 +90,7 @@ def _checked_classes(folder, task, rows):
             raise ValueError(f"{folder/task}: class {r['label']} {r['label_name']!r} of {r['id']!r} is not in the list of {task}: {some(names)}")
     return names
 
-# %% ../../../nbs/data/sets/50_lvu.ipynb #c0d58f57
+# %% ../../../nbs/data/sets/50_lvu.ipynb #5f7c2fd4
 def read_lvu(folder, # with a folder per task, each with {split}.csv
              videos, # folder of the video files, searched; files are named by the YouTube id
              task:str, # one of `LVU`
@@ -110,7 +111,7 @@ def read_lvu(folder, # with a folder per task, each with {split}.csv
         if durations: r['duration'] = known.get(r['id'])
     return from_rows(rows, videos, str(folder), missing, missing_limit, names=names)
 
-# %% ../../../nbs/data/sets/50_lvu.ipynb #5954462c
+# %% ../../../nbs/data/sets/50_lvu.ipynb #5f2c6fc5
 @register_data
 def lvu(path, # folder with a folder per topic, each with {split}.csv
         root, # folder of the video files, searched; files are named by the YouTube id

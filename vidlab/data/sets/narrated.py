@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['yttemporal']
 
-# %% ../../../nbs/data/sets/72_narrated.ipynb #abe26827
+# %% ../../../nbs/data/sets/72_narrated.ipynb #cecf4730
 from pathlib import Path
 from ..asr import Narration, read_yttemporal, unpack_yttemporal
 from ..manifest import Manifest, missing_policy
 from ...registry import register_data
 
-# %% ../../../nbs/data/sets/72_narrated.ipynb #f5503c1a
+# %% ../../../nbs/data/sets/72_narrated.ipynb #71bfcdf6
 def _audited(m, torn, source, missing, limit):
     "The rows with usable speech; `torn`: notes of lines that made no file"
     notes, bad = Narration().check(m) if missing != 'keep' else ([], {})
@@ -21,8 +21,9 @@ def _audited(m, torn, source, missing, limit):
     m.report['transcripts_left_out'] = [Narration.tell(o) for o in torn + notes]
     return m
 
+# %% ../../../nbs/data/sets/72_narrated.ipynb #05c54207
 @register_data
-def yttemporal(path, # the list (yttemporal_train.csv and the like), or a pattern of .jsonl.gz shards: they are unpacked below the root, with the list yttemporal.csv
+def yttemporal(path, # the list (yttemporal_train.csv and the like), or a pattern of .jsonl.gz shards, which are unpacked below the root
                root, # folder of the subset folders
                split:str=None, # name for all rows
                audit:bool=False, # read every annotation now and report what is left out

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CAPTIONS', 'VARIANTS', 'LSMDC', 'ACTIVITYNET', 'read_msrvtt', 'msrvtt', 'msvd', 'lsmdc', 'activitynet', 'didemo']
 
-# %% ../../../nbs/data/sets/20_retrieval.ipynb #7611f664
+# %% ../../../nbs/data/sets/20_retrieval.ipynb #12bd27b1
 import math, os
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from .captions import sentences
 from ..tables import given, lines_of, load_json, load_plain_pickle, no_file, not_utf8, pick_columns
 from ...registry import register_data
 
-# %% ../../../nbs/data/sets/20_retrieval.ipynb #3755462a
+# %% ../../../nbs/data/sets/20_retrieval.ipynb #ed80dad8
 CAPTIONS = ('all', 'one')
 
 def _msrvtt_train(folder, train_csv, data_json, captions):
@@ -33,7 +33,7 @@ def _msrvtt_train(folder, train_csv, data_json, captions):
     have = {v for v,_ in pairs}
     return pairs, [v for v in place if v not in have]
 
-# %% ../../../nbs/data/sets/20_retrieval.ipynb #aeac2cf7
+# %% ../../../nbs/data/sets/20_retrieval.ipynb #6767bda7
 def read_msrvtt(folder, # with the annotation files
                 videos, # folder of the video files
                 train_csv:str='MSRVTT_train.9k.csv', # ids of the training clips; None: no train split
@@ -53,7 +53,7 @@ def read_msrvtt(folder, # with the annotation files
     rows = [dict(id=v, path=file(v), text=c, split=s) for s,said in pairs.items() for v,c in said]
     return from_rows(rows, videos, str(folder), missing, missing_limit, bare)
 
-# %% ../../../nbs/data/sets/20_retrieval.ipynb #7e41acc9
+# %% ../../../nbs/data/sets/20_retrieval.ipynb #5b163f31
 VARIANTS = {'9k': 'MSRVTT_train.9k.csv', '7k': 'MSRVTT_train.7k.csv'}
 
 @register_data
@@ -72,7 +72,7 @@ def msrvtt(path, # folder of the annotation files
     train_csv = VARIANTS[variant] if train_csv == '' else given(train_csv)
     return read_msrvtt(path, root, train_csv, data_json, given(test_csv), captions, missing, missing_limit)
 
-# %% ../../../nbs/data/sets/20_retrieval.ipynb #e98f5309
+# %% ../../../nbs/data/sets/20_retrieval.ipynb #9466f522
 @register_data
 def msvd(path, # folder with train_list.txt, val_list.txt, test_list.txt and raw-captions.pkl (or .json)
          root, # folder of the video files, searched through all its folders
@@ -93,7 +93,7 @@ def msvd(path, # folder with train_list.txt, val_list.txt, test_list.txt and raw
         else: bare.append(v)
     return from_rows(rows, root, str(folder), missing, missing_limit, bare)
 
-# %% ../../../nbs/data/sets/20_retrieval.ipynb #21e92e82
+# %% ../../../nbs/data/sets/20_retrieval.ipynb #1f9af82e
 LSMDC = dict(train='LSMDC16_annos_training.csv', val='LSMDC16_annos_val.csv',
              test='LSMDC16_challenge_1000_publictect.csv')
 
@@ -110,7 +110,7 @@ def _lsmdc_rows(file, split):
 
 def _with_files(rows, found): return [r | dict(path=found.get(r['id'])) for r in rows]
 
-# %% ../../../nbs/data/sets/20_retrieval.ipynb #dd7bae69
+# %% ../../../nbs/data/sets/20_retrieval.ipynb #97adf3a0
 @register_data
 def lsmdc(path, # folder with the three LSMDC16 files
           root, # folder of the video files, searched through all its folders
@@ -125,7 +125,7 @@ def lsmdc(path, # folder with the three LSMDC16 files
         rows += _lsmdc_rows(Path(path)/LSMDC[s], s)
     return from_rows(_with_files(rows, find_videos(root, {r['id'] for r in rows})), root, str(Path(path)), missing, missing_limit)
 
-# %% ../../../nbs/data/sets/20_retrieval.ipynb #53e0b549
+# %% ../../../nbs/data/sets/20_retrieval.ipynb #2b1e85e0
 ACTIVITYNET = dict(train='train.json', val='val_1.json')
 
 def _paragraph(file, v, said, split):
@@ -136,6 +136,7 @@ def _paragraph(file, v, said, split):
     start, end = clip_times(0, math.ceil(seconds))
     return dict(id=v[2:] if v.startswith('v_') else v, path=None, start=start, end=end, text=text, split=split)
 
+# %% ../../../nbs/data/sets/20_retrieval.ipynb #027c62b6
 @register_data
 def activitynet(path, # folder with train_ids.json, val_ids.json, train.json, val_1.json
                 root, # folder of the video files, searched; files are named by the id without 'v_'
@@ -153,7 +154,7 @@ def activitynet(path, # folder with train_ids.json, val_ids.json, train.json, va
         bare += [v for v in ids if v not in said]
     return from_rows(_with_files(rows, find_videos(root, {r['id'] for r in rows})), root, str(folder), missing, missing_limit, bare)
 
-# %% ../../../nbs/data/sets/20_retrieval.ipynb #0e9002ec
+# %% ../../../nbs/data/sets/20_retrieval.ipynb #6a7e4a9b
 def _didemo_said(file, listed):
     "The sentences of every listed video, in the order of first appearance"
     said = {}
@@ -164,6 +165,7 @@ def _didemo_said(file, listed):
         if v in listed: said.setdefault(v, []).append(text)
     return said
 
+# %% ../../../nbs/data/sets/20_retrieval.ipynb #bd1ee8b5
 @register_data
 def didemo(path, # folder with {train,val,test}_list.txt and {train,val,test}_data.json
            root, # folder of the video files, searched; the lists hold names with extension

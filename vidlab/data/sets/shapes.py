@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CLASSES', 'BREAKDOWN', 'time_pair', 'shapes']
 
-# %% ../../../nbs/data/sets/70_shapes.ipynb #ea7ecd90
+# %% ../../../nbs/data/sets/70_shapes.ipynb #5d459bc3
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +16,11 @@ from ..manifest import Manifest
 from ..shapes import ACTS, KINDS, MOTIONS, ORDERS, STILL_CAPTIONS, make_shapes, partner
 from ...registry import register_data
 
-# %% ../../../nbs/data/sets/70_shapes.ipynb #606189da
+# %% ../../../nbs/data/sets/70_shapes.ipynb #de6ae87a
 CLASSES = dict(clips=MOTIONS, long=[', '.join(ACTS[i] for i in order) for order in ORDERS], stills=STILL_CAPTIONS, narrated=None)
 BREAKDOWN = dict(clips='motion', long='procedure')              # column that tells the items of a kind apart best
 
-# %% ../../../nbs/data/sets/70_shapes.ipynb #30fa927e
+# %% ../../../nbs/data/sets/70_shapes.ipynb #95c64943
 def time_pair(color:str, shape:str, size:str, motion:str # of a clip, as in its row
              ) -> str: # the same for the clip that shows it backwards
     "What a clip shows, without the order of time"
@@ -31,7 +31,7 @@ def _pairs(m):
     seen = zip(*(m.column(k).to_pylist() for k in ('color', 'shape', 'size', 'motion')))
     return pa.array([time_pair(*o) for o in seen], pa.large_string())
 
-# %% ../../../nbs/data/sets/70_shapes.ipynb #ee227e84
+# %% ../../../nbs/data/sets/70_shapes.ipynb #f800b362
 @register_data
 def shapes(path=None, # folder that `make_shapes` made; None: the one in the cache, rendered if it is not there
            split:str='train', # 'train' | 'val' | 'test'

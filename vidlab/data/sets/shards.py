@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['shards']
 
-# %% ../../../nbs/data/sets/71_shards.ipynb #a078a51a
+# %% ../../../nbs/data/sets/71_shards.ipynb #56b95706
 import os
 from ..manifest import Manifest
 from ..shards import from_shards
 from ..tables import given
 from ...registry import register_data
 
-# %% ../../../nbs/data/sets/71_shards.ipynb #cd9d9818
+# %% ../../../nbs/data/sets/71_shards.ipynb #e95e37cb
 @register_data
 def shards(path, # folder of the shards, a pattern with {00000..00031} or *, or one .tar
            split:str=None, # name for all rows

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['manifest']
 
-# %% ../../../nbs/data/sets/80_table.ipynb #e468cb3a
+# %% ../../../nbs/data/sets/80_table.ipynb #8664dc67
 import numpy as np
 import pyarrow.compute as pc
 from ..manifest import Manifest
 from ..tables import class_list, separator
 from ...registry import register_data
 
-# %% ../../../nbs/data/sets/80_table.ipynb #5079703d
+# %% ../../../nbs/data/sets/80_table.ipynb #6621c960
 def _with_names(m, names, source):
     "The manifest with the names of all classes"
     if m.label_kind in ('class', 'several'):
@@ -23,6 +23,7 @@ def _with_names(m, names, source):
     m.names = names
     return m
 
+# %% ../../../nbs/data/sets/80_table.ipynb #800893f4
 @register_data
 def manifest(path, # the table itself (.csv, .tsv, .jsonl or .parquet)
              root=None, # folder the paths are relative to; None: the folder of the table
