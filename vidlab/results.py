@@ -17,7 +17,7 @@ from .data.annots import Manifest
 from .registry import create, create_model, lookup, options
 from .tasks.base import Evaluation
 from .train import added_to, class_names, config_from, load_manifest, options_of, read_tables
-from .viz import plot_metrics, show_bars, show_confusion, show_predictions, show_similarity, show_spread
+from .viz import plot_metrics, show_bars, show_confusion, show_note, show_predictions, show_similarity, show_spread
 
 # %% ../nbs/54_results.ipynb #4a1c940e
 def path_of(folder) -> Path: return Path(getattr(folder, 'path', folder))
@@ -154,7 +154,7 @@ def compare_summary(out:RunFolder, # folder of the comparison
     return '\n'.join(lines)
 
 # %% ../nbs/54_results.ipynb #13ea7f30
-DRAW = dict(similarity=show_similarity, confusion=show_confusion, bars=show_bars, predictions=show_predictions, spread=show_spread)
+DRAW = dict(similarity=show_similarity, confusion=show_confusion, bars=show_bars, predictions=show_predictions, spread=show_spread, note=show_note)
 
 def _read(folder, cfg, split): # the task and the evaluation with its rows and the names of its classes
     rows = load_manifest(cfg, split)
