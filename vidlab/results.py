@@ -235,7 +235,8 @@ def noise_task(recipe:str, batch_size:int=2, # clips
     names,T = [f'class {i}' for i in range(classes)],frames or cfg.max_frames
     given = dict(max_frames=T, max_words=cfg.max_words, weights='random', text_weights='random', **kind.model_options(names))
     model = create_model(cfg.model, **{**options_of(cfg, 'model'), **{k: v for k,v in given.items() if k in known}})
-    task = create('task', cfg.task, model, **{**options_of(cfg, 'task'), **kind.noise, **(dict(classes=names) if 'classes' in takes else {})})
+    given = dict(kind.noise, classes=names, max_words=cfg.max_words, seed=cfg.seed)
+    task = create('task', cfg.task, model, **{**options_of(cfg, 'task'), **{k: v for k,v in given.items() if k in takes}})
     return task, noise_batch(model.card, batch_size, T*model.card.neighbours, classes, pieces=task.pieces)
 
 # %% ../nbs/54_results.ipynb #08db35a3
