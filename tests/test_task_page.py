@@ -3,8 +3,13 @@ import os, re, shutil, subprocess, sys, textwrap
 from pathlib import Path
 import pytest
 from test_contract import ROOT, write_page
+from vidlab.core import RunFolder
+from vidlab.data.annots import Manifest
 from vidlab.data.shapes import make_shapes
-from vidlab.registry import lookup, names
+from vidlab.evaluate import save_eval
+from vidlab.registry import KINDS, lookup, names, register_task
+from vidlab.results import DRAW, breakdown, comparison, read_back
+from vidlab.tasks import Task
 
 HALVES = '''
 """Are the two halves of a clip in their order?"""
@@ -110,6 +115,27 @@ def test_every_task_says_what_it_is():
     for n in names('task'):
         t = lookup('task', n)
         assert t.missing() == [] and t.monitor in t.columns and t.columns[t.monitor].lower == t.lower and set(t.sides.values()) <= {'clip', 'text', 'row'}, n
+
+def test_a_task_that_keeps_nothing_but_its_metric(tmp_path):
+    "Its table has the metric; what needs numbers per clip is empty or says so"
+    class BareTask(Task):
+        monitor = 'loss'
+        lower = True
+        def eval_step(self, batch): return dict(sid=batch['sid'], view=batch['view'])
+        def score(self, parts, expected=None): return dict(metrics=dict(loss=.123456), arrays={})
+    register_task(BareTask)
+    try:
+        folder = RunFolder(tmp_path/'bare'/'run')
+        save_eval(folder, 'test', dict(BareTask(None).score({}), seconds=0.), dict(task='bare'))
+        (tmp_path/'a.mp4').touch()
+        rows = Manifest.build(dict(id=['a'], path=['a.mp4'], pair=['x']), tmp_path)
+        assert comparison(dict(bare=folder), rows)['loss ↓'].tolist() == [.1235] and breakdown(dict(bare=folder), rows).dropna().empty
+        task, e = read_back(folder, rows=rows)
+        p = task.figure(e)
+        assert len(task.worst(e)) == 0 and 'BareTask keeps no numbers' in DRAW[p.pop('draw')](**p).texts[0].get_text()
+        with pytest.raises(TypeError, match="task 'less': LessTask has no score"):
+            register_task(type('LessTask', (Task,), dict(monitor='x', eval_step=BareTask.eval_step)))
+    finally: KINDS['task'].builders.pop('bare')
 
 def test_its_options(tree, shapes, tmp_path):
     "Declared once, set from a recipe, refused when nobody knows them"

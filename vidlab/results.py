@@ -13,12 +13,11 @@ import numpy as np
 import pandas as pd
 from .core import RunFolder, atomic_write, project_root, read_json, tilde, unknown
 from .cost import noise_batch
-from .data.manifest import Manifest
+from .data.annots import Manifest
 from .registry import create, create_model, lookup, options
 from .tasks.base import Evaluation
-from .build import class_names, load_manifest
-from .config import added_to, config_from, options_of, read_tables
-from .viz import plot_metrics, show_bars, show_confusion, show_predictions, show_similarity, show_spread
+from .train import added_to, class_names, config_from, load_manifest, options_of, read_tables
+from .viz import plot_metrics, show_bars, show_confusion, show_note, show_predictions, show_similarity, show_spread
 
 # %% ../nbs/54_results.ipynb #4a1c940e
 def path_of(folder) -> Path: return Path(getattr(folder, 'path', folder))
@@ -155,7 +154,7 @@ def compare_summary(out:RunFolder, # folder of the comparison
     return '\n'.join(lines)
 
 # %% ../nbs/54_results.ipynb #13ea7f30
-DRAW = dict(similarity=show_similarity, confusion=show_confusion, bars=show_bars, predictions=show_predictions, spread=show_spread)
+DRAW = dict(similarity=show_similarity, confusion=show_confusion, bars=show_bars, predictions=show_predictions, spread=show_spread, note=show_note)
 
 def _read(folder, cfg, split): # the task and the evaluation with its rows and the names of its classes
     rows = load_manifest(cfg, split)
@@ -236,7 +235,8 @@ def noise_task(recipe:str, batch_size:int=2, # clips
     names,T = [f'class {i}' for i in range(classes)],frames or cfg.max_frames
     given = dict(max_frames=T, max_words=cfg.max_words, weights='random', text_weights='random', **kind.model_options(names))
     model = create_model(cfg.model, **{**options_of(cfg, 'model'), **{k: v for k,v in given.items() if k in known}})
-    task = create('task', cfg.task, model, **{**options_of(cfg, 'task'), **kind.noise, **(dict(classes=names) if 'classes' in takes else {})})
+    given = dict(kind.noise, classes=names, max_words=cfg.max_words, seed=cfg.seed)
+    task = create('task', cfg.task, model, **{**options_of(cfg, 'task'), **{k: v for k,v in given.items() if k in takes}})
     return task, noise_batch(model.card, batch_size, T*model.card.neighbours, classes, pieces=task.pieces)
 
 # %% ../nbs/54_results.ipynb #08db35a3

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Picture', 'show_strip', 'show_batch', 'show_similarity', 'show_confusion', 'show_bars', 'show_predictions',
-           'show_spread', 'overlay_frames', 'show_overlays', 'show_overlay', 'save_clip', 'show_frame_attention',
-           'show_words', 'show_lines', 'show_transcripts', 'plot_metrics', 'show_retrieval']
+           'show_spread', 'show_note', 'overlay_frames', 'show_overlays', 'show_overlay', 'save_clip',
+           'show_frame_attention', 'show_words', 'show_lines', 'show_transcripts', 'plot_metrics', 'show_retrieval']
 
 # %% ../nbs/51_viz.ipynb #4a9c169c
 import io, math, textwrap
@@ -190,6 +190,13 @@ def show_spread(values, # (n,)
     ax.set_ylabel('clips')
     ax.legend(fontsize=8)
     if title: ax.set_title(_plain(title), fontsize=9)
+    return fig
+
+# %% ../nbs/51_viz.ipynb #3755ddf3
+def show_note(text:str): # Figure
+    "A line of words, where there is nothing to draw"
+    fig = _figure(6, .6)
+    fig.text(.02, .5, _plain(text), va='center', fontsize=9)
     return fig
 
 # %% ../nbs/51_viz.ipynb #5acb30a1

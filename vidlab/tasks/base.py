@@ -7,6 +7,7 @@ __all__ = ['SHARE', 'RANK', 'NUMBER', 'ERROR', 'AVERAGES', 'Column', 'Task', 'by
 
 # %% ../../nbs/tasks/10_base.ipynb #f3299fc9
 from dataclasses import dataclass
+from functools import cached_property
 import numpy as np
 import torch
 from fastcore.basics import patch
@@ -160,38 +161,36 @@ class Evaluation:
     @property
     def names(self) -> list: return self._names() if callable(self._names) else self._names
 
-    @property
+    @cached_property
     def groups(self): return self.rows.groups()
 
     def clip(self, sid) -> dict: # the first row of a clip
         return self.rows.row(int(self.groups.first[int(sid)]))
 
-    def column(self, name:str) -> list: # of every clip
-        values = self.rows.cols[name]
-        return [values[int(i)] for i in self.groups.first]
-
     def pairs(self): # (clips,) number of the pair of each clip, those without one alone; None: there are no pairs
         if self.rows is None or 'pair' not in self.rows.cols: return None
-        said = [getattr(p, 'as_py', lambda: p)() for p in self.column('pair')]
-        keys = [f'alone {i}' if p is None or p == '' else f'pair {p}' for i,p in enumerate(said)]
+        said = [self.rows.row(int(i))['pair'] for i in self.groups.first]
+        keys = [f'alone {i}' if p in (None, '') else f'pair {p}' for i,p in enumerate(said)]
         return np.unique(keys, return_inverse=True)[1]
 
 # %% ../../nbs/tasks/10_base.ipynb #f1bf83c2
 @patch(cls_method=True)
-def column(cls:Task, metric:str) -> Column: return cls.columns.get(metric, SHARE)
+def column(cls:Task, metric:str) -> Column: # four digits where nothing is said
+    "How a number is shown"
+    return cls.columns.get(metric) or next((c for k,c in cls.columns.items() if k.endswith(f'/{metric}')), NUMBER)
 
 @patch(cls_method=True)
 def per_clip(cls:Task, e:Evaluation) -> tuple: # {metric: (n,) numbers}, (n,) sid of each
     "What an evaluation says about every caption or clip"
-    sid = e.arrays['sid']
+    sid = e.arrays.get('sid', torch.zeros(0, dtype=torch.long))
     numbers = {k: v.double().numpy() for k,v in e.arrays.items() if k not in ('sid', 'view') and v.shape == sid.shape}
     return numbers, sid.numpy()
 
 @patch(cls_method=True)
 def figure(cls:Task, e:Evaluation): # dict(draw, ...), see `vidlab.results.DRAW`, or a Figure
     "All of an evaluation at once; here the spread of the first number"
-    name,values = next(iter(cls.per_clip(e)[0].items()))
-    return dict(draw='spread', values=values, name=cls.column(name).head(name))
+    for name,values in cls.per_clip(e)[0].items(): return dict(draw='spread', values=values, name=cls.column(name).head(name))
+    return dict(draw='note', text=f'{cls.__name__} keeps no numbers per clip')
 
 # %% ../../nbs/tasks/10_base.ipynb #268e850a
 @patch(cls_method=True)
@@ -207,6 +206,7 @@ def worst(cls:Task, e:Evaluation, n:int=8, # rows
     "Where to look first"
     import pandas as pd
     numbers,sid = cls.per_clip(e)
+    if not numbers: return pd.DataFrame()
     by = by or next(iter(numbers))
     order = np.argsort(-numbers[by] if cls.column(by).lower else numbers[by], kind='stable')[:n]
     row = lambda i: {cls.column(k).head(k): NUMBER.show(v[i]) for k,v in numbers.items()}
