@@ -13,10 +13,11 @@ import numpy as np
 import pandas as pd
 from .core import RunFolder, atomic_write, project_root, read_json, tilde, unknown
 from .cost import noise_batch
-from .data.annots import Manifest
+from .data.manifest import Manifest
 from .registry import create, create_model, lookup, options
 from .tasks.base import Evaluation
-from .train import added_to, class_names, config_from, load_manifest, options_of, read_tables
+from .build import class_names, load_manifest
+from .config import added_to, config_from, options_of, read_tables
 from .viz import plot_metrics, show_bars, show_confusion, show_note, show_predictions, show_similarity, show_spread
 
 # %% ../nbs/54_results.ipynb #4a1c940e

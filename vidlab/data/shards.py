@@ -11,9 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import vidlab.data.decode as decode
 from .child import Child
-from .files import PICTURES, VIDEO, VideoError, keep_table, scan_tar
+from .files import PICTURES, VIDEO, VideoError, beat, keep_table, scan_tar
 
 # %% ../../nbs/data/17_shards.ipynb #9cad76c1
 _KEY = re.compile(r'((?:.*/|)[^.]+)[.]([^/]*)', re.S)
@@ -92,7 +91,7 @@ def index_shard(tar:str, # plain tar file
             f.seek(at)
             return f.read(size)
         for i, (key, parts) in enumerate(samples(rows)):
-            if i % 256 == 0: decode._beat(i)
+            if i % 256 == 0: beat(i)
             lacks = lost
             try:
                 video = _media(parts, media)
