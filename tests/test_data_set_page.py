@@ -50,7 +50,7 @@ def videos(tmp_path):
     return tmp_path
 
 def python(tree, code, *args):
-    env = {**os.environ, 'PYTHONPATH': str(tree)}
+    env = {**os.environ, 'PYTHONPATH': str(tree), 'VIDLAB_OUTPUTS': str(tree/'outputs'), 'OMP_NUM_THREADS': '1'}
     return subprocess.run([sys.executable, '-c', textwrap.dedent(code), *map(str, args)], cwd=tree, env=env, capture_output=True, text=True)
 
 def tool(tree, *args):
@@ -101,3 +101,31 @@ def test_a_word_with_two_owners(tmp_path):
     else: raise AssertionError('no error')
     ''')
     assert r.returncode == 0, r.stderr
+
+@pytest.mark.slow
+def test_it_trains_and_is_measured(tree, tmp_path):
+    "Named in a config like any other: trained, measured with its pairs and its column, resumed; a further training set and the run page know its option too"
+    from conftest import encode
+    lines = [f'{i} {door} {what} {split}' for i, (split, door, what) in enumerate((s, d, w) for s in ('train', 'train2', 'test') for d in ('red', 'blue') for w in ('opens', 'closes'))]
+    (tmp_path/'list.txt').write_text('\n'.join(l.replace('train2', 'train') for l in lines) + '\n')
+    for i in range(len(lines)): encode(tmp_path/'v'/f'{i}.mp4', n=12, light=lambda t, i=i: 20*t if i % 2 else 240 - 20*t)
+    r = python(tree, '''
+    import sys
+    from vidlab.config import config_from, make_config, parameters_cell
+    from vidlab.results import breakdown, comparison, eval_table, load_eval
+    from vidlab.train import evaluation_config, load_manifest, run, run_eval
+    at = dict(data='doors', data_path=sys.argv[1] + '/list.txt', video_root=sys.argv[1] + '/v', prefix='gate')
+    cfg = make_config(**at, model='probe', preset='tiny', weights='random', task='recognition', sampler='segment', max_frames=4, epochs=2, batch_size=4, eval_batch_size=4, workers=0, val_split='', device='cpu')
+    f = run(cfg)
+    e, rows = load_eval(f), load_manifest(cfg, 'test')
+    assert f.status()['state'] == 'done' and e['metrics']['clips'] == 4 and e['protocol']['data'] == 'doors'
+    assert set(breakdown({'a': f}, rows).index) == {'red', 'blue'} and 'within pair' in comparison({'a': f}, rows).columns
+    assert run_eval(evaluation_config(dict(workers=0), run=str(f.path))).status()['state'] == 'done'
+    both = make_config(data='shapes', more=[dict(at)])
+    assert both.more[0]['prefix'] == 'gate' and any(l.startswith('prefix:str = None') and 'doors: what the names of the pairs begin with' in l for l in parameters_cell().splitlines())
+    for bad, said in ((dict(at, data='list'), 'data list has no option prefix: it belongs to data doors'), (dict(at, prefx=1), "did you mean 'prefix'")):
+        try: make_config(**bad)
+        except ValueError as e: assert said in str(e), e
+        else: raise AssertionError(said)
+    ''', tmp_path)
+    assert r.returncode == 0, r.stderr[-3000:]

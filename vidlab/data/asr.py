@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 from ..core import atomic_write, cache_dir
-from .manifest import Manifest, from_columns as _columns, inside_root as _inside
-from .tables import pick_columns as _pick
+from .manifest import Manifest, from_columns, inside_root
+from .tables import pick_columns
 from .files import VideoError
 
 # %% ../../nbs/data/18_asr.ipynb #19f2a6e4
@@ -285,7 +285,7 @@ def _from_speech(self:Narration, file, train, gen, cache):
 # %% ../../nbs/data/18_asr.ipynb #2057477b
 def _asr_file(row, root):
     "Path of the file of a row; it may not leave the root"
-    if (p := _inside(row['asr'], root)) is None: raise ValueError(f"asr {row['asr']!r} lies outside the root folder")
+    if (p := inside_root(row['asr'], root)) is None: raise ValueError(f"asr {row['asr']!r} lies outside the root folder")
     return os.path.join(root, p)
 
 @patch
@@ -349,14 +349,14 @@ def read_yttemporal(file, # yttemporal_train.csv and the like
                     missing_limit:float=.5 # most that may be dropped
                    ) -> Manifest:
     "YT-Temporal as TVTS lists it: one row per video, the file with its speech in the column `asr`"
-    names, = _pick(file, ['Name'], '\t')
+    names, = pick_columns(file, ['Name'], '\t')
     asr = [_annotation(n) for n in names]
     for i,(n,a) in enumerate(zip(names, asr), 1):
         if a is None:
             raise ValueError(f"{file}: row {i}: {n!r} is not a file in a "
                              "folder called 'data' (subset_87/data/<id>.mp4)")
     cols = dict(id=names, path=names, asr=asr) | (dict(split=[split]*len(names)) if split else {})
-    return _columns(cols, root, str(file), missing, missing_limit)
+    return from_columns(cols, root, str(file), missing, missing_limit)
 
 # %% ../../nbs/data/18_asr.ipynb #9c959ba2
 def _line(text):

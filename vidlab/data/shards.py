@@ -188,15 +188,15 @@ def _lacking(tables, name) -> tuple: # of lists of strings
 # %% ../../nbs/data/17_shards.ipynb #a7273f06
 def _judge(files, tables, root, missing, limit):
     "Apply the policy to everything that is lacking; the report"
-    from vidlab.data.manifest import missing_policy as _missing_policy
+    from vidlab.data.manifest import missing_policy
     name = [os.path.relpath(os.path.abspath(f), root) for f in files]
     gone, broken, lost, bare = _lacking(tables, name)
     total = sum(t.num_rows for t in tables) + len(lost) + len(bare)
     where = name[0] if len(name) == 1 else f'{name[0]} .. {name[-1]}'
-    _missing_policy('shards cannot be read', gone, len(files), missing, limit, where, root)
-    _missing_policy('shards are broken', broken, len(files), missing, 1., where, root)
-    _missing_policy('samples have no video', lost, total, missing, limit, where, root)
-    _missing_policy('samples have no caption', bare, total, missing, limit, where, root)
+    missing_policy('shards cannot be read', gone, len(files), missing, limit, where, root)
+    missing_policy('shards are broken', broken, len(files), missing, 1., where, root)
+    missing_policy('samples have no video', lost, total, missing, limit, where, root)
+    missing_policy('samples have no caption', bare, total, missing, limit, where, root)
     if not sum(t.num_rows for t in tables): raise ValueError(f'{where}: no samples')
     return dict(shards=len(files), missing=gone + lost, broken_shards=broken, without_caption=bare)
 
