@@ -104,3 +104,11 @@ def test_parameters_of_the_page(tmp_path):
     assert page.read_text() == once
     source = ''.join(json.loads(once)['cells'][0]['source'])
     assert source.startswith('recipe:str = "x" # name\n# data\n') and source.endswith(parameters_cell()) and 'gone' not in source
+
+def test_rates_count_optimiser_steps():
+    "Ten batches, four to a step: three steps an epoch; the decay of the weights ends where it should"
+    from vidlab.build import rates
+    cfg = make_config(epochs=2, accum=4, schedule='linear', warmup=0., weight_decay=.1, weight_decay_end=.4)
+    factor, decay = rates(cfg, 10)
+    assert [round(factor(k), 6) for k in (0, 3, 6)] == [1., .5, 0.]
+    assert round(decay(0), 6) == .1 and round(decay(6), 6) == .4 and rates(make_config(), 10)[1] is None
