@@ -56,6 +56,17 @@ def test_what_is_replaced_takes_its_options_along():
     assert replaced(keys, dict(model='stan'))['head'] == 'seqTransf', 'a word that both take stays, and the builder judges it'
     with pytest.raises(ValueError, match="no option fold"): make_config(**replaced(keys, dict(data='manifest', fold=1)))
 
+def test_options_read_like_fields():
+    import copy, pickle
+    cfg = make_config(head='seqTransf')
+    assert (cfg.head, cfg.gather, cfg.kind, cfg.lr) == ('seqTransf', 'full', 'clips', 1e-5)
+    assert copy.deepcopy(cfg) == pickle.loads(pickle.dumps(cfg)) == cfg
+    with pytest.raises(AttributeError, match="'mask' is neither a field nor an option of this run"): cfg.mask
+
+def test_an_addon_says_only_what_the_task_takes():
+    both, alone = config_from('k400_stan_b16+stan_compat'), config_from('msrvtt9k_stan_b32+stan_compat')
+    assert alone.gather == 'official' and 'gather' not in both.options and both.optimizer == alone.optimizer
+
 def test_a_config_written_down_is_read_back(outputs):
     for r in ('shapes_smoke', 'shapes_videomamba_pretrain', 'shapes_tvts', 'k400_videomamba_s_f8'):
         cfg = config_from(r)

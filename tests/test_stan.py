@@ -27,7 +27,7 @@ def official():
 
 def small(shapes, **kw):
     return make_config(**{**dict(data='shapes', data_path=str(shapes), model='stan', preset='tiny', sampler='segment', segments='inclusive', max_frames=4, max_words=16, epochs=1, batch_size=8,
-                                 eval_batch_size=12, lr=1e-3, coef_lr=.1, directions='sum', workers=0, log_every=1, device='cpu'), **kw})
+                                 eval_batch_size=12, lr=1e-3, coef_lr=.1, workers=0, log_every=1, device='cpu'), **({} if 'task' in kw else dict(directions='sum')), **kw})
 
 def losses(folder): return [r['loss'] for r in folder.metrics() if r['kind'] == 'step']
 

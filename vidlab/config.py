@@ -130,7 +130,11 @@ class WatchFields:
 # %% ../nbs/46_config.ipynb #d8f2cc59
 @dataclass
 class RunConfig(WatchFields, OptimFields, SystemFields, ClipFields, DataFields):
-    "The description of a run, flat"
+    "The description of a run, flat: its options read like fields"
+    def __getattr__(self, word): # what is no field
+        opts = self.__dict__.get('options', {})
+        if word in opts: return opts[word]
+        raise AttributeError(f'{word!r} is neither a field nor an option of this run')
 
 FIELDS = {f.name: f for f in dataclasses.fields(RunConfig)}
 reserve(FIELDS, 'the run')
@@ -418,6 +422,13 @@ def _read_file(name):
     base = d.pop('base', None)
     return replaced(read_recipe(base), d) if base else d
 
+def _where_it_applies(keys, rows):
+    "Without what an add-on says to tasks or data sets that this recipe does not have"
+    if all(r and r.to for r in rows): return keys
+    extra = {k for r in rows if r and r.to for k in r.keys} - {k for r in rows if r and not r.to for k in r.keys}
+    known = words(_takers(keys))
+    return {k: v for k,v in keys.items() if k not in extra or k in FIELDS or k in known or not owners(k)}
+
 def _find(name):
     "The Recipe of a name; None for the path of a file"
     if name.endswith(('.yaml', '.yml')): return None
@@ -431,6 +442,7 @@ def read_recipe(name:str # name, or path of a YAML file; several joined by `+`, 
     parts,keys = str(name).split('+'),{}
     rows = [_find(n) for n in parts]
     for n,r in zip(parts, rows): keys |= _checked(r) if r else _read_file(n)
+    keys = _where_it_applies(keys, rows)
     for r in rows:
         if r and not fits(r, keys): raise _misplaced(r, f'{name} has ' + ', '.join(f'{k} {keys[k]}' for k in r.to if k in keys))
     return keys
