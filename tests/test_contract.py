@@ -1,12 +1,11 @@
 "The contract of every model, and two models from outside: one page each in a copy of the tree, nothing else touched."
-import json, os, re, shutil, subprocess, sys, textwrap
-from pathlib import Path
+import os, subprocess, sys, textwrap
 import pytest
+from outside import add_pages
 from vidlab.contract import check_model
 from vidlab.data.shapes import make_shapes
 from vidlab.registry import list_models
 
-ROOT = Path(__file__).parents[1]
 VARIANTS = [('clip4clip', dict(head='seqLSTM')), ('clip4clip', dict(head='seqTransf', patch='3d')), ('clip4clip', dict(head='tightTransf')), ('clip4clip', dict(head='mug', mug_mode='drl_wti')),
             ('stan', dict(depth=0)), ('stan', dict(time='3layerST', tau=0.)), ('mugstan', dict(head='drl_wti')), ('tdsclip', dict(pool='transf', plugin='dividedst')), ('probe', dict(norm='none')),
             ('tvts', dict(text='clip:tiny', text_weights='random'))]
@@ -126,27 +125,12 @@ def r3d(preset:str='tiny', classes:int=6, width:int=None, max_frames:int=4) -> R
     return R3D(classes, width or dict(tiny=8, base=64)[preset], size=dict(tiny=32, base=112)[preset], frames=max_frames)
 '''
 
-def write_page(path, module, text):
-    "A notebook of a title, `default_exp` and exported cells"
-    doc, text = re.match(r'\s*"""(.*?)"""\n(.*)', text, re.S).groups()
-    code = [f'#| default_exp {module}', *('#| export\n' + c.strip() for c in text.split('#---'))]
-    cell = lambda i, kind, s: dict(cell_type=kind, id=f'cell{i}', metadata={}, source=s, **({} if kind == 'markdown' else dict(execution_count=None, outputs=[])))
-    cells = [cell(0, 'markdown', f'# {module}\n\n> {doc}'), *(cell(i, 'code', c) for i, c in enumerate(code, 1))]
-    path.write_text(json.dumps(dict(cells=cells, metadata=dict(kernelspec=dict(name='python3', language='python', display_name='python3')), nbformat=4, nbformat_minor=5)))
-
 @pytest.fixture(scope='session')
 def tree(tmp_path_factory):
     "A copy of pages and modules with two pages more, exported"
     root = tmp_path_factory.mktemp('tree')
-    for d in ('nbs', 'vidlab'): shutil.copytree(ROOT/d, root/d, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
-    for f in ('settings.ini', 'setup.py', 'pyproject.toml'):
-        if (ROOT/f).exists(): shutil.copy(ROOT/f, root/f)
-    before = {p: p.read_bytes() for p in (root/'vidlab').rglob('*.py')}
-    write_page(root/'nbs'/'36_models.gru4clip.ipynb', 'models.gru4clip', GRU)
-    write_page(root/'nbs'/'37_models.r3d.ipynb', 'models.r3d', R3D)
-    subprocess.run([sys.executable, '-c', 'from nbdev.doclinks import nbdev_export; nbdev_export()'], cwd=root, check=True, capture_output=True)
-    changed = {p.name for p in (root/'vidlab').rglob('*.py') if before.get(p) != p.read_bytes()}
-    assert changed == {'_modidx.py', 'gru4clip.py', 'r3d.py'}
+    pages = {'models/36_gru4clip.ipynb': ('models.gru4clip', GRU), 'models/37_r3d.ipynb': ('models.r3d', R3D)}
+    assert add_pages(root, pages) == {'_modidx.py', 'gru4clip.py', 'r3d.py'}
     return root
 
 @pytest.fixture(scope='session')

@@ -1,10 +1,8 @@
 "A data set from outside: one page in a copy of the tree, nothing else touched."
-import json, os, re, shutil, subprocess, sys, textwrap
-from pathlib import Path
+import json, os, re, subprocess, sys, textwrap
 import pytest
-from test_contract import write_page
+from outside import add_pages
 
-ROOT = Path(__file__).parents[1]
 
 DOORS = '''
 """Doors that open and close: a list `id door what split` beside the videos."""
@@ -27,14 +25,7 @@ def doors(path, # the list: id, door, opens or closes, split
 '''
 CLASH = DOORS.replace('prefix', 'head')
 
-def copy(root, text):
-    "The tree with one page more, exported; what export changed"
-    for d in ('nbs', 'vidlab', 'data_tools'): shutil.copytree(ROOT/d, root/d, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
-    for f in ('settings.ini', 'setup.py'): shutil.copy(ROOT/f, root/f)
-    before = {p: p.read_bytes() for p in (root/'vidlab').rglob('*.py')}
-    write_page(root/'nbs'/'data'/'sets'/'90_doors.ipynb', 'data.sets.doors', text)
-    subprocess.run([sys.executable, '-c', 'from nbdev.doclinks import nbdev_export; nbdev_export()'], cwd=root, check=True, capture_output=True)
-    return {p.name for p in (root/'vidlab').rglob('*.py') if before.get(p) != p.read_bytes()}
+def copy(root, text): return add_pages(root, {'data/sets/90_doors.ipynb': ('data.sets.doors', text)})
 
 @pytest.fixture(scope='module')
 def tree(tmp_path_factory):

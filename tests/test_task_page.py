@@ -1,8 +1,7 @@
 "A task from outside: one page in a copy of the tree, nothing else touched, through runs, tables, figures, the run pages and the cost of a step."
-import os, re, shutil, subprocess, sys, textwrap
-from pathlib import Path
+import os, subprocess, sys, textwrap
 import pytest
-from test_contract import ROOT, write_page
+from outside import ROOT, add_pages
 from vidlab.core import RunFolder
 from vidlab.data.annots import Manifest
 from vidlab.data.shapes import make_shapes
@@ -55,14 +54,7 @@ class HalvesTask(Task):
 def tree(tmp_path_factory):
     "A copy of pages and modules with one page more, exported"
     root = tmp_path_factory.mktemp('tree')
-    for d in ('nbs', 'vidlab'): shutil.copytree(ROOT/d, root/d, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
-    for f in ('settings.ini', 'setup.py', 'pyproject.toml'):
-        if (ROOT/f).exists(): shutil.copy(ROOT/f, root/f)
-    before = {p: p.read_bytes() for p in (root/'vidlab').rglob('*.py')}
-    write_page(root/'nbs'/'tasks'/'90_halves.ipynb', 'tasks.halves', HALVES)
-    subprocess.run([sys.executable, '-c', 'from nbdev.doclinks import nbdev_export; nbdev_export()'], cwd=root, check=True, capture_output=True)
-    changed = {p.name for p in (root/'vidlab').rglob('*.py') if before.get(p) != p.read_bytes()}
-    assert changed == {'_modidx.py', 'halves.py'}
+    assert add_pages(root, {'tasks/90_halves.ipynb': ('tasks.halves', HALVES)}) == {'_modidx.py', 'halves.py'}
     return root
 
 @pytest.fixture(scope='module')
