@@ -1,7 +1,7 @@
 "A task from outside: one page in a copy of the tree, nothing else touched, through runs, tables, figures, the run pages and the cost of a step."
 import os, subprocess, sys, textwrap
 import pytest
-from outside import ROOT, add_pages
+from outside import add_pages
 from vidlab.core import RunFolder
 from vidlab.data.annots import Manifest
 from vidlab.data.shapes import make_shapes
