@@ -12,7 +12,7 @@ import dataclasses, inspect, math
 from pathlib import Path
 from .callbacks import CALLBACKS, Log, Progress
 from .ckpt import find_checkpoint
-from .config import FIELDS, RunConfig, further_set, options_of
+from .config import RunConfig, further_set, options_of
 from .contract import Card
 from .core import RunFolder, outputs_dir, project_root, read_json, tilde, unknown
 from .data.asr import Narration

@@ -20,7 +20,7 @@ from .masks import fold_tokens
 from .build import build_task, load_manifest, make_clips
 from .config import load_config
 
-from .data.text import pieces, tokenize
+from .data.text import pieces
 from .viz import show_frame_attention, show_lines, show_overlay, show_overlays, show_transcripts, show_words
 
 # %% ../nbs/53_explain.ipynb #7511ae4e

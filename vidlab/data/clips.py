@@ -7,7 +7,7 @@ __all__ = ['UNITS', 'QUIET', 'MIXES', 'Order', 'Unread', 'view_number', 'Clips',
            'TooManyUnread', 'Loader', 'Mixed']
 
 # %% ../../nbs/data/15_clips.ipynb #253d41d6
-import contextlib, functools, io, math, mmap, os, pickle, re, shutil, signal
+import contextlib, io, math, mmap, os, pickle, re, shutil, signal
 import sys, tempfile, threading, time, types, warnings
 from dataclasses import dataclass, replace
 from multiprocessing import forkserver, parent_process, reduction

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 import numpy as np
-from ..core import atomic_write, cache_dir, progress, read_json, rng, text_hash, unknown, write_json
+from ..core import atomic_write, cache_dir, progress, rng, text_hash, unknown, write_json
 
 # %% ../../nbs/data/16_shapes.ipynb #4adf8fdf
 PX, FPS = 64, 8                    # picture side; frames per second of clips and narrated videos

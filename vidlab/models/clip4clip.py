@@ -9,7 +9,7 @@ __all__ = ['HEADS', 'OFFICIAL', 'PRESETS', 'lstm_over', 'Cross', 'Clip4ClipCard'
 # %% ../../nbs/models/30_clip4clip.ipynb #a6903003
 from dataclasses import dataclass
 from fnmatch import fnmatch
-import math, torch
+import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint

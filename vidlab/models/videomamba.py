@@ -21,7 +21,7 @@ from timm.layers import DropPath
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from ..core import IMAGENET_MEAN, IMAGENET_STD, read_json, unknown
-from ..ckpt import LoadReport, WeightsError, load_into, read_weights, rename
+from ..ckpt import LoadReport, WeightsError, load_into, rename
 from ..contract import Card, VideoModel
 from ..layers import LayerNorm
 from ..ssm import causal_conv1d, scan_matrix, scan_path, selective_scan
