@@ -14,7 +14,7 @@ import ast, copy, dataclasses, inspect, json, types
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from .core import atomic_write, project_root, read_json, tilde, unknown
+from .core import atomic_write, pages_dir, read_json, tilde, unknown
 from .registry import KINDS, names, options, owners, reserve
 
 # %% ../nbs/46_config.ipynb #b4e47587
@@ -350,10 +350,10 @@ def read_table(path # YAML file
 
 # %% ../nbs/46_config.ipynb #933a4b1f
 def recipes_dir() -> Path:
-    "The folder of the tables of recipes: in the project, or beside the installed package"
-    for root in (project_root(), Path(__file__).parents[1] if '__file__' in globals() else project_root()):
-        if (p := root/'nbs'/'runs'/'recipes').is_dir(): return p
-    raise FileNotFoundError(f'no nbs/runs/recipes below {tilde(project_root())}: work in a checkout, or give the path of a YAML file')
+    "The folder of the tables of recipes: in the checkout, or in the installed package"
+    p = pages_dir()/'recipes'
+    if p.is_dir(): return p
+    raise FileNotFoundError(f'{tilde(p)}: the recipes of this copy of vidlab are missing: install it again, or give the path of a YAML file')
 
 @lru_cache(maxsize=256)
 def _table(path, changed, size): return read_table(path)

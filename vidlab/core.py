@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CLIP_MEAN', 'CLIP_STD', 'IMAGENET_MEAN', 'IMAGENET_STD', 'PACKAGES', 'unknown', 'need', 'from_hub', 'rng',
-           'seed_everything', 'project_root', 'cache_dir', 'outputs_dir', 'tilde', 'atomic_write', 'write_json',
-           'read_json', 'append_jsonl', 'read_jsonl', 'file_hash', 'text_hash', 'progress', 'git_commit', 'env_record',
-           'peak_memory', 'saved_bytes', 'RunFolder']
+           'seed_everything', 'project_root', 'pages_dir', 'cache_dir', 'outputs_dir', 'tilde', 'atomic_write',
+           'write_json', 'read_json', 'append_jsonl', 'read_jsonl', 'file_hash', 'text_hash', 'progress', 'git_commit',
+           'env_record', 'peak_memory', 'saved_bytes', 'RunFolder']
 
 # %% ../nbs/00_core.ipynb #3be0f88b
 import contextlib, dataclasses, difflib, hashlib, importlib, importlib.metadata, json, math, os
@@ -77,10 +77,19 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # %% ../nbs/00_core.ipynb #9a9e549f
+def _checkout(): # None for an installed copy; a page has no file and looks upward from its folder
+    "The checkout that this module lies in"
+    here = Path(__file__).resolve().parent if '__file__' in globals() else Path.cwd()
+    return next((p for p in (here, *here.parents) if (p/'nbs'/'runs'/'recipes').is_dir() and (p/'vidlab'/'core.py').exists()), None)
+
 def project_root() -> Path:
-    "Nearest folder, upward from the working one, that holds `settings.ini`; else the working folder"
-    here = Path.cwd()
-    return next((p for p in (here, *here.parents) if (p/'settings.ini').exists()), here)
+    "Where relative paths of a run begin: the checkout that the package lies in, else the working folder"
+    return _checkout() or Path.cwd()
+
+def pages_dir() -> Path:
+    "Folder of the run pages, with `recipes/` in it: `nbs/runs` of the checkout, else the copy in the installed package"
+    top = _checkout()
+    return top/'nbs'/'runs' if top else Path(__file__).resolve().parent/'_pages'
 
 def cache_dir(*parts:str # sub-folders, made when missing
              ) -> Path:
@@ -91,7 +100,7 @@ def cache_dir(*parts:str # sub-folders, made when missing
 
 # %% ../nbs/00_core.ipynb #b5d1605f
 def outputs_dir() -> Path:
-    "Folder of the runs: `$VIDLAB_OUTPUTS`, else `outputs/` in the project"
+    "Folder of the runs: `$VIDLAB_OUTPUTS`, else `outputs/` below `project_root()`"
     return Path(os.environ.get('VIDLAB_OUTPUTS') or project_root()/'outputs').expanduser()
 
 def tilde(path # any path

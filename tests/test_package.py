@@ -1,0 +1,76 @@
+"Wheel and sdist: what they hold, that the sdist builds the same wheel, and that an installed copy works without a checkout."
+import configparser, os, shutil, subprocess, sys, tarfile, zipfile
+from email import message_from_bytes
+from pathlib import Path
+import pytest
+
+pytest.importorskip('build')
+ROOT = Path(__file__).resolve().parents[1]
+KEPT = ('vidlab', 'nbs', 'data_tools', 'tests', 'settings.ini', 'setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE', 'Makefile', 'constraints.txt')
+
+
+def build(what, source, out):
+    r = subprocess.run([sys.executable, '-m', 'build', '--no-isolation', f'--{what}', '--outdir', str(out), str(source)], capture_output=True, text=True)
+    assert r.returncode == 0, r.stdout[-2000:] + r.stderr[-2000:]
+    file, = out.glob('*.whl' if what == 'wheel' else '*.tar.gz')
+    return file
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+    "A copy of the checkout, its sdist and its wheel: nothing is written beside the sources"
+    top = tmp_path_factory.mktemp('package')
+    (top/'copy').mkdir()
+    for name in KEPT:
+        if (ROOT/name).is_dir(): shutil.copytree(ROOT/name, top/'copy'/name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
+        else: shutil.copy(ROOT/name, top/'copy'/name)
+    return top, build('sdist', top/'copy', top/'sdist'), build('wheel', top/'copy', top/'wheel')
+
+
+def listed(wheel):
+    with zipfile.ZipFile(wheel) as z: return sorted(n for n in z.namelist() if not n.endswith('RECORD'))
+
+
+def test_the_wheel_holds_all_that_a_run_needs(made):
+    inside = set(listed(made[2]))
+    runs = ROOT/'nbs'/'runs'
+    assert {f'vidlab/_pages/{p.relative_to(runs).as_posix()}' for p in [*runs.glob('*.ipynb'), *runs.glob('recipes/*.yaml')]} <= inside
+    assert {p.relative_to(ROOT).as_posix() for d in ('vidlab', 'data_tools') for p in (ROOT/d).rglob('*.py')} | {'vidlab/py.typed'} <= inside
+    assert {n.split('/')[0] for n in inside} == {'vidlab', 'data_tools', next(n for n in inside if 'dist-info' in n).split('/')[0]}
+
+
+def test_metadata_is_that_of_the_settings(made):
+    cfg = configparser.ConfigParser(delimiters=['='])
+    cfg.read(ROOT/'settings.ini')
+    cfg = cfg['DEFAULT']
+    with zipfile.ZipFile(made[2]) as z:
+        meta = message_from_bytes(z.read(next(n for n in z.namelist() if n.endswith('/METADATA'))))
+        assert b'vidlab = vidlab.cli:main' in z.read(next(n for n in z.namelist() if n.endswith('entry_points.txt')))
+    assert (meta['Name'], meta['Version'], meta['Requires-Python']) == (cfg['lib_name'], cfg['version'], f'>={cfg["min_python"]}')
+    assert meta['Summary'] == cfg['description'] and cfg['author'] in meta['Author'] + meta['Author-email']
+    asked = {r.split(';')[0].strip() for r in meta.get_all('Requires-Dist') if 'extra ==' not in r}
+    assert {r.split('>')[0].split('<')[0] for r in asked} == {r.split('>')[0].split('<')[0] for r in cfg['requirements'].split()}
+
+
+def test_the_sdist_builds_the_same_wheel(made):
+    top, sdist, wheel = made
+    with tarfile.open(sdist) as t: t.extractall(top/'unpacked', **({'filter': 'data'} if hasattr(tarfile, 'data_filter') else {}))
+    source, = (top/'unpacked').iterdir()
+    assert listed(build('wheel', source, top/'again')) == listed(wheel)
+
+
+def test_an_installed_copy_needs_no_checkout(made, tmp_path):
+    top, _, wheel = made
+    site, here = tmp_path/'site', tmp_path/'here'
+    here.mkdir()
+    (here/'settings.ini').write_text('[DEFAULT]\n')                 # a folder that merely looks like a project
+    subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--no-index', '--target', site, wheel], check=True)
+    code = ('import vidlab.core as c, pathlib\n'
+            'from vidlab.config import list_recipes, recipes_dir\n'
+            'assert pathlib.Path(c.__file__).is_relative_to(pathlib.Path("../site").resolve()), c.__file__\n'
+            'assert (c.pages_dir()/"train.ipynb").exists() and recipes_dir() == c.pages_dir()/"recipes"\n'
+            'assert c.project_root() == pathlib.Path.cwd() and c.outputs_dir() == pathlib.Path.cwd()/"outputs"\n'
+            'print(len(list_recipes()))')
+    r = subprocess.run([sys.executable, '-c', code], cwd=here, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(site)})
+    from vidlab.config import list_recipes
+    assert r.returncode == 0 and int(r.stdout) == len(list_recipes()), r.stderr
