@@ -205,7 +205,9 @@ def _stream():
     "Where lines go: a kernel's errors are shown as warnings, so there the output"
     return sys.stdout if 'ipykernel' in sys.modules and not sys.stderr.isatty() else sys.stderr
 
-def _clock(s): return f'{int(s)//60}:{int(s)%60:02d}' if s < 3600 else f'{int(s)//3600}:{int(s)//60%60:02d}:{int(s)%60:02d}'
+def _clock(s):
+    minutes, seconds = divmod(int(s), 60)
+    return f'{minutes//60}:{minutes%60:02d}:{seconds:02d}' if minutes >= 60 else f'{minutes}:{seconds:02d}'
 
 class _Line:
     "What a line of progress says"
@@ -420,7 +422,7 @@ class RunFolder(_Records):
             try: p.mkdir(parents=True)
             except FileExistsError: continue
             if told := os.environ.get('VIDLAB_PROGRESS'):
-                with contextlib.suppress(OSError), open(Path(told)/'folders.txt', 'a', encoding='utf-8') as f: f.write(f'{p.absolute()}\n')
+                with open(Path(told)/'folders.txt', 'a', encoding='utf-8') as f: f.write(f'{p.absolute()}\n')
             return cls(p)
         raise FileExistsError(f'{root}: no free name for a run')
 
