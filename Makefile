@@ -10,8 +10,8 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .PHONY: run test lab env export constraints clean python $(if $(NEWEST),.venv/newest)
 
 run: $(READY)          ## train CLIP4Clip meanP and seqTransf on the embedded data set, print the comparison
-	@echo 'Next: small videos are rendered and a tiny CLIP is trained from them (two minutes, the first time only),'
-	@echo 'then two models are trained and compared: about six minutes on two idle cores, longer on a busy machine.'
+	@echo 'The first time, small videos are rendered and a tiny CLIP is trained (2 min).'
+	@echo 'Then two models are trained and compared: about 5 minutes on two idle cores.'
 	$(BIN)/python -m vidlab.cli compare shapes_meanP shapes_seqTransf
 
 test: $(READY)         ## export in sync, every page, every test
