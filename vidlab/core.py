@@ -248,19 +248,34 @@ def _write_told(**facts):
         tmp.write_text(json.dumps(dict(facts, time=time.time())), encoding='utf-8')
         os.replace(tmp, Path(where)/'progress.json')
 
-class _Shown(_Line):
-    "A line of progress where it can be seen"
+class _Told(_Line):
+    "A line of progress that is told"
     def facts(self):
         "The line as plain values"
         part = self.part.facts() if self.part else None
         return dict(what=self.desc, n=self.n, total=self.total, note=self.note, left=self.left(),
                     seconds=time.time() - self.t0, part=part)
 
+    def tell(self):
+        "Tell where the line stands"
+        self.told = time.time()
+        if self.outer is not None: self._within('tell')
+        else: _write_told(**self.facts())
+
+    def _within(self, what):
+        "Let the outer line show or tell this one as a part"
+        self.outer.part = self
+        getattr(self.outer, what)()
+        self.outer.part = None
+
+# %% ../nbs/00_core.ipynb #a41c07e3
+class _Shown(_Told):
+    "A line of progress where it can be seen"
     def due(self) -> bool:
         "Is it time to show the line?"
         now = time.time()
-        quick = self.nb or self.tty
-        return now - self.last >= (self.every or (.5 if quick else min(30., max(3., (now - self.t0)/2))))
+        pace = .5 if self.nb or self.tty else min(30., max(3., (now - self.t0)/2))
+        return now - self.last >= (self.every or pace)
 
     def show(self):
         "Draw the line now"
@@ -270,29 +285,11 @@ class _Shown(_Line):
         elif self.tty: print('\r\x1b[2K' + self.line(), end='', file=sys.stderr, flush=True)
         else: print(self.line(), file=_stream(), flush=True)
 
-# %% ../nbs/00_core.ipynb #a41c07e3
-from fastcore.basics import patch
-
-@patch
-def _within(self:_Shown, what):
-    "Let the outer line show or tell this one as a part"
-    self.outer.part = self
-    getattr(self.outer, what)()
-    self.outer.part = None
-
-@patch
-def _display(self:_Shown, data):
-    from IPython.display import display, update_display
-    if self.handle is not None: return update_display(data, raw=True, display_id=self.handle)
-    self.handle = uuid.uuid4().hex
-    display(data, raw=True, display_id=self.handle)
-
-@patch
-def tell(self:_Shown):
-    "Tell where the line stands"
-    self.told = time.time()
-    if self.outer is not None: self._within('tell')
-    else: _write_told(**self.facts())
+    def _display(self, data):
+        from IPython.display import display, update_display
+        if self.handle is not None: return update_display(data, raw=True, display_id=self.handle)
+        self.handle = uuid.uuid4().hex
+        display(data, raw=True, display_id=self.handle)
 
 # %% ../nbs/00_core.ipynb #08ffea4f
 class progress(_Shown):
