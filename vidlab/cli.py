@@ -125,7 +125,7 @@ class Page(threading.Thread):
     def run(self):
         try:
             import logging, papermill
-            logging.getLogger('papermill').setLevel(logging.ERROR)
+            logging.getLogger('papermill').setLevel(logging.CRITICAL)
             self.out.parent.mkdir(parents=True, exist_ok=True)
             papermill.execute_notebook(str(self.path), str(self.out), self.values, kernel_name='python3',
                                        progress_bar=False)
@@ -152,8 +152,9 @@ def kill(self:Page):
         with contextlib.suppress(psutil.Error): p.kill()
 
 @patch
-def stop(self:Page, *_):
+def stop(self:Page, sig=signal.SIGINT, *_):
     "Ask the page to stop; the second time, end it"
+    if self.asked and sig == signal.SIGTERM: return        # `timeout` and the like send it twice
     self.asked += 1
     alive = self.processes()
     if self.asked > 1 or not alive: return self.kill()
