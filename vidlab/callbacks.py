@@ -61,25 +61,28 @@ def after_epoch(self:Log, learn):
 class Progress:
     "A line that shows where the run stands"
     def before_fit(self, learn):
-        self.bar = progress(desc='training', total=learn.total_steps) if learn.main else None
-        self.first = learn.step
+        self.bar = progress(desc='training', total=learn.total_steps, start=learn.step) if learn.main else None
+        self.clips, self.busy = 0, 0.
         if self.bar:
-            self.bar.n = learn.step
+            self.bar.tell()
             self.bar.show()
             progress.around = self.bar
 
     def say(self, learn, epoch):
         best = f' · best {learn.raw_task.monitor} {learn.best:.4g}' if learn.best is not None else ''
-        self.bar.note = f'epoch {epoch}/{learn.epochs} · loss {float(learn.out["loss"]):.3f}{best}'
+        rate = f' · {self.clips/max(self.busy, 1e-9):.0f} clips/s'
+        self.bar.note = f'epoch {epoch}/{learn.epochs} · loss {float(learn.out["loss"]):.3f}{rate}{best}'
 
     def after_step(self, learn):
         if self.bar is None: return
-        if time.time() - self.bar.last >= self.bar.every: self.say(learn, learn.epoch + 1)
+        self.clips += learn.seen*learn.engine.num_processes
+        self.busy += learn.step_time
+        if self.bar.due() or time.time() - self.bar.told >= .5: self.say(learn, learn.epoch + 1)
         self.bar.step()
 
     def after_fit(self, learn):
         if self.bar is None: return
-        if learn.epoch == learn.epochs and learn.step > self.first: self.say(learn, learn.epoch)
+        if learn.step > self.bar.start: self.say(learn, min(learn.epoch + 1, learn.epochs))
         progress.around = None
         self.bar.close()
 

@@ -13,7 +13,6 @@ import contextlib, dataclasses, difflib, hashlib, importlib, importlib.metadata,
 import platform, random, subprocess, sys, time, uuid
 from pathlib import Path
 import numpy as np
-import torch
 
 # %% ../nbs/00_core.ipynb #b4f3aa48
 def unknown(kind:str, # what was looked up, e.g. 'head'
@@ -68,6 +67,7 @@ def rng(*keys:int # e.g. seed, epoch, index
 def seed_everything(seed:int # any integer
                    ):
     "Seed python, numpy and torch (all devices); called at the start of a run, never at import"
+    import torch
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -132,9 +132,12 @@ def atomic_write(path, # final name
 def _plain(o):
     "json's fallback: arrays, tensors, paths and dataclasses as plain values"
     if dataclasses.is_dataclass(o): return dataclasses.asdict(o)
-    if isinstance(o, (np.ndarray, torch.Tensor)): return o.tolist()
+    if isinstance(o, np.ndarray): return o.tolist()
     if isinstance(o, np.generic): return o.item()
-    if isinstance(o, (Path, torch.dtype, torch.device)): return str(o)
+    if isinstance(o, Path): return str(o)
+    if torch := sys.modules.get('torch'):                       # what nobody has imported is in no record
+        if isinstance(o, torch.Tensor): return o.tolist()
+        if isinstance(o, (torch.dtype, torch.device)): return str(o)
     raise TypeError(f'{type(o).__name__} does not go into json')
 
 def _finite(o):
@@ -201,56 +204,101 @@ def text_hash(*texts:str # order matters
 
 # %% ../nbs/00_core.ipynb #c00d08e5
 def _in_notebook():
-    "Are we in a kernel that can display?"
+    "Are we in a kernel with a front end that can change what it has displayed?"
     ip = sys.modules.get('IPython')
     sh = ip and ip.get_ipython()
-    return sh is not None and hasattr(sh, 'kernel')
+    if sh is None or not hasattr(sh, 'kernel'): return False
+    return 'JPY_SESSION_NAME' in os.environ or '__vsc_ipynb_file__' in sh.user_ns
 
-def _clock(s): return f'{int(s)//60}:{int(s)%60:02d}'
+def _stream():
+    "Where lines go: a kernel's errors are shown as warnings, so there the output"
+    return sys.stdout if 'ipykernel' in sys.modules and not sys.stderr.isatty() else sys.stderr
+
+def _clock(s):
+    minutes, seconds = divmod(int(s), 60)
+    return f'{minutes//60}:{minutes%60:02d}:{seconds:02d}' if minutes >= 60 else f'{minutes}:{seconds:02d}'
 
 class _Line:
     "What a line of progress says"
     def __init__(self, it=None, # what to iterate; None: call `step()` yourself
                  desc:str='', # what is being done
                  total:int=None, # default: len(it)
-                 every:float=None # seconds between updates
+                 every:float=None, # seconds between updates
+                 start:int=0 # so many were done before
                 ):
-        self.it, self.desc, self.note, self.part, self.n, self.outer = it, desc, '', '', 0, progress.around
+        self.it, self.desc, self.note, self.part, self.outer = it, desc, '', None, progress.around
+        self.n = self.start = start
         self.total = total if total is not None else (len(it) if hasattr(it, '__len__') else None)
         self.nb = _in_notebook()
         self.tty = not self.nb and sys.stderr.isatty()
-        self.every = every or (.5 if self.nb or self.tty else 10.)
-        self.t0 = self.last = time.time()
+        self.every = every
+        self.t0 = self.last = self.told = time.time()
         self.handle = None
+
+    def left(self):
+        "Seconds that the rest will take; None: nobody knows"
+        done = self.n - self.start
+        return (time.time() - self.t0)/done*(self.total - self.n) if self.total and done > 0 else None
 
     def line(self):
         "The text that is shown"
-        t = time.time() - self.t0
-        left = f' < {_clock(t/self.n*(self.total-self.n))}' if self.total and 0 < self.n < self.total else ''
+        left = f' < {_clock(s)}' if (s := self.left()) is not None and self.n < self.total else ''
         of = f'/{self.total}' if self.total is not None else ''
-        more = ''.join(f' · {o}' for o in (self.note, self.part) if o)
-        return f'{self.desc} {self.n}{of} · {_clock(t)}{left}{more}'.strip()
+        more = ''.join(f' · {o}' for o in (self.note, self.part and self.part.line()) if o)
+        return f'{self.desc} {self.n}{of} · {_clock(time.time() - self.t0)}{left}{more}'.strip()
 
 # %% ../nbs/00_core.ipynb #60729891
-class _Shown(_Line):
+def _write_told(**facts):
+    "Write what goes on into `$VIDLAB_PROGRESS/progress.json`, where that names a folder"
+    where = os.environ.get('VIDLAB_PROGRESS')
+    if not where: return
+    with contextlib.suppress(OSError): # nobody looks any more: no reason to stop
+        tmp = Path(where)/f'.progress.{os.getpid()}.tmp'
+        tmp.write_text(json.dumps(dict(facts, time=time.time())), encoding='utf-8')
+        os.replace(tmp, Path(where)/'progress.json')
+
+class _Told(_Line):
+    "A line of progress that is told"
+    def facts(self):
+        "The line as plain values"
+        part = self.part.facts() if self.part else None
+        return dict(what=self.desc, n=self.n, total=self.total, note=self.note, left=self.left(),
+                    seconds=time.time() - self.t0, part=part)
+
+    def tell(self):
+        "Tell where the line stands"
+        self.told = time.time()
+        if self.outer is not None: self._within('tell')
+        else: _write_told(**self.facts())
+
+    def _within(self, what):
+        "Let the outer line show or tell this one as a part"
+        self.outer.part = self
+        getattr(self.outer, what)()
+        self.outer.part = None
+
+# %% ../nbs/00_core.ipynb #a41c07e3
+class _Shown(_Told):
     "A line of progress where it can be seen"
+    def due(self) -> bool:
+        "Is it time to show the line?"
+        now = time.time()
+        pace = .5 if self.nb or self.tty else min(30., max(3., (now - self.t0)/2))
+        return now - self.last >= (self.every or pace)
+
     def show(self):
         "Draw the line now"
         self.last = time.time()
-        if self.outer is not None:
-            self.outer.part = self.line()
-            self.outer.show()
-            self.outer.part = ''
-        elif self.nb:
-            from IPython.display import display, update_display
-            data = {'text/plain': self.line()}
-            if self.handle is None:
-                self.handle = uuid.uuid4().hex
-                display(data, raw=True, display_id=self.handle)
-            else: update_display(data, raw=True, display_id=self.handle)
-        else:
-            print(('\r\x1b[2K' if self.tty else '') + self.line(), end='' if self.tty else '\n', file=sys.stderr,
-                  flush=True)
+        if self.outer is not None: self._within('show')
+        elif self.nb: self._display({'text/plain': self.line()})
+        elif self.tty: print('\r\x1b[2K' + self.line(), end='', file=sys.stderr, flush=True)
+        else: print(self.line(), file=_stream(), flush=True)
+
+    def _display(self, data):
+        from IPython.display import display, update_display
+        if self.handle is not None: return update_display(data, raw=True, display_id=self.handle)
+        self.handle = uuid.uuid4().hex
+        display(data, raw=True, display_id=self.handle)
 
 # %% ../nbs/00_core.ipynb #08ffea4f
 class progress(_Shown):
@@ -260,15 +308,18 @@ class progress(_Shown):
     def step(self, n:int=1):
         "`n` more are done"
         self.n += n
-        if time.time() - self.last >= self.every: self.show()
+        if time.time() - self.told >= .5: self.tell()
+        if self.due(): self.show()
 
     def close(self):
         "Draw the final line"
         if self.outer is not None: return
+        self.tell()
         self.show()
         if self.tty: print(file=sys.stderr)
 
     def __iter__(self):
+        self.tell()
         try:
             for o in self.it:
                 yield o
@@ -295,6 +346,7 @@ def git_commit() -> str:
 # %% ../nbs/00_core.ipynb #03c15c5e
 def env_record() -> dict:
     "Versions, machine and commit: what to know to repeat a run"
+    import torch
     cuda = torch.cuda.is_available()
     return dict(python=platform.python_version(), system=platform.system(), machine=platform.machine(),
                 cores=os.cpu_count(), threads=torch.get_num_threads(), commit=git_commit(),
@@ -305,6 +357,7 @@ def env_record() -> dict:
 # %% ../nbs/00_core.ipynb #f388837c
 def peak_memory() -> float: # MiB
     "Peak memory of this process: CUDA allocator if a device was used, else resident set"
+    import torch
     if torch.cuda.is_available() and torch.cuda.is_initialized(): return torch.cuda.max_memory_allocated() / 2**20
     try: import resource                                       # not on Windows
     except ImportError: return need('psutil').Process().memory_info().peak_wset / 2**20
@@ -315,6 +368,7 @@ def saved_bytes(f, # () -> tensor: the forward pass
                 model # its parameters and buffers are not counted
                ) -> int:
     "Bytes that autograd keeps for the backward pass of `f`"
+    import torch
     own, kept = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}, {}
     def pack(t):
         s = t.untyped_storage()
@@ -371,10 +425,11 @@ class RunFolder(_Records):
         root, stamp = Path(root or outputs_dir())/name, time.strftime('%Y%m%d-%H%M%S')
         for i in range(1000):
             p = root/f'{stamp}_{text_hash(key, str(i), str(os.getpid()))[:6]}'
-            try:
-                p.mkdir(parents=True)
-                return cls(p)
+            try: p.mkdir(parents=True)
             except FileExistsError: continue
+            if told := os.environ.get('VIDLAB_PROGRESS'):
+                with open(Path(told)/'folders.txt', 'a', encoding='utf-8') as f: f.write(f'{p.absolute()}\n')
+            return cls(p)
         raise FileExistsError(f'{root}: no free name for a run')
 
     def __repr__(self): return f'RunFolder({tilde(self.path)!r})'

@@ -78,7 +78,9 @@ def with_start(cfg:RunConfig) -> RunConfig:
     except FileNotFoundError:
         if name not in list_recipes() or config_from(name).data != RunConfig.data or cfg.data != RunConfig.data: raise
         print(f'{cfg.recipe}: starts from {name}, which runs first')
-        found = run(config_from(name, **{k: getattr(cfg, k) for k in ('data_path', 'workers', 'device')})).path
+        found = run(config_from(name, **{k: getattr(cfg, k) for k in ('data_path', 'workers', 'device')}))
+        if found.status()['state'] == 'stopped': raise KeyboardInterrupt(f'{name} was stopped: {tilde(found.path)}')
+        found = found.path
     return dataclasses.replace(cfg, start=str(found))
 
 # %% ../nbs/50_train.ipynb #7aba3f9c
@@ -185,21 +187,24 @@ def evaluation_config(keys:dict, # parameters of an evaluation page; None: as th
 
 # %% ../nbs/50_train.ipynb #4a34c998
 def _watch(p, folder):
-    "Progress of a child process from its status file"
-    bar = progress(desc='training')
+    "Show what the first process of a run tells, until all have ended"
+    bar, told = progress(desc='training'), folder/'progress.json'
     while p.poll() is None:
-        s = folder.status()
-        bar.n, bar.total, bar.note = s.get('step') or 0, s.get('total_steps'), s['state']
+        s = read_json(told) if told.exists() else dict(what='starting the processes', n=0)
+        bar.desc, bar.n, bar.total = s['what'], s['n'], s.get('total')
+        inner = s.get('part') or {}
+        bar.note = ' · '.join(t for t in (s.get('note'), inner and f'{inner["what"]} {inner["n"]}/{inner["total"]}') if t)
         bar.step(0)
         time.sleep(.5)
-    bar.n = folder.status().get('step') or 0
     bar.close()
 
 def _child(folder, nproc, log):
     "The processes of a run, their output in a file"
     cmd = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={nproc}', '-m', 'vidlab.train', str(folder.path)]
     threads = os.environ.get('OMP_NUM_THREADS') or str(max(1, (os.cpu_count() or 1) // nproc))
-    with open(log, 'ab') as f: return subprocess.Popen(cmd, stdout=f, stderr=subprocess.STDOUT, env={**os.environ, 'OMP_NUM_THREADS': threads})
+    env = {**os.environ, 'OMP_NUM_THREADS': threads, 'VIDLAB_PROGRESS': str(folder.path)}
+    # a session of its own: an interrupt of the kernel's group must not reach the processes twice
+    with open(log, 'ab') as f: return subprocess.Popen(cmd, stdout=f, stderr=subprocess.STDOUT, env=env, start_new_session=True)
 
 # %% ../nbs/50_train.ipynb #8fadd90e
 def launch(cfg:RunConfig, nproc:int, # processes; on one machine
@@ -209,7 +214,7 @@ def launch(cfg:RunConfig, nproc:int, # processes; on one machine
     if nproc < 1: raise ValueError(f'nproc {nproc}: give the number of processes, at least 1')
     folder = start_folder(with_start(cfg), resume)
     folder.status('starting', reason=None)
-    for f in folder.path.glob('error_*.txt'): f.unlink()
+    for f in (*folder.path.glob('error_*.txt'), folder/'progress.json'): f.unlink(missing_ok=True)
     log = folder/'launch.log'
     p = _child(folder, nproc, log)
     try: _watch(p, folder)
