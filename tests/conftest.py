@@ -8,6 +8,7 @@ import pytest
 HERE = Path(__file__).resolve().parent
 for p in (HERE.parent, HERE):          # `vidlab` and `data_tools` from the checkout, `goldens` from here
     if str(p) not in sys.path: sys.path.insert(0, str(p))
+import vidlab                          # noqa: before torch, whose threads it settles
 
 
 def pytest_addoption(parser):

@@ -26,7 +26,6 @@ class Parameter:
 
 def run_pages() -> dict: # name -> path of the notebook
     "The run pages there are"
-    from vidlab import core
     folder = pages_dir()
     return {p.stem: p for p in sorted(folder.glob('*.ipynb'))}
 

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-import json, torch, torch.nn.functional as F
+import json, os, subprocess, sys, torch, torch.nn.functional as F
 from torch import nn
 from fastcore.basics import patch
-from .core import CLIP_MEAN, CLIP_STD, cache_dir, file_hash, unknown
+from .core import CLIP_MEAN, CLIP_STD, cache_dir, file_hash, progress, unknown
 from .ckpt import read_weights, load_into, rename, WeightsError
 from .layers import use_attend
 from open_clip.model import CLIP, CLIPVisionCfg, CLIPTextCfg
@@ -476,13 +476,28 @@ def arch_dims(name:str) -> dict: # arguments of CLIPBackbone
 
 # %% ../nbs/20_clip.ipynb #fb59285b
 def tiny_weights() -> Path:
-    "Where the trained tiny CLIP lies"
+    "Where the trained tiny CLIP lies; it is trained first when it is not there yet"
     p = cache_dir('clip')/'tiny_shapes.safetensors'
-    if not p.exists():
-        raise FileNotFoundError("the trained tiny CLIP is not there yet: `make run` or the page "
-                                "nbs/runs/tiny_clip.ipynb makes it in about a minute; "
+    if not p.exists(): _train_tiny()
+    if not p.exists(): raise FileNotFoundError(f"{p}: the tiny CLIP could not be made (the lines above say why); "
                                                "weights='random' gives an untrained one")
     return p
+
+def _train_tiny():
+    "`python -m vidlab.tinyclip`, its lines of progress shown as ours"
+    cmd = [sys.executable, '-m', 'vidlab.tinyclip']
+    bar = progress(desc='tiny CLIP, made once, about a minute')
+    bar.show()
+    # started where the package lies, which need not be installed
+    env = {**os.environ, 'PYTHONPATH': os.pathsep.join(p or os.getcwd() for p in sys.path)}
+    with subprocess.Popen(cmd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env) as child:
+        said = []
+        for line in child.stderr:
+            said = [*said[-20:], line]
+            bar.note = line.strip()
+            bar.show()
+    bar.close()
+    if child.returncode: print(''.join(said), file=sys.stderr)
 
 # %% ../nbs/20_clip.ipynb #16b8ebe0
 def _named(source, weights, dims, own):

@@ -22,6 +22,7 @@ from .config import (FIELDS, Recipe, RunConfig, changed, check_page, config_from
 from .core import RunFolder, env_record, file_hash, progress, project_root, read_json, seed_everything, tilde, write_json
 from .evaluate import evaluate, save_eval
 from .learner import make_engine
+from .machine import threads_each
 from .registry import lookup
 _all_ = ['FIELDS', 'Recipe', 'RunConfig', 'build_learner', 'build_task', 'changed', 'check_page', 'class_names', 'config_from',
          'eval_loaders', 'evaluate_with', 'flat', 'latest_run', 'list_addons', 'list_recipes', 'load_config', 'load_manifest',
@@ -201,7 +202,7 @@ def _watch(p, folder):
 def _child(folder, nproc, log):
     "The processes of a run, their output in a file"
     cmd = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={nproc}', '-m', 'vidlab.train', str(folder.path)]
-    threads = os.environ.get('OMP_NUM_THREADS') or str(max(1, (os.cpu_count() or 1) // nproc))
+    threads = str(threads_each(nproc))
     env = {**os.environ, 'OMP_NUM_THREADS': threads, 'VIDLAB_PROGRESS': str(folder.path)}
     # a session of its own: an interrupt of the kernel's group must not reach the processes twice
     with open(log, 'ab') as f: return subprocess.Popen(cmd, stdout=f, stderr=subprocess.STDOUT, env=env, start_new_session=True)

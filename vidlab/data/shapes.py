@@ -15,6 +15,7 @@ from itertools import product
 from pathlib import Path
 import numpy as np
 from ..core import atomic_write, cache_dir, progress, rng, text_hash, unknown, write_json
+from ..machine import cores, one_at_a_time
 
 # %% ../../nbs/data/16_shapes.ipynb #4adf8fdf
 PX, FPS = 64, 8                    # picture side; frames per second of clips and narrated videos
@@ -294,5 +295,8 @@ def make_shapes(root=None, # parent folder; default `cache_dir('shapes')`
     settings, folder = shapes_settings(seed, sizes), shapes_folder(root, seed, sizes)
     folder.mkdir(parents=True, exist_ok=True)
     for k in kinds:
-        if not (folder/k/'stamp.json').exists(): _make_kind(k, folder, settings, workers or os.cpu_count())
+        if (folder/k/'stamp.json').exists(): continue
+        with one_at_a_time(folder.with_name(f'{folder.name}-{k}'), f'{k} of the embedded data set') as alone:
+            for old in folder.glob(f'.{k}-*') if alone else (): shutil.rmtree(old, ignore_errors=True)   # of one that was killed
+            if not (folder/k/'stamp.json').exists(): _make_kind(k, folder, settings, workers or cores())
     return folder
