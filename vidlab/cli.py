@@ -116,12 +116,13 @@ class Page(threading.Thread):
         spec = self.told/'kernels'/'python3'
         spec.mkdir(parents=True)
         argv = [sys.executable, '-m', 'ipykernel_launcher', '--log-level=40', '-f', '{connection_file}']
-        (spec/'kernel.json').write_text(json.dumps(dict(argv=argv, display_name='python3', language='python')))
-        os.environ['JUPYTER_PATH'] = os.pathsep.join([str(self.told), *filter(None, [os.environ.get('JUPYTER_PATH')])])
-        os.environ |= dict(VIDLAB_PROGRESS=str(self.told), PYTHONUNBUFFERED='1')
-        os.environ.pop('JPY_SESSION_NAME', None)       # nobody watches this kernel's displays
+        # nobody watches this kernel's displays, so it belongs to no session
+        env = dict(VIDLAB_PROGRESS=str(self.told), PYTHONUNBUFFERED='1', JPY_SESSION_NAME='')
+        (spec/'kernel.json').write_text(json.dumps(dict(argv=argv, display_name='python3', language='python', env=env)))
 
     def run(self):
+        before = os.environ.get('JUPYTER_PATH')
+        os.environ['JUPYTER_PATH'] = os.pathsep.join(filter(None, [str(self.told), before]))   # where its kernel is found
         try:
             import logging, papermill
             logging.getLogger('papermill').setLevel(logging.CRITICAL)
@@ -129,6 +130,7 @@ class Page(threading.Thread):
             papermill.execute_notebook(str(self.path), str(self.out), self.values, kernel_name='python3',
                                        progress_bar=False)
         except BaseException as e: self.error = e
+        finally: os.environ.pop('JUPYTER_PATH') if before is None else os.environ.update(JUPYTER_PATH=before)
 
 # %% ../nbs/56_cli.ipynb #71b413fe
 from fastcore.basics import patch

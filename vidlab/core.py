@@ -208,7 +208,7 @@ def _in_notebook():
     ip = sys.modules.get('IPython')
     sh = ip and ip.get_ipython()
     if sh is None or not hasattr(sh, 'kernel'): return False
-    return 'JPY_SESSION_NAME' in os.environ or '__vsc_ipynb_file__' in sh.user_ns
+    return bool(os.environ.get('JPY_SESSION_NAME')) or '__vsc_ipynb_file__' in sh.user_ns
 
 def _stream():
     "Where lines go: a kernel's errors are shown as warnings, so there the output"
@@ -428,7 +428,7 @@ class RunFolder(_Records):
             try: p.mkdir(parents=True)
             except FileExistsError: continue
             if told := os.environ.get('VIDLAB_PROGRESS'):
-                with open(Path(told)/'folders.txt', 'a', encoding='utf-8') as f: f.write(f'{p.absolute()}\n')
+                with contextlib.suppress(OSError), open(Path(told)/'folders.txt', 'a', encoding='utf-8') as f: f.write(f'{p.absolute()}\n')
             return cls(p)
         raise FileExistsError(f'{root}: no free name for a run')
 
