@@ -1,10 +1,10 @@
 """Find the files of a video collection that cannot be read, or not as they claim: every file is indexed (with --deep:
 decoded) in a child process with a time limit. Verdicts are cached by path, size and date, so a second call, or one
 after an interruption, only looks at what is new."""
-import argparse, csv, inspect, json, os, sys
+import csv, json, os, sys
 from pathlib import Path
 if not __package__: sys.path.insert(0, str(Path(__file__).resolve().parents[1]))   # run as a script from a checkout
-from fastcore.script import Param, anno_parser, store_true
+from data_tools.arguments import Param, parser_of
 from vidlab.data.files import PICTURES
 from vidlab.data.decode import audit
 
@@ -73,12 +73,12 @@ def write_report(file, rows):
 def check_videos(
     source: Param('folder, manifest (csv, tsv, jsonl, parquet), list of paths (txt), or one video', str),
     deep: Param('decode every frame, not only the packets (finds damage inside pictures; 10-50 times slower)',
-                store_true) = False,
+                bool) = False,
     workers: Param('child processes (default: all cores)', int) = None,
     timeout: Param('seconds without a sign of life after which a file counts as bad', float) = 20.,
     report: Param('write one row a file to this .csv or .jsonl', str) = None,
     root: Param("folder that a manifest's or list's paths are relative to (default: its own folder)", str) = None,
-    fresh: Param('do not use cached verdicts', store_true) = False,
+    fresh: Param('do not use cached verdicts', bool) = False,
 ) -> list:  # rows of `vidlab.data.decode.audit`
     "Check the videos of a folder, manifest or list"
     from vidlab.core import progress
@@ -104,11 +104,7 @@ def check_videos(
 
 def main(args=None) -> int:
     "Command line; returns the exit code"
-    p = anno_parser(check_videos, prog='check_videos.py')
-    p.description, p.epilog = inspect.cleandoc(__doc__), EPILOG
-    p.formatter_class = argparse.RawDescriptionHelpFormatter
-    a = vars(p.parse_args(args))
-    for k in ('pdb', 'xtra'): a.pop(k, None)
+    a = vars(parser_of(check_videos, __doc__, EPILOG).parse_args(args))
     try: rows = check_videos(**a)
     except ValueError as e: print(f'check_videos: {e}', file=sys.stderr); return 2
     worst = [r for r in rows if r['verdict'] != 'ok']

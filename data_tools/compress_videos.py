@@ -3,11 +3,11 @@ CLIP4Clip recommends. Folders and names are kept, audio is dropped, frames are t
 upright, and portrait clips stay portrait. A copy appears only when it is complete and has been read back, so an
 interrupted run goes on where it stopped. A file that cannot be read is reported, never copied.
 Numbers measured on compressed videos differ a little from those on the originals: say which ones you used."""
-import argparse, csv, inspect, os, sys
+import csv, os, sys
 from pathlib import Path
 if not __package__: sys.path.insert(0, str(Path(__file__).resolve().parents[1]))   # run as a script from a checkout
 import numpy as np
-from fastcore.script import Param, anno_parser, store_true
+from data_tools.arguments import Param, parser_of
 
 HOLDS_H264 = '.mp4 .m4v .mov .mkv .avi .flv .f4v .ts .m2ts .mts .3gp .3g2'.split()   # other outputs are written as .mp4
 COLUMNS = ('source', 'output', 'status', 'reason', 'frames', 'seconds', 'width', 'height', 'bytes_in', 'bytes_out')
@@ -148,7 +148,7 @@ def compress_videos(
     timeout: Param('seconds without a sign of life after which a file fails', float) = 60.,
     root: Param("folder that a manifest's paths are relative to, its layout is kept (default: its own)", str) = None,
     report: Param('csv with one row a file (default: compress_report.csv in the output folder)', str) = None,
-    redo: Param('make copies that are already there again', store_true) = False,
+    redo: Param('make copies that are already there again', bool) = False,
 ) -> list:  # rows of the report
     "Make the small copies"
     from concurrent.futures import ThreadPoolExecutor
@@ -201,10 +201,7 @@ def compress_videos(
 
 def main(args=None) -> int:
     "Command line; returns the exit code"
-    p = anno_parser(compress_videos, prog='compress_videos.py')
-    p.description, p.epilog, p.formatter_class = inspect.cleandoc(__doc__), EPILOG, argparse.RawDescriptionHelpFormatter
-    a = vars(p.parse_args(args))
-    for k in ('pdb', 'xtra'): a.pop(k, None)
+    a = vars(parser_of(compress_videos, __doc__, EPILOG).parse_args(args))
     try: rows = compress_videos(**a)
     except ValueError as e: print(f'compress_videos: {e}', file=sys.stderr); return 2
     for r in [r for r in rows if r['status'] == 'failed'][-200:]: print(f'failed  {r["source"]!r}: {r["reason"]}')

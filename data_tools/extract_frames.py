@@ -3,11 +3,11 @@ and end only that range). Pictures are upright, in the order they are shown, num
 keeps their frame rate and times, so that samplers choose the same frames as from the video. manifest.csv in the same
 place is the manifest with paths to the folders: train from it as from any other. A folder appears only when it is
 complete, so an interrupted run goes on where it stopped. A file that cannot be read is reported and left out."""
-import argparse, csv, inspect, os, shutil, sys
+import csv, os, shutil, sys
 from pathlib import Path
 if not __package__: sys.path.insert(0, str(Path(__file__).resolve().parents[1]))   # run as a script from a checkout
 import numpy as np
-from fastcore.script import Param, anno_parser, store_true
+from data_tools.arguments import Param, parser_of
 
 COLUMNS = ('source', 'start', 'end', 'output', 'status', 'reason', 'frames', 'fps', 'width', 'height', 'bytes')
 
@@ -197,14 +197,14 @@ def extract_frames(
     short: Param('pixels of the short side; smaller videos stay as they are (default 0: as stored)', int) = 0,
     quality: Param('of JPEG, 1 to 100', int) = 90,
     template: Param('names of the pictures, counted from 1', str) = 'img_{:05d}.jpg',
-    whole: Param('do not cut clips out: a folder a video, start and end stay in the manifest', store_true) = False,
-    lists: Param('also write lists "folder frames label", one a split', store_true) = False,
+    whole: Param('do not cut clips out: a folder a video, start and end stay in the manifest', bool) = False,
+    lists: Param('also write lists "folder frames label", one a split', bool) = False,
     root: Param("folder that a manifest's paths are relative to (default: its own)", str) = None,
     name: Param('name of the manifest in the output folder', str) = 'manifest.csv',
     workers: Param('processes (default: all cores)', int) = None,
     timeout: Param('seconds without a sign of life after which a file fails', float) = 60.,
     report: Param('csv with one row a clip (default: frames_report.csv in the output folder)', str) = None,
-    redo: Param('make folders that are already there again', store_true) = False,
+    redo: Param('make folders that are already there again', bool) = False,
 ) -> list:  # rows of the report
     "Write the folders of pictures"
     from concurrent.futures import ThreadPoolExecutor
@@ -262,9 +262,7 @@ def extract_frames(
 
 def main(args=None) -> int:
     "Command line; returns the exit code"
-    p = anno_parser(extract_frames, prog='extract_frames.py')
-    p.description, p.epilog, p.formatter_class = inspect.cleandoc(__doc__), EPILOG, argparse.RawDescriptionHelpFormatter
-    a = {k: v for k, v in vars(p.parse_args(args)).items() if k not in ('pdb', 'xtra')}
+    a = vars(parser_of(extract_frames, __doc__, EPILOG).parse_args(args))
     try: rows = extract_frames(**a)
     except (ValueError, FileNotFoundError) as e: print(f'extract_frames: {e}', file=sys.stderr); return 2
     for r in [r for r in rows if r['status'] == 'failed'][-200:]: print(f'failed  {r["source"]!r}: {r["reason"]}')

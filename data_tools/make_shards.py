@@ -3,11 +3,11 @@ A sample holds the file as it is, its captions as key.txt and everything the man
 00000.tar lie 00000.parquet (a row a sample) and 00000_stats.json. manifest.parquet in the same folder is the manifest
 with paths into the shards: train from it as from any other. Which sample goes where is decided beforehand, so an
 interrupted run goes on where it stopped, and a second run writes only the shards whose sources have changed."""
-import argparse, csv, inspect, json, os, sys
+import csv, json, os, sys
 from pathlib import Path
 if not __package__: sys.path.insert(0, str(Path(__file__).resolve().parents[1]))   # run as a script from a checkout
 import numpy as np
-from fastcore.script import Param, anno_parser, store_true
+from data_tools.arguments import Param, parser_of
 
 COLUMNS = ('source', 'shard', 'key', 'status', 'reason', 'bytes')
 
@@ -118,7 +118,7 @@ def make_shards(
     samples: Param('most samples of a shard; 0: as many as --megabytes allows', int) = 1000,
     megabytes: Param('most megabytes of a shard; 0: any number', int) = 2000,
     split: Param('only this split', str) = None,
-    in_order: Param('keep the order of the manifest instead of mixing it once for all', store_true) = False,
+    in_order: Param('keep the order of the manifest instead of mixing it once for all', bool) = False,
     seed: Param('of the mixing', int) = 0,
     workers: Param('shards written at a time', int) = 1,
     report: Param('csv with one row a file (default: shards_report.csv in the output folder)', str) = None,
@@ -188,9 +188,7 @@ def finish(m, out, todo, done, names):
 
 def main(args=None) -> int:
     "Command line; returns the exit code"
-    p = anno_parser(make_shards, prog='make_shards.py')
-    p.description, p.epilog, p.formatter_class = inspect.cleandoc(__doc__), EPILOG, argparse.RawDescriptionHelpFormatter
-    a = {k: v for k, v in vars(p.parse_args(args)).items() if k not in ('pdb', 'xtra')}
+    a = vars(parser_of(make_shards, __doc__, EPILOG).parse_args(args))
     try: rows = make_shards(**a)
     except (ValueError, FileNotFoundError) as e: print(f'make_shards: {e}', file=sys.stderr); return 2
     for r in [r for r in rows if r['status'] == 'failed'][-200:]: print(f'failed  {r["source"]!r}: {r["reason"]}')
