@@ -85,9 +85,8 @@ def test_refuses(clip, tmp_path):
     with pytest.raises(TypeError): CLIPBackbone(**DIMS, colour='red')
 
 
-def test_tiny_weights_missing(monkeypatch, tmp_path):
+def test_tiny_without_its_weights(monkeypatch, tmp_path):
     monkeypatch.setenv('VIDLAB_CACHE', str(tmp_path))
-    with pytest.raises(FileNotFoundError, match='make run'): create_clip('tiny')
     assert create_clip('tiny', 'random').card.image_size == 64
 
 

@@ -105,7 +105,7 @@ addons:
     ('common', 'comon', "toy.yaml: unknown word 'comon'; did you mean 'common'?"), ('to: {model: clip4clip}, ', '', 'toy.yaml, add-on toy_add: `to` is missing'), ('epochs: 9', 'epochs: 9, epochs: 8', "'epochs' stands twice")])
 def test_what_is_wrong_with_a_table(old, new, message, tmp_path, monkeypatch):
     "File, row and nearest word; a table is read anew when its file has changed"
-    (folder := tmp_path/'nbs'/'runs'/'recipes').mkdir(parents=True); (tmp_path/'settings.ini').touch(); monkeypatch.chdir(tmp_path)
+    folder = tmp_path; monkeypatch.setattr('vidlab.config.recipes_dir', lambda: folder)
     (folder/'toy.yaml').write_text(TOY)
     assert read_recipe('toy_seq+toy_add') == dict(model='clip4clip', head='seqTransf', epochs=9, patch='3d')
     assert old in TOY
@@ -113,7 +113,7 @@ def test_what_is_wrong_with_a_table(old, new, message, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=re.escape(message)): config_from('toy_seq')
 
 def test_one_name_in_two_tables(tmp_path, monkeypatch):
-    (folder := tmp_path/'nbs'/'runs'/'recipes').mkdir(parents=True); (tmp_path/'settings.ini').touch(); monkeypatch.chdir(tmp_path)
+    folder = tmp_path; monkeypatch.setattr('vidlab.config.recipes_dir', lambda: folder)
     for n in ('one', 'two'): (folder/f'{n}.yaml').write_text(TOY)
     with pytest.raises(ValueError, match="'toy_seq' stands in one.yaml and in two.yaml"): list_recipes()
 
