@@ -9,6 +9,7 @@ __all__ = ['for_evaluation', 'load_manifest', 'class_names', 'sampler_of', 'make
 
 # %% ../nbs/48_build.ipynb #0f01884a
 import dataclasses, inspect, math
+from functools import lru_cache
 from pathlib import Path
 from .callbacks import CALLBACKS, Log, Progress
 from .ckpt import find_checkpoint
@@ -20,7 +21,7 @@ from .data.clips import Clips, Loader, Mixed
 from .data.manifest import Manifest
 from .data.sample import RULES, make_sampler
 from .data.shards import shard_of, window_order
-from .data.tables import read_class_names
+from .data.tables import read_class_names, some
 from .evaluate import evaluate
 from .learner import Learner
 from .optim import BERT_SCHEDULES, SCHEDULES, held, make_optimizer, param_groups, schedule_factor
@@ -48,11 +49,33 @@ def _places(cfg, takes, split) -> dict: # path, root, classes: those that the da
         out[w] = texts[w] if takes[w].type is str else _existing(texts[w], said[w], cfg)  # a pattern or an address is no path
     return out
 
+# %% ../nbs/48_build.ipynb #5d0e1c02
+@lru_cache(maxsize=256)
+def _say(line): print(line)                                                     # each once, though a run reads its rows several times
+
+def _tell(m, cfg):
+    "What was dealt out, guessed or left out on the way to the rows"
+    r = m.report
+    if 'shared_out' in r:
+        shares = ', '.join(f'{k}={cfg.options[k]}' for k in ('val_share', 'test_share', 'split_seed') if k in cfg.options)
+        _say(f'no split is given, so the {sum(r["shared_out"].values())} videos are dealt out: '
+             + ', '.join(f'{k} {n}' for k,n in r['shared_out'].items()) + f' ({shares})')
+    if r.get('classes_not_in_every_part'): _say(f'classes with too few videos for every part: {some(r["classes_not_in_every_part"])}')
+    if 'encoding' in r: _say(f'{cfg.data_path} is not UTF-8 and was read as {r["encoding"]}; `encoding` says otherwise')
+    for k,what in (('missing', 'are not there'), ('unreadable', 'cannot be read')):
+        gone = r.get(k) or ()
+        if gone: _say('\n'.join([f'{len(gone)} videos {what} and are left out:', *(f'  {o}' + (f': {gone[o]}' if isinstance(gone, dict) else '') for o in list(gone)[:20]),
+                                 *([f'  and {len(gone) - 20} more'] if len(gone) > 20 else [])]))
+
+# %% ../nbs/48_build.ipynb #5d0e1c03
 def _rows(cfg, split) -> Manifest:
     "The rows of a split as the data set of a config has them"
     takes = options('data', cfg.data)
     given = dict(split=split, missing=cfg.missing, captions=cfg.captions)
-    m = create('data', cfg.data, **_places(cfg, takes, split), **{k: v for k,v in given.items() if k in takes}, **options_of(cfg, 'data'))
+    opts = options_of(cfg, 'data')
+    if '{split}' in cfg.data_path and 'whole' in takes: opts['whole'] = True        # a file or folder for each split is that split
+    m = create('data', cfg.data, **_places(cfg, takes, split), **{k: v for k,v in given.items() if k in takes}, **opts)
+    _tell(m, cfg)
     return m if 'split' in takes or '{split}' in cfg.data_path else m.split(split)
 
 # %% ../nbs/48_build.ipynb #22ded31b
