@@ -95,6 +95,7 @@ def protocol(cfg:RunConfig, task, loaders:dict, split:str, weights:dict) -> dict
     "What a number was measured on and how"
     cfg, ds = for_evaluation(cfg), (loaders.get('video') or next(iter(loaders.values()))).ds
     own = _counted(cfg, loaders, ds) | task.protocol()
+    own |= {k: ds.manifest.report[k] for k in ('shared_out', 'unreadable') if ds.manifest.report.get(k)}
     if ds.narration: own |= dict(pieces=cfg.pieces, shuffle_pieces=cfg.shuffle_pieces, min_chars=cfg.min_chars)
     if cfg.cut_windows: own |= dict(windows=[cfg.cut_windows, cfg.window_stride, 'first' if cfg.first_window else 'all'])
     readers = {k: v for k,v in env_record()['packages'].items() if k in ('decord', 'av', 'torchcodec')}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ...core import tilde, unknown
 from ..files import PICTURES, VIDEO
-from ..manifest import Manifest, walk_files
+from ..manifest import Manifest, part_of_own, walk_files
 from ..tables import class_list, given, lines_of, some
 from ...registry import register_data
 
@@ -41,7 +41,7 @@ def _beside_texts(root, clips, frames):
         rows += [(p, t) for t in texts]
         if not texts: bare.append(p)
     if bare:
-        raise ValueError(f"{root}: {len(bare)} videos have no caption file beside them: {some(bare)}; captions=None "
+        raise ValueError(f"{root}: {len(bare)} videos have no caption file beside them: {some(bare)}; sidecar='none' "
                          f"reads the folder without captions")
     return rows
 
@@ -61,25 +61,37 @@ def from_folder(root, # searched through all its folders
     return Manifest.build(cols, root, str(root), missing='keep')
 
 # %% ../../../nbs/data/sets/60_folders.ipynb #92985b87
+SPLITS = ('train', 'training', 'val', 'valid', 'validation', 'test', 'testing')
+
+def _no_part(root, part): # error for a folder that has split folders, but not this one
+    return FileNotFoundError(f"data 'folder': no sub-folder {part!r} in {tilde(root)}; videos of a split lie below it, "
+                             "each with its captions in a text file beside it, one per line, or there are no folders of splits at all. "
+                             "For other layouts make a manifest with data_tools/make_manifest.py and use data 'manifest'")
+
+def _has_texts(root, frames): # whether a text file lies beside any clip
+    return any(Path(root, (p if frames else os.path.splitext(p)[0]) + '.txt').is_file() for p in _clips_below(root, frames))
+
 @register_data
 def folder(root, # folder of the videos, searched through all its folders
-           split:str=None, # sub-folder to read; with `whole` the name for all rows
-           whole:bool=False, # all that lies below the folder belongs to one split; False: the split is a sub-folder of its name
-           sidecar:str='auto', # captions: 'txt', a file beside each video, one per line | 'none' | 'auto': txt for a sub-folder, none for the whole
-           frames:bool=False # every folder that holds images is a clip, instead of every video file
+           split:str=None, # sub-folder to read, or the part that is dealt out where there are none; with `whole` the name for all rows
+           whole:bool=False, # all that lies below the folder belongs to one split
+           sidecar:str='auto', # captions: 'txt', a file beside each video, one per line | 'none' | 'auto': txt for a sub-folder and where there is one, none for the whole
+           frames:bool=False, # every folder that holds images is a clip, instead of every video file
+           unreadable:str='keep', # files that cannot be read: 'keep', then training skips them and evaluation does as on_bad says | 'drop': looked for at first, listed, left out
+           val_share:float=.1, # of the videos (of each class), where nothing says which split they are of
+           test_share:float=.1, # the same for the test
+           split_seed:int=0 # another one deals the videos out otherwise
           ) -> Manifest:
     "Every video below a folder, with captions in text files beside them or without"
     part = None if whole else split
-    if part and not Path(root, part).is_dir():
-        raise FileNotFoundError(f"data 'folder': no sub-folder {part!r} in {tilde(root)}; videos of a split lie below it, "
-                                "each with its captions in a text file beside it, one per line. "
-                                "For other layouts make a manifest with data_tools/make_manifest.py and use data 'manifest'")
-    said = ('txt' if part else None) if sidecar == 'auto' else given(sidecar)
-    return from_folder(Path(root, part or ''), said, split, frames)
+    here = part and Path(root, part).is_dir()
+    if part and not here and any(d.is_dir() and d.name.lower() in SPLITS for d in os.scandir(root)): raise _no_part(root, part)
+    below = Path(root, part) if here else Path(root)
+    auto = 'txt' if here or part and _has_texts(root, frames) else None
+    m = from_folder(below, auto if sidecar == 'auto' else given(sidecar), split if here or whole else None, frames)
+    return part_of_own(m, part, unreadable, val_share, test_share, split_seed, root)
 
 # %% ../../../nbs/data/sets/60_folders.ipynb #c78c1d99
-SPLITS = ('train', 'training', 'val', 'valid', 'validation', 'test', 'testing')
-
 def _class_rows(root, paths, deep, split):
     "Path, class and split of every clip; `deep`: top folders are splits"
     for p in paths:
@@ -110,8 +122,12 @@ def class_folders(root, # folder of the class folders: class/video or split/clas
                   split:str=None, # rows to take; with `whole` the name for all rows where no folder names it
                   whole:bool=False, # all splits
                   classes=None, # class names in order, or the file that holds them; None: all folder names, sorted
-                  frames:bool=False # clips are folders of images: class/clip/0001.jpg
+                  frames:bool=False, # clips are folders of images: class/clip/0001.jpg
+                  unreadable:str='keep', # files that cannot be read: 'keep', then training skips them and evaluation does as on_bad says | 'drop': looked for at first, listed, left out
+                  val_share:float=.1, # of the videos (of each class), where nothing says which split they are of
+                  test_share:float=.1, # the same for the test
+                  split_seed:int=0 # another one deals the videos out otherwise
                  ) -> Manifest:
     "A folder per class, below folders per split or without them"
     m = from_class_folders(root, class_list(classes), split if whole else None, frames)
-    return m.split(split) if split and not whole else m
+    return part_of_own(m, None if whole else split, unreadable, val_share, test_share, split_seed, root)

@@ -6,10 +6,11 @@
 __all__ = ['manifest']
 
 # %% ../../../nbs/data/sets/80_table.ipynb #8664dc67
+from pathlib import Path
 import numpy as np
 import pyarrow.compute as pc
-from ..manifest import Manifest
-from ..tables import class_list, separator
+from ..manifest import Manifest, part_of_own
+from ..tables import class_list, guess_encoding, separator
 from ...registry import register_data
 
 # %% ../../../nbs/data/sets/80_table.ipynb #6621c960
@@ -26,17 +27,27 @@ def _with_names(m, names, source):
 # %% ../../../nbs/data/sets/80_table.ipynb #800893f4
 @register_data
 def manifest(path, # the table itself (.csv, .tsv, .jsonl or .parquet)
+             split:str=None, # rows to take
+             whole:bool=False, # all rows, whatever their split
              root=None, # folder the paths are relative to; None: the folder of the table
              columns:dict=None, # columns to rename, name in the file=name, e.g. video=path caption=text
-             sep:str='', # separator of a text table, e.g. ';' or tab; '' from the name of the file
-             encoding:str='utf-8', # of a text table, e.g. latin-1
+             sep:str='', # separator of a text table, e.g. ';' or tab; '' from the name of the file and its first line
+             encoding:str='auto', # of a text table: 'auto', UTF-8 or else what spreadsheets write | utf-8, latin-1 ...
              duplicates:str='keep', # equal rows: 'keep', 'drop' or 'error'
              label:str='auto', # kind of label: 'auto' | 'class' | 'several' | 'float' | 'name'
              classes=None, # class names in order, or the file that holds them
              missing:str='error', # 'error', 'drop' or 'keep'
-             missing_limit:float=.5 # most that may be dropped
+             missing_limit:float=.5, # most that may be dropped
+             unreadable:str='keep', # files that cannot be read: 'keep', then training skips them and evaluation does as on_bad says | 'drop': looked for at first, listed, left out
+             val_share:float=.1, # of the videos (of each class), where nothing says which split they are of
+             test_share:float=.1, # the same for the test
+             split_seed:int=0 # another one deals the videos out otherwise
             ) -> Manifest:
     "A table of your own, or a manifest: one row per clip and caption"
     names = class_list(classes)
-    m = Manifest.read(path, root, columns, separator(sep), encoding, missing, missing_limit, duplicates, label, names)
-    return _with_names(m, names, path) if names else m
+    text = Path(path).suffix.lower() != '.parquet' and Path(path).is_file()
+    code = (guess_encoding(path) if text else 'utf-8') if encoding == 'auto' else encoding
+    m = Manifest.read(path, root, columns, separator(sep), code, missing, missing_limit, duplicates, label, names)
+    if encoding == 'auto' and code != 'utf-8': m.report['encoding'] = code
+    m = _with_names(m, names, path) if names else m
+    return part_of_own(m, None if whole else split, unreadable, val_share, test_share, split_seed, path)
