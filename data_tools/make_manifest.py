@@ -163,12 +163,12 @@ def tell(m, out, report, new):
         print(f'the videos do not lie below the manifest: read it with root={tilde(m.root)!r}')
 
 
-def main(format: str,  # of `formats`
-         out: str = 'manifest.csv',  # manifest to write
-         root: str = None,  # folder of the videos
-         annots: str = None,  # file or folder of the annotations
-         **given  # options of the data set
-         ):
+def make_manifest(format: str,  # of `formats`
+                  out: str = 'manifest.csv',  # manifest to write
+                  root: str = None,  # folder of the videos
+                  annots: str = None,  # file or folder of the annotations
+                  **given  # options of the data set
+                  ):
     "Annotation files, a table or a folder -> one manifest and a report beside it."
     if Path(out).suffix.lower() not in FORMATS: raise unknown('ending of --out', Path(out).suffix, FORMATS)
     files, here = files_of(format, root, annots), {k: v for k, v in HERE.items() if k in takes(format)}
@@ -198,14 +198,15 @@ def overview() -> str:
                       '--root: folder of the videos, --annots: of the annotation files if elsewhere, or the file', '', PLACE])
 
 
-def cli(argv=None):
-    "Command line: errors become one line and exit status 1"
-    argv = sys.argv[1:] if argv is None else list(argv)
-    if not argv or argv[0] in ('-h', '--help'): return print(overview())
+def main(args=None) -> int:
+    "Command line; returns the exit code"
+    args = sys.argv[1:] if args is None else list(args)
+    if not args or args[0] in ('-h', '--help'): return print(overview()) or 0
     try:
-        if argv[0] not in formats(): raise unknown('format', argv[0], formats())
-        main(argv[0], **parse(argv[0], argv[1:]))
-    except (ValueError, OSError) as e: raise SystemExit(f'make_manifest: {e}')
+        if args[0] not in formats(): raise unknown('format', args[0], formats())
+        make_manifest(args[0], **parse(args[0], args[1:]))
+    except (ValueError, OSError) as e: print(f'make_manifest: {e}', file=sys.stderr); return 1
+    return 0
 
 
-if __name__ == '__main__': cli()
+if __name__ == '__main__': sys.exit(main())

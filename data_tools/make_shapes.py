@@ -5,11 +5,11 @@ from time import time
 if not __package__: sys.path.insert(0, str(Path(__file__).resolve().parents[1]))   # run as a script from a checkout
 from data_tools.arguments import Param, parser_of
 
-EPILOG = """example:
+EPILOG = """Example:
   make_shapes.py --root shapes --kinds stills clips --sizes clips.train=216
 
 A second call finds what is there and returns at once.
-exit code: 0 all there; 2 wrong arguments or no room"""
+exit code: 0 all there; 1 wrong arguments or no room"""
 
 
 def parse_sizes(words: list  # e.g. ['clips.train=216', 'clips.test=108']
@@ -50,7 +50,7 @@ def make_shapes(
 def main(args=None) -> int:
     "Command line; returns the exit code"
     try: make_shapes(**vars(parser_of(make_shapes, __doc__, EPILOG).parse_args(args)))
-    except (ValueError, OSError) as e: print(f'make_shapes: {e}', file=sys.stderr); return 2
+    except (ValueError, OSError) as e: print(f'make_shapes: {e}', file=sys.stderr); return 1
     return 0
 
 

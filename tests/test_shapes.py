@@ -192,6 +192,6 @@ def test_command_line(tmp_path, how):
     assert r.returncode == 0 and '1 made' in r.stdout, r.stderr
     if how[0] == '-m':
         assert '0 made, 1 there' in cli(*args).stdout
-        assert 'example' in cli('--help').stdout
+        assert 'Example' in cli('--help').stdout
         bad = cli('--sizes', 'clips=3')
-        assert bad.returncode == 2 and 'kind.split=number' in bad.stderr and 'Traceback' not in bad.stderr
+        assert bad.returncode == 1 and 'kind.split=number' in bad.stderr and 'Traceback' not in bad.stderr

@@ -394,7 +394,7 @@ def run_tool(name:str, argv:list) -> int:
     root = str(Path(__file__).parents[1]) if '__file__' in globals() else str(project_root())
     if root not in sys.path: sys.path.insert(0, root)
     tool = importlib.import_module(f'data_tools.{name}')
-    try: return getattr(tool, 'cli', tool.main)(argv) or 0
+    try: return tool.main(argv)
     except SystemExit as e:
         if isinstance(e.code, str): print(e.code, file=sys.stderr)
         return e.code if isinstance(e.code, int) else int(e.code is not None)
