@@ -14,7 +14,7 @@ from .callbacks import CALLBACKS, Log, Progress
 from .ckpt import find_checkpoint
 from .config import RunConfig, further_set, options_of
 from .contract import Card
-from .core import RunFolder, outputs_dir, project_root, read_json, tilde, unknown
+from .core import RunFolder, outputs_dir, project_root, read_json, say, tilde, unknown
 from .data.asr import Narration
 from .data.clips import Clips, Loader, Mixed
 from .data.manifest import Manifest
@@ -57,7 +57,7 @@ def _gone(what, names): # lines on files that are left out; names, or name -> wh
 def tell(m:Manifest, # of `load_manifest`
          cfg:RunConfig
         ):
-    "Print what was dealt out, guessed or left out on the way to the rows"
+    "Say what was dealt out, guessed or left out on the way to the rows"
     r, lines = m.report, []
     if 'shared_out' in r:
         shares = ', '.join(f'{k}={cfg.options[k]}' for k in ('val_share', 'test_share', 'split_seed') if k in cfg.options)
@@ -68,7 +68,7 @@ def tell(m:Manifest, # of `load_manifest`
     if 'encoding' in r: lines += [f'{cfg.data_path} is not UTF-8 and was read as {r["encoding"]}; `encoding` says otherwise']
     for k,what in (('missing', 'are not there'), ('unreadable', 'cannot be read')):
         if r.get(k): lines += _gone(what, r[k])
-    if lines: print('\n'.join(lines))
+    if lines: say('\n'.join(lines))
 
 # %% ../nbs/48_build.ipynb #5d0e1c03
 def _rows(cfg, split) -> Manifest:

@@ -112,10 +112,13 @@ class Page(threading.Thread):
                 ):
         super().__init__(daemon=True)
         self.path, self.out, self.values, self.error = path, out, values, None
-        self.asked, self.told = 0, Path(tempfile.mkdtemp(prefix='vidlab-'))
+        self.asked, self.read, self.told = 0, 0, Path(tempfile.mkdtemp(prefix='vidlab-'))
         spec = self.told/'kernels'/'python3'
         spec.mkdir(parents=True)
-        argv = [sys.executable, '-m', 'ipykernel_launcher', '--log-level=40', '-f', '{connection_file}']
+        # tables as wide as this terminal, not as pandas' 80 columns
+        wide = f"import pandas; pandas.set_option('display.width', {shutil.get_terminal_size((120, 24)).columns})"
+        argv = [sys.executable, '-m', 'ipykernel_launcher', '--log-level=40', f'--IPKernelApp.exec_lines={wide}',
+                '-f', '{connection_file}']
         # nobody watches this kernel's displays, so it belongs to no session
         env = dict(VIDLAB_PROGRESS=str(self.told), PYTHONUNBUFFERED='1', JPY_SESSION_NAME='')
         (spec/'kernel.json').write_text(json.dumps(dict(argv=argv, display_name='python3', language='python', env=env)))
@@ -170,6 +173,14 @@ def now(self:Page) -> dict:
     return dict(idle, what='loading and drawing') if f['n'] == f['total'] and time.time() - f['time'] > 1.5 else f
 
 @patch
+def heard(self:Page) -> str:
+    "What the page has said since this was last asked, see `core.say`"
+    p = self.told/'said.txt'
+    new = p.read_text(encoding='utf-8')[self.read:] if p.exists() else ''
+    self.read += len(new)
+    return new.rstrip('\n')
+
+@patch
 def folders(self:Page) -> list: # paths
     "The folders that the page has made, the first one first"
     p = self.told/'folders.txt'
@@ -204,14 +215,18 @@ def watch(page:Page, console # of rich
          ):
     "Show where the page stands until it ends"
     t0, last, shown = time.time(), 0., ''
+    def say_heard():
+        if new := page.heard(): console.print(new, markup=False, highlight=False, soft_wrap=True)
     if console.is_terminal:
         from rich.live import Live
         with Live(console=console, transient=True, auto_refresh=False) as live:
             while page.is_alive():
+                say_heard()
                 live.update(_drawn(page.now(), t0, page.asked), refresh=True)
                 page.join(.25)
-        return
+        return say_heard()
     while page.is_alive():
+        say_heard()
         f = page.now()
         text = ' · '.join(t for t in said_now(f, page.asked) if t)
         now = time.time() - t0
@@ -219,6 +234,7 @@ def watch(page:Page, console # of rich
             print(f'[{_clock(now)}] {text}', file=console.file, flush=True)
             last, shown = now, text
         page.join(.25)
+    say_heard()
 
 # %% ../nbs/56_cli.ipynb #bb64c13c
 def error_of(nb:dict): # (number beside the cell, type, message), or None

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CLIP_MEAN', 'CLIP_STD', 'IMAGENET_MEAN', 'IMAGENET_STD', 'PACKAGES', 'unknown', 'need', 'from_hub', 'rng',
            'seed_everything', 'project_root', 'pages_dir', 'cache_dir', 'outputs_dir', 'tilde', 'atomic_write',
-           'write_json', 'read_json', 'append_jsonl', 'read_jsonl', 'file_hash', 'text_hash', 'progress', 'git_commit',
-           'env_record', 'peak_memory', 'saved_bytes', 'RunFolder']
+           'write_json', 'read_json', 'append_jsonl', 'read_jsonl', 'file_hash', 'text_hash', 'say', 'progress',
+           'git_commit', 'env_record', 'peak_memory', 'saved_bytes', 'RunFolder']
 
 # %% ../nbs/00_core.ipynb #3be0f88b
 import contextlib, dataclasses, difflib, hashlib, importlib, importlib.metadata, json, math, os
@@ -257,6 +257,17 @@ def _write_told(**facts):
         tmp.write_text(json.dumps(dict(facts, time=time.time())), encoding='utf-8')
         os.replace(tmp, Path(where)/'progress.json')
 
+def _add_told(file, text):
+    "Add a line to a file of `$VIDLAB_PROGRESS`"
+    if where := os.environ.get('VIDLAB_PROGRESS'):
+        with contextlib.suppress(OSError), open(Path(where)/file, 'a', encoding='utf-8') as f: f.write(f'{text}\n')
+
+def say(text:str # one line or several
+       ):
+    "Print `text`, and tell it to the command that runs this page"
+    print(text, flush=True)
+    _add_told('said.txt', text)
+
 class _Told(_Line):
     "A line of progress that is told"
     def facts(self):
@@ -427,8 +438,7 @@ class RunFolder(_Records):
             p = root/f'{stamp}_{text_hash(key, str(i), str(os.getpid()))[:6]}'
             try: p.mkdir(parents=True)
             except FileExistsError: continue
-            if told := os.environ.get('VIDLAB_PROGRESS'):
-                with contextlib.suppress(OSError), open(Path(told)/'folders.txt', 'a', encoding='utf-8') as f: f.write(f'{p.absolute()}\n')
+            _add_told('folders.txt', p.absolute())
             return cls(p)
         raise FileExistsError(f'{root}: no free name for a run')
 

@@ -19,7 +19,7 @@ from .build import (build_learner, build_task, class_names, eval_loaders, evalua
 from .ckpt import find_checkpoint, read_weights
 from .config import (FIELDS, Recipe, RunConfig, changed, check_page, config_from, flat, list_addons, list_recipes, load_config,
                            make_config, options_of, page_config, page_parameters, read_recipe, replaced)
-from .core import RunFolder, env_record, file_hash, progress, project_root, read_json, seed_everything, tilde, write_json
+from .core import RunFolder, env_record, file_hash, progress, project_root, read_json, say, seed_everything, tilde, write_json
 from .evaluate import evaluate, save_eval
 from .learner import make_engine
 from .machine import threads_each
@@ -78,7 +78,7 @@ def with_start(cfg:RunConfig) -> RunConfig:
     try: found = latest_run(name)
     except FileNotFoundError:
         if name not in list_recipes() or config_from(name).data != RunConfig.data or cfg.data != RunConfig.data: raise
-        print(f'{cfg.recipe}: starts from {name}, which runs first')
+        say(f'{cfg.recipe}: starts from {name}, which runs first')
         found = run(config_from(name, **{k: getattr(cfg, k) for k in ('data_path', 'workers', 'device')}))
         if found.status()['state'] == 'stopped': raise KeyboardInterrupt(f'{name} was stopped: {tilde(found.path)}')
         found = found.path
