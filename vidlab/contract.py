@@ -13,7 +13,6 @@ from torch import nn
 from fastcore.basics import patch
 from .attend import attention_names
 from .ckpt import LoadReport, WeightsError, load_into, read_weights
-from .clip import CLIPBackbone, clip_rules
 from .core import unknown
 from .registry import create_model, options
 
@@ -33,7 +32,7 @@ class Card:
     clip:object = None      # card of the CLIP inside
 
     @classmethod
-    def of_clip(cls, clip:CLIPBackbone, **more): # the card of a model around this CLIP
+    def of_clip(cls, clip, **more): # the card of a model around this CLIP
         c = clip.card
         return cls(**{**dict(size=c.image_size, mean=c.mean, std=c.std, source=f'{c.name}: {c.source}', clip=c),
                       **more})
@@ -114,6 +113,7 @@ def stop_unused(self:VideoModel):
 @patch
 def clips(self:VideoModel) -> dict: # beginning of its names, e.g. 'clip.' -> CLIPBackbone
     "The CLIP backbones inside"
+    from vidlab.clip import CLIPBackbone                          # open_clip behind it takes seconds to import
     return {n + '.': m for n,m in self.named_modules() if isinstance(m, CLIPBackbone)}
 
 def _seeing(model):
@@ -257,6 +257,7 @@ def load_weights(self:VideoModel, source, # path, or a state dict
 def load_clip(self:VideoModel, state:dict, name:str, exact:bool=False,
               new:tuple=()) -> LoadReport: # new: as in `load_into`
     "Fill the towers from a CLIP of any kind; the rest starts anew"
+    from vidlab.clip import clip_rules
     clips = _seeing(self)
     if len(clips) > 1: raise WeightsError(f'{name}: a CLIP, and {type(self).__name__} has {len(clips)}: which one?')
     (p,clip), = clips.items()

@@ -11,17 +11,17 @@ __all__ = ['Picture', 'show_strip', 'show_batch', 'show_similarity', 'show_confu
 import io, math, textwrap
 from pathlib import Path
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from .core import RunFolder, atomic_write
 
 # %% ../nbs/51_viz.ipynb #4dc6575b
 class Picture(Figure):
     "A figure outside pyplot's registry, nothing to close, that a notebook shows without `%matplotlib`"
-    def _repr_png_(self):
+    def _repr_png_(self): # twice the pixels it takes on the page, so that labels stay sharp
         out = io.BytesIO()
-        self.savefig(out, format='png')
-        return out.getvalue()
+        self.savefig(out, format='png', dpi=2*self.dpi)
+        w,h = (round(x*self.dpi) for x in self.get_size_inches())
+        return out.getvalue(),dict(width=w, height=h)
 
 def _figure(w, h): return Picture(figsize=(w, h), layout='constrained', dpi=72)
 
@@ -34,13 +34,20 @@ def _bare(ax): # no ticks
     return ax
 
 # %% ../nbs/51_viz.ipynb #5132b7c1
+def _array(x, kind=None) -> np.ndarray: # of a tensor, an array or a list
+    "Plain numbers, also of a tensor on another device, in half precision or with a gradient"
+    if hasattr(x, 'detach'):
+        x = x.detach().cpu()
+        x = (x.double() if x.is_floating_point() else x).numpy()
+    return np.asarray(x, kind)
+
 def _frames(video, mask=None) -> np.ndarray: # (T,H,W,3) uint8
     "Frames of a (T,3,H,W) uint8 clip without the padding"
-    v = torch.as_tensor(video)
-    if v.ndim != 4 or v.shape[1] != 3 or v.dtype != torch.uint8:
-        raise ValueError(f'a clip is uint8 (T,3,H,W), not {v.dtype} {tuple(v.shape)}: show it before it is normalised')
-    if mask is not None: v = v[torch.as_tensor(mask).bool()]
-    return v.permute(0, 2, 3, 1).cpu().numpy()
+    v = _array(video)
+    if v.ndim != 4 or v.shape[1] != 3 or v.dtype != np.uint8:
+        raise ValueError(f'a clip is uint8 (T,3,H,W), not {v.dtype} {v.shape}: show it before it is normalised')
+    if mask is not None: v = v[_array(mask, bool)]
+    return v.transpose(0, 2, 3, 1)
 
 def _pick(n, cols): return np.unique(np.linspace(0, n-1, min(n, cols)).round().astype(int))
 
@@ -92,7 +99,7 @@ def show_similarity(sim, # (Nt,Nv)
                     text_to_video=None, # (Nt,) right column of each row; default the diagonal
                     title:str='' ): # Figure
     "A similarity matrix with its right pairs"
-    s = torch.as_tensor(sim).float().numpy()
+    s = _array(sim, np.float32)
     gt = np.arange(len(s)) if text_to_video is None else np.asarray(text_to_video)
     found = np.where(np.isnan(s), -np.inf, s).argmax(1) == gt
     said = texts is not None and len(s) <= 24
@@ -161,7 +168,7 @@ def show_predictions(predicted, # (n,)
                      target, # (n,) what is true
                      title:str=''): # Figure
     "Predicted against true numbers"
-    x,y = (torch.as_tensor(v).double().numpy() for v in (target, predicted))
+    x,y = (_array(v, float) for v in (target, predicted))
     ends = [min(x.min(), y.min()), max(x.max(), y.max())]
     fig = _figure(4.2, 3.8)
     ax = fig.subplots()
@@ -181,7 +188,7 @@ def show_spread(values, # (n,)
                 name:str='', # of the numbers
                 title:str=''): # Figure
     "How numbers are spread"
-    v = torch.as_tensor(values).double().numpy()
+    v = _array(values, float)
     fig = _figure(4.6, 2.6)
     ax = fig.subplots()
     ax.hist(v, bins=min(30, max(5, len(v)//4)))
@@ -205,8 +212,9 @@ def overlay_frames(video, # (T,3,H,W) uint8
                    alpha:float=.55 # weight of the colours where the map is largest
                   ) -> np.ndarray: # (T,H,W,3) uint8
     "Frames with a heat map laid over them; one scale for the whole clip"
+    import torch
     from matplotlib import colormaps
-    f,m = _frames(video),torch.as_tensor(maps).float()
+    f,m = _frames(video),torch.from_numpy(_array(maps, np.float32))
     if len(m) != len(f): raise ValueError(f'{len(m)} maps for {len(f)} frames')
     large = lambda x, **how: torch.nn.functional.interpolate(x[:, None], f.shape[1:3], **how)[:, 0].numpy()
     unseen = large(m.isnan().float(), mode='nearest')[..., None]
@@ -235,7 +243,7 @@ def show_overlays(video, # (T,3,H,W) uint8
 
 def show_overlay(video, maps, times=None, title:str='', cols:int=8): # Figure
     "Frames above, the same with their map below"
-    return show_overlays(video, torch.as_tensor(maps)[None], times, title=title, cols=cols)
+    return show_overlays(video, _array(maps)[None], times, title=title, cols=cols)
 
 # %% ../nbs/51_viz.ipynb #3763ea0a
 def _save_gif(path, f, fps):
@@ -269,14 +277,14 @@ def show_frame_attention(attn, # (H,T,T) or (T,T), rows sum to 1
                          each:str='head' # what the first dimension counts
                         ): # Figure
     "Which frames look at which"
-    a = torch.as_tensor(attn).float()
+    a = _array(attn, np.float32)
     a = a[None] if a.ndim == 2 else a
     several = len(a) > 1
-    if several: a = torch.cat([a.mean(0, keepdim=True), a])[:5]
+    if several: a = np.concatenate([a.mean(0, keepdims=True), a])[:5]
     fig = _figure(2.4*len(a) + .6, 2.8)
     axes = fig.subplots(1, len(a), squeeze=False)[0]
     for i,(ax,m) in enumerate(zip(axes, a)):
-        im = ax.imshow(m.numpy(), vmin=0, vmax=float(a.max()), cmap='magma')
+        im = ax.imshow(m, vmin=0, vmax=float(a.max()), cmap='magma')
         if several: ax.set_title(f'{each} {i-1}' if i else f'mean of {each}s', fontsize=9)
         ax.set_xlabel('looked at', fontsize=8)
         t = labels if labels is not None else range(m.shape[-1])
@@ -289,12 +297,12 @@ def show_frame_attention(attn, # (H,T,T) or (T,T), rows sum to 1
 
 # %% ../nbs/51_viz.ipynb #872a2d97
 def _word_bars(ax, weights): # right of the map
-    ax.barh(range(len(weights)), torch.as_tensor(weights).float().numpy(), color='tab:blue')
+    ax.barh(range(len(weights)), _array(weights), color='tab:blue')
     ax.axis('off')
     ax.set_title('words', fontsize=8)
 
 def _frame_bars(ax, weights): # below the map
-    ax.bar(range(len(weights)), torch.as_tensor(weights).float().numpy(), color='tab:blue')
+    ax.bar(range(len(weights)), _array(weights), color='tab:blue')
     ax.set_yticks([])
     ax.set_xlim(-.5, len(weights) - .5)
     ax.set_xticks([])
@@ -311,7 +319,7 @@ def show_words(video, # (T,3,H,W) uint8
                beta=None, # (T,) weight of the frames
                times=None, title:str=''): # Figure
     "A word x frame heat map under the frames"
-    f,a = _frames(video),torch.as_tensor(S if p is None else p).float().numpy()
+    f,a = _frames(video),_array(S if p is None else p)
     L,T = a.shape
     fig = _figure(1.1*T + 2.6, .24*L + 2.6)
     grid = fig.add_gridspec(3, T + 2, height_ratios=[1.1, .24*L, .35], width_ratios=[1.]*T + [.5, .12], wspace=.02, hspace=.02)
@@ -337,7 +345,7 @@ def show_lines(video, # (T,3,H,W) uint8
     grid = fig.add_gridspec(2, T, height_ratios=[1, 1.4], wspace=.02)
     _strip([fig.add_subplot(grid[0, j]) for j in range(T)], f, times, np.arange(T))
     ax = fig.add_subplot(grid[1, :])
-    for name, v in lines.items(): ax.plot(np.arange(T), torch.as_tensor(v).float().numpy(), marker='o', label=_plain(name, 40))
+    for name, v in lines.items(): ax.plot(np.arange(T), _array(v), marker='o', label=_plain(name, 40))
     ax.set_xlim(-.5, T - .5)
     ax.set_xticks([])
     ax.legend(fontsize=8)
@@ -353,7 +361,7 @@ def show_transcripts(video, # (T,3,H,W) uint8
                      title:str=''): # Figure
     "A transcript x time heat map under the frames"
     from matplotlib.patches import Rectangle
-    f, a = _frames(video), torch.as_tensor(maps).float().numpy()
+    f, a = _frames(video), _array(maps)
     (K, t), T = a.shape, len(f)
     fig = _figure(1.1*t + 3, .36*K + 1.9)
     grid = fig.add_gridspec(2, t + 1, height_ratios=[1.1, .36*K], width_ratios=[1.]*t + [.12], wspace=.02, hspace=.02)
@@ -362,8 +370,8 @@ def show_transcripts(video, # (T,3,H,W) uint8
     im = ax.imshow(a, aspect='auto', cmap='magma', vmin=0)
     ax.set_yticks(range(K), [_plain(x, 40) for x in texts], fontsize=9)
     ax.set_xticks([])
-    for k, span in enumerate([] if spans is None else torch.as_tensor(spans).tolist()):
-        x0, x1 = np.interp(span, torch.as_tensor(times).numpy(), (np.arange(T) + .5)*t/T - .5, left=-.5, right=t - .5)
+    for k, span in enumerate([] if spans is None else _array(spans).tolist()):
+        x0, x1 = np.interp(span, _array(times), (np.arange(T) + .5)*t/T - .5, left=-.5, right=t - .5)
         ax.add_patch(Rectangle((x0, k - .44), x1 - x0, .88, fill=False, edgecolor='cyan', linewidth=2))
     fig.colorbar(im, cax=fig.add_subplot(grid[1, t])).ax.tick_params(labelsize=7)
     if title: fig.suptitle(_plain(title), fontsize=10)
@@ -404,8 +412,8 @@ def show_retrieval(sim_row, # (Nv,) scores of one caption
                    right:int, # column of the right video
                    caption:str='', k:int=5): # Figure
     "Thumbnails of the top answers to a caption"
-    s = torch.as_tensor(sim_row).float()
-    order = s.nan_to_num(-math.inf).argsort(descending=True).tolist()
+    s = _array(sim_row)
+    order = np.argsort(-np.where(np.isnan(s), -np.inf, s), kind='stable').tolist()
     cols = order[:k] + ([right] if right not in order[:k] else [])
     fig = _figure(1.5*len(cols), 2.3)
     for ax, c in zip(fig.subplots(1, len(cols), squeeze=False)[0], cols):
