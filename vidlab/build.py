@@ -224,11 +224,12 @@ def build_model(cfg:RunConfig, exact:bool=False, # evaluation: `start` must be o
     return model
 
 def build_task(cfg:RunConfig, exact:bool=False, # as in `build_model`
-               manifest=None # rows that are loaded already; they may name the classes
+               manifest=None, # rows that are loaded already; they may name the classes
+               classes:list=None # names of the classes; None: those of the data set
               ):
     "The model inside its task"
     takes,task = options('task', cfg.task),lookup('task', cfg.task)
-    names = class_names(cfg, manifest) if 'classes' in takes else None
+    names = (classes or class_names(cfg, manifest)) if 'classes' in takes else None
     model = build_model(cfg, exact, **task.model_options(names))
     given = dict(classes=names, max_words=cfg.max_words, seed=cfg.seed)
     return create('task', cfg.task, model, **options_of(cfg, 'task'), **{k: v for k,v in given.items() if k in takes})
@@ -269,7 +270,7 @@ def build_learner(cfg:RunConfig, folder:RunFolder, engine) -> Learner:
     watching = [Log(cfg.log_every), Progress(), *(CALLBACKS[c]() for c in cfg.callbacks)]
     return Learner(task, build_optimizer(cfg, task.model), train, folder, cfg.epochs, engine, schedule, decay, cfg.accum, cfg.clip_grad,
                    cfg.ema, (lambda learn: evaluate_with(learn, val)) if val else None, cfg.save_every, watching,
-                   card=dict(config=dataclasses.asdict(cfg), model=card))
+                   card=dict(config=dataclasses.asdict(cfg), model=card, classes=getattr(task, 'classes', None)))
 
 def evaluate_with(learn:Learner, loaders:dict) -> dict: # metrics
     "Evaluate the averaged weights when there are some, else the current ones"

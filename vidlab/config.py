@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'PER_SET', 'WORDS', 'SECTIONS', 'DataFields', 'ClipFields', 'SystemFields', 'OptimFields', 'WatchFields',
-           'RunConfig', 'coerce', 'words', 'make_config', 'options_of', 'flat', 'changed', 'further_set', 'load_config',
-           'Recipe', 'Table', 'read_table', 'recipes_dir', 'read_tables', 'list_recipes', 'list_addons', 'added_to',
-           'fits', 'read_recipe', 'replaced', 'config_from', 'page_parameters', 'check_page', 'page_config',
+           'RunConfig', 'coerce', 'words', 'make_config', 'options_of', 'flat', 'changed', 'further_set', 'restored',
+           'load_config', 'Recipe', 'Table', 'read_table', 'recipes_dir', 'read_tables', 'list_recipes', 'list_addons',
+           'added_to', 'fits', 'read_recipe', 'replaced', 'config_from', 'page_parameters', 'check_page', 'page_config',
            'parameters_cell', 'write_parameters']
 
 # %% ../nbs/46_config.ipynb #972bc27c
@@ -242,13 +242,17 @@ def further_set(cfg:RunConfig, i:int # number in `more`
     return dataclasses.replace(cfg, more=[], **fields, options={**cfg.options, **{k: v for k,v in d.items() if k not in FIELDS}})
 
 # %% ../nbs/46_config.ipynb #b9232007
-def load_config(folder # run folder
-               ) -> RunConfig:
-    "The config a run was made with"
-    d = read_json(Path(folder)/'config.json')
+def restored(d:dict # of `dataclasses.asdict`, as config.json and the card of a checkpoint hold it
+            ) -> RunConfig:
+    "The config that was written down, perhaps before an option had its owner"
     d = {**{k: v for k,v in d.items() if k != 'options'}, **d.get('options', {})}
     known = words(_takers(d))
     return make_config(**{k: v for k,v in d.items() if k in FIELDS or k in known or not owners(k)})
+
+def load_config(folder # run folder
+               ) -> RunConfig:
+    "The config a run was made with"
+    return restored(read_json(Path(folder)/'config.json'))
 
 # %% ../nbs/46_config.ipynb #86caf158
 @dataclass

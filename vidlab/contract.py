@@ -14,6 +14,7 @@ from fastcore.basics import patch
 from .attend import attention_names
 from .ckpt import LoadReport, WeightsError, load_into, read_weights
 from .core import unknown
+from .layers import unit
 from .registry import create_model, options
 
 # %% ../nbs/28_contract.ipynb #f0dcb60e
@@ -86,6 +87,23 @@ def pictures(self:VideoModel, task, batch:dict
             ) -> dict: # name -> dict(draw, ...), see `vidlab.explain.DRAW`, or a Figure
     "What only this model can show of a batch of one"
     return {}
+
+# %% ../nbs/28_contract.ipynb #03e53ef3
+@patch
+def pooled(self:VideoModel, video, # as `encode_video` gives it
+           video_mask=None # (B,T)
+          ) -> torch.Tensor: # (B,D), of length 1
+    "One vector of each clip"
+    if video.ndim != 2:
+        raise ValueError(f'{self.card.name} has no one vector of a clip: it scores texts against {tuple(video.shape[1:])} numbers; use `similarity`')
+    return unit(video.float())
+
+@patch
+def pooled_text(self:VideoModel, text # as `encode_text` gives it
+               ) -> torch.Tensor: # (B,D), of length 1
+    "One vector of each text"
+    if text.ndim != 2: raise ValueError(f'{self.card.name} has no one vector of a text: it scores words against frames; use `similarity`')
+    return unit(text.float())
 
 # %% ../nbs/28_contract.ipynb #2d865fbb
 @patch

@@ -95,7 +95,7 @@ def taps(model, b):
         x = torch.cat([o['text'][:, None, None].expand(-1, B, 1, -1), F[None].expand(B, -1, -1, -1)], 2).flatten(0, 1)
         m = torch.cat([b['video_mask'].new_ones(B, 1), b['video_mask']], 1)[None].expand(B, -1, -1).flatten(0, 1)
         got['cross_hidden'], got['cross_pooled'] = model.cross(x, m)
-    else: got.update(header_output_normed=unit(o['video']), video_embedding=model.pool_video(o['video'], o['video_mask']), text_embedding=unit(o['text']))
+    else: got.update(header_output_normed=unit(o['video']), video_embedding=model.pooled(o['video'], o['video_mask']), text_embedding=unit(o['text']))
     return got
 
 

@@ -177,8 +177,9 @@ def encode_text(self:CLIP4Clip, text, text_mask=None): # (B,L) ids -> (B,D), for
 
 # %% ../../nbs/models/30_clip4clip.ipynb #85b39279
 @patch
-def pool_video(self:CLIP4Clip, video, mask): # (B,T,D) head output, (B,T) -> (B,D) unit; nan for a clip without frames
-    return unit(masked_mean(unit(video.float()), mask))
+def pooled(self:CLIP4Clip, video, video_mask): # (B,T,D) head output, (B,T) -> (B,D) unit; nan for a clip without frames
+    if self.head in ('mug','tightTransf'): return VideoModel.pooled(self, video)             # an error: every text sees the frames
+    return unit(masked_mean(unit(video.float()), video_mask))
 
 @patch
 def similarity(self:CLIP4Clip, text, # (Bt,D) from encode_text; mug: (Bt,L,D)
@@ -193,7 +194,7 @@ def similarity(self:CLIP4Clip, text, # (Bt,D) from encode_text; mug: (Bt,L,D)
             if text_mask is None: raise ValueError('head mug compares words with frames: give text_mask, 1 on words')
             return self.logit_scale.float().exp()*self.mug(text, text_mask, video, video_mask)
         if self.head != 'tightTransf':
-            return self.logit_scale.float().exp()*unit(text.float())@self.pool_video(video, video_mask).T
+            return self.logit_scale.float().exp()*unit(text.float())@self.pooled(video, video_mask).T
     return self.tight_similarity(text, video, video_mask, block or self.pair_block)
 
 # %% ../../nbs/models/30_clip4clip.ipynb #62cfb9d5

@@ -289,8 +289,12 @@ def similarity(self:STAN, text, # (Bt,E), or (Bt,L,E) with a Mug head
     "Scores of every text against every clip"
     with torch.autocast(text.device.type, enabled=False):
         if self.head != 'mean': return self.scale()*self.mug(text.float(), text_mask, video.float(), video_mask)
-        v = frame_mean(video.float(), video_mask)
-        return self.scale()*F.normalize(text.float(), dim=-1, eps=1e-8)@F.normalize(v, dim=-1, eps=1e-8).T
+        return self.scale()*F.normalize(text.float(), dim=-1, eps=1e-8)@self.pooled(video, video_mask).T
+
+@patch
+def pooled(self:STAN, video, video_mask=None): # (B,T,E), (B,T) -> (B,E), of length 1
+    if self.head != 'mean': return VideoModel.pooled(self, video)                            # an error: words see the frames
+    return F.normalize(frame_mean(video.float(), video_mask), dim=-1, eps=1e-8)
 
 # %% ../../nbs/models/31_stan.ipynb #6f89b930
 @patch(as_prop=True)

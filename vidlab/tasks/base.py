@@ -244,3 +244,20 @@ def title(self:Task, batch:dict # of one clip
     "What the clip is called: its caption, its transcripts, or its number"
     said = batch.get('caption', [None])[0]
     return said if isinstance(said, str) else ' | '.join(said) if said else f'clip {int(batch["sid"][0])}'
+
+# %% ../../nbs/tasks/10_base.ipynb #c153781c
+@patch
+def predict(self:Task, batch:dict # normalised
+           ) -> torch.Tensor: # (B,C) numbers of a view
+    raise NotImplementedError(f'{type(self).__name__} says nothing about a clip alone')
+
+@patch
+def answers(self:Task, part:dict, # sid (N), logits (N,C): views of clips
+            k:int=1 # answers about each clip
+           ) -> dict: # sid -> list of dicts, the best answer first
+    raise NotImplementedError
+
+@patch(cls_method=True)
+def answering(cls:Task) -> bool:
+    "Does it say something about clips alone?"
+    return cls.predict is not Task.predict

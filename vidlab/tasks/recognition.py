@@ -130,9 +130,11 @@ def mixed(self:RecognitionTask, b, y): # the batch, normalised; its labels
     return dict(loss=F.cross_entropy(x, y), acc=(x.argmax(1) == y.argmax(1)).float().mean())
 
 @patch
+def predict(self:RecognitionTask, batch:dict) -> torch.Tensor: return self.logits(batch).float()
+
+@patch
 def eval_step(self:RecognitionTask, batch:dict) -> dict: # sid, view, logits, label
-    b = self.prep(batch)
-    return dict({k: b[k] for k in ('sid', 'view', 'label')}, logits=self.logits(b).float())
+    return dict({k: batch[k] for k in ('sid', 'view', 'label')}, logits=self.predict(self.prep(batch)))
 
 # %% ../../nbs/tasks/30_recognition.ipynb #417b7528
 def hits(prob, y, k): # (n,C); labels (n) or (n,C) -> (n) bool
@@ -145,14 +147,29 @@ def average_precision(prob, y, average='macro'): # (n,C) both
     from torchmetrics.functional.classification import multilabel_average_precision
     return multilabel_average_precision(prob, y.long(), y.shape[1], average=average)
 
+# %% ../../nbs/tasks/30_recognition.ipynb #a252b741
+@patch
+def probabilities(self:RecognitionTask, part:dict, # sid, logits (N,C), labels: views of clips
+                  target:str='label' # name of what is true
+                 ) -> tuple: # sids (n), probabilities (n,C), labels (n)
+    sids,prob,y = merge_views(part, self.average, target)
+    return sids, prob.softmax(1) if self.average == 'logits' else prob, y
+
+@patch
+def answers(self:RecognitionTask, part:dict, k:int=1) -> dict:
+    "The `k` most probable classes"
+    sids,prob,_ = self.probabilities(part, 'sid')
+    top = prob.topk(min(k, prob.shape[1]))
+    rows = lambda i, p: [{'class': self.classes[j], 'probability': float(x)} for j,x in zip(i.tolist(), p)]
+    return {int(s): rows(i, p) for s,i,p in zip(sids, top.indices, top.values)}
+
 # %% ../../nbs/tasks/30_recognition.ipynb #0cb1ee86
 @patch
 def score(self:RecognitionTask, parts:dict, # {'video': {sid, view, logits, label}}
           expected:dict=None # {'video': number of clips}; those that could not be read count as wrong
          ) -> dict:
     "Top-1 and top-5 in percent"
-    sids,prob,y = merge_views(parts['video'], self.average)
-    if self.average == 'logits': prob = prob.softmax(1)
+    sids,prob,y = self.probabilities(parts['video'])
     n = max((expected or {}).get('video') or 0, len(sids))
     ks = [k for k in (1, 5) if k < prob.shape[1] or k == 1]
     m = {f'top{k}': 100*float(hits(prob, y, k).sum())/n for k in ks} | dict(clips=n, unread=n - len(sids))

@@ -35,9 +35,15 @@ class RegressionTask(Task):
         x,y = self.model(self.prep(batch))['logits'].float()[:, 0],batch['target'].float()
         return dict(loss=F.mse_loss(x, (y - self.mean)/self.std))
 
+    def predict(self, batch:dict) -> torch.Tensor: # (B,1) in the target's unit
+        return self.model(batch)['logits'].float()*self.std + self.mean
+
     def eval_step(self, batch:dict) -> dict: # sid, view, logits (B,1) in the target's unit, target
-        b = self.prep(batch)
-        return dict({k: b[k] for k in ('sid', 'view', 'target')}, logits=self.model(b)['logits'].float()*self.std + self.mean)
+        return dict({k: batch[k] for k in ('sid', 'view', 'target')}, logits=self.predict(self.prep(batch)))
+
+    def answers(self, part:dict, k:int=1) -> dict: # one number for each clip
+        sids,x,_ = merge_views(part, 'logits', 'sid')
+        return {int(s): [dict(value=float(v))] for s,v in zip(sids, x[:, 0])}
 
 # %% ../../nbs/tasks/40_regression.ipynb #03e16e90
 @patch
