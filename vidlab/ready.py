@@ -135,7 +135,7 @@ def _each(self:Ready, ds:Clips, what # batch, normalised -> dict of tensors (B,.
     "Run something over the samples"
     ds.check()
     n, parts = self.cfg.eval_batch_size, []
-    dl = Loader(ds, n, self.cfg.workers if len(ds) > n else 0, timeout=self.cfg.timeout)
+    dl = Loader(ds, n, self.cfg.workers if len(ds) > n else 0, timeout=self.cfg.timeout, bad_limit=1.)
     try:
         for b in progress(dl, 'videos'):
             b = self.task.prep(to_device(b, self.device))

@@ -1,0 +1,44 @@
+"`import` costs no more than it needs, the most needed names are at hand, and help shows every parameter."
+import importlib, inspect, pkgutil, resource, subprocess, sys
+import pytest
+import vidlab
+
+def cpu(code): # least CPU seconds of a fresh process, of three
+    def once():
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, '-c', code], check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return min(once() for _ in range(3))
+
+def test_imports_are_light():
+    torch = cpu('import torch')
+    assert cpu('import vidlab.train') - torch < 2 and cpu('import vidlab.viz') < 1.5 and cpu('import vidlab; dir(vidlab)') < .5
+
+@pytest.mark.parametrize('page,heavy', [('train', 'open_clip transformers torchvision timm'), ('viz', 'torch'), ('config', 'torch matplotlib'), ('cli', 'torch')])
+def test_what_an_import_leaves_out(page, heavy):
+    found = subprocess.run([sys.executable, '-c', f'import sys, vidlab.{page}; print(*(m for m in {heavy.split()} if m in sys.modules))'], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == []
+
+def test_names_are_at_hand():
+    names = [n for n in dir(vidlab) if n[0] != '_']
+    assert {'load', 'create_model', 'list_models', 'list_recipes', 'config_from', 'run', 'train', 'viz', 'data'} <= set(names)
+    assert all(getattr(vidlab, n) is not None for n in names)
+    with pytest.raises(AttributeError, match='no .lode.; names are load, '): vidlab.lode
+    assert not hasattr(vidlab, 'nothing') and vidlab.load is vidlab.ready.load
+
+def functions():
+    for m in pkgutil.walk_packages(vidlab.__path__, 'vidlab.'):
+        page = importlib.import_module(m.name)
+        for n in getattr(page, '__all__', ()):
+            f = getattr(page, n)
+            if inspect.isfunction(f) and f.__module__ == m.name: yield f
+
+def test_help_shows_every_parameter():
+    seen = 0
+    for f in functions():
+        said = {l.strip().split(' ')[0].rstrip(':') for l in (inspect.getdoc(f) or '').splitlines()}
+        assert {p for p in inspect.signature(f).parameters if p not in ('self', 'cls')} <= said, f'{f.__module__}.{f.__qualname__}'
+        seen += 1
+    assert seen > 400
+    assert 'a run folder, a checkpoint folder' in inspect.getdoc(vidlab.load) and 'clips of the joined batch' in inspect.getdoc(vidlab.config.RunConfig)
