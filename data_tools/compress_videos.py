@@ -152,6 +152,7 @@ def compress_videos(
 ) -> list:  # rows of the report
     "Make the small copies"
     from concurrent.futures import ThreadPoolExecutor
+    from vidlab.machine import cores
     import threading
     from data_tools.check_videos import TABLES, find, listed
     from vidlab.core import atomic_write, progress, read_json, write_json
@@ -186,7 +187,7 @@ def compress_videos(
         bar.note = ' '.join(f'{v} {k}' for k, v in counts.items()); bar.step()
         return row
     try:
-        with ThreadPoolExecutor(min(workers or os.cpu_count() or 1, len(targets))) as pool:
+        with ThreadPoolExecutor(min(workers or cores(), len(targets))) as pool:
             rows = list(pool.map(work, targets.items()))
     finally:
         for c in kids: c.kill()

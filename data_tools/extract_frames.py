@@ -208,6 +208,7 @@ def extract_frames(
 ) -> list:  # rows of the report
     "Write the folders of pictures"
     from concurrent.futures import ThreadPoolExecutor
+    from vidlab.machine import cores
     import threading
     from vidlab.core import atomic_write, progress, read_json, unknown, write_json
     from vidlab.data.child import Child
@@ -247,7 +248,7 @@ def extract_frames(
         return row
 
     try:
-        with ThreadPoolExecutor(min(workers or os.cpu_count() or 1, len(clips))) as pool:
+        with ThreadPoolExecutor(min(workers or cores(), len(clips))) as pool:
             rows = list(pool.map(work, range(len(clips))))
     finally:
         for c in kids: c.kill()

@@ -22,7 +22,7 @@ from .config import (FIELDS, Recipe, RunConfig, changed, check_page, config_from
 from .core import RunFolder, env_record, file_hash, progress, project_root, read_json, say, seed_everything, tilde, write_json
 from .evaluate import evaluate, save_eval
 from .learner import make_engine
-from .machine import threads_each
+from .machine import threads_each, threads_record
 from .registry import lookup
 _all_ = ['FIELDS', 'Recipe', 'RunConfig', 'build_learner', 'build_task', 'changed', 'check_page', 'class_names', 'config_from',
          'eval_loaders', 'evaluate_with', 'flat', 'latest_run', 'list_addons', 'list_recipes', 'load_config', 'load_manifest',
@@ -60,7 +60,7 @@ def start_folder(cfg:RunConfig, resume:str='' # run folder to go on with, or 'au
     if not resume:
         folder = RunFolder.new(cfg.recipe or cfg.model, key=json.dumps(d))
         write_json(folder/'config.json', d)
-        write_json(folder/'env.json', env_record())
+        write_json(folder/'env.json', env_record() | threads_record())
         return folder
     p = _here(resume, 'resume')
     if other := {k: v for k,v in _differ(p, cfg).items() if k not in MAY_CHANGE}:

@@ -13,6 +13,7 @@ import numpy as np
 from fastcore.basics import patch
 from .files import (INTERFACE, LIMITS, ReaderError, VideoError, VideoWarning, beat, read_clock, write_clock,
     _open, _over, _picture, _stat, _url, _why)
+from ..machine import cores
 from .packets import MKV, MOV
 from .child import Child, DecodeSlots, _child, _fault
 from .index import NOPTS, VideoIndex, index_video, _decode_pass, _frames
@@ -548,7 +549,7 @@ def audit(paths, # files and folders of pictures
         if each: each(row)
         return row
     try:
-        with ThreadPoolExecutor(max(1, min(workers or os.cpu_count() or 1, len(paths)))) as pool:
+        with ThreadPoolExecutor(max(1, min(workers or cores(), len(paths)))) as pool:
             return list(pool.map(one, paths))
     finally:
         for c in made: c.kill()

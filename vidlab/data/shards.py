@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from ..machine import cores
 from .child import Child
 from .files import PICTURES, VIDEO, VideoError, beat, keep_table, scan_tar
 
@@ -167,7 +168,7 @@ def _tables(files, spec, workers, cache, timeout):
         if len(files) > 64: bar.step()
         return t
     try:
-        with ThreadPoolExecutor(max(1, min(workers or os.cpu_count() or 1, len(files)))) as pool:
+        with ThreadPoolExecutor(max(1, min(workers or cores(), len(files)))) as pool:
             return list(pool.map(one, files))
     finally:
         for c in made: c.kill()
