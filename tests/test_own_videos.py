@@ -5,7 +5,8 @@ import pytest
 from vidlab.config import config_from
 from vidlab.core import read_json, rng
 from vidlab.data.shapes import clip_item, encode
-from vidlab.train import load_manifest, run, run_eval
+from vidlab.results import eval_table, show_curves
+from vidlab.train import evaluation_config, load_config, load_manifest, run, run_eval
 
 NAMES = ['clip {}.mp4', "it's {}.mp4", 'say "{}".mp4', '100% {}.MP4', 'Küche {}.mp4', 'deep/er/{}.Mp4', '#{} & co;.mp4', '日本 {}.mp4', 'a,b {}.mp4', '[{}].mp4']
 BROKEN = ['empty.mp4', 'half 1.mp4', 'half 2.MP4', 'no video.mp4']
@@ -92,3 +93,18 @@ def test_too_few_and_nothing_left(tmp_path, clips):
     for n in BROKEN: (tmp_path/'v'/n).unlink()
     with pytest.raises(ValueError, match='2 videos cannot be dealt out to train, val, test'): load_manifest(config_from('own_videos', **where), 'train')
     with pytest.raises(FileNotFoundError, match="needs video_root"): load_manifest(config_from('own_videos'), 'train')
+
+def test_named_from_where_one_stands(tmp_path, clips, capsys, monkeypatch):
+    "A relative folder is that of the current folder; the run is found and evaluated from elsewhere; few videos make small batches, which is said"
+    for c in ('run', 'jump'): fill(tmp_path/'here'/'v'/c, clips, 7, ['clip {}.mp4'])
+    monkeypatch.chdir(tmp_path/'here')
+    folder = run(config_from('own_classes_probe', **SMALL, **TINY['own_classes_probe'], video_root='v'))
+    assert 'training samples do not fill a batch of 16: batches of' in capsys.readouterr().out
+    assert folder.status()['state'] == 'done' and load_config(folder.path).video_root == str(tmp_path/'here'/'v')
+    monkeypatch.chdir(tmp_path)
+    again = run_eval(evaluation_config({}, run=str(folder.path)))
+    assert read_json(again/'eval'/'test.json')['metrics'] == pytest.approx(read_json(folder/'eval'/'test.json')['metrics'], abs=1e-4)
+    with pytest.raises(FileNotFoundError, match=r"video_root 'v' is not there \(looked in .* and "): run(config_from('own_classes_probe', **SMALL, **TINY['own_classes_probe'], video_root='v'))
+    second = run(load_config(folder.path))
+    table = eval_table([folder, second])
+    assert len(table) == 2 and len(set(table.index)) == 2 and len({t.get_text() for t in show_curves([folder, second]).axes[0].get_legend().get_texts()}) == 2

@@ -14,7 +14,7 @@ from .callbacks import CALLBACKS, Log, Progress
 from .ckpt import find_checkpoint
 from .config import RunConfig, further_set, options_of
 from .contract import Card
-from .core import RunFolder, outputs_dir, project_root, read_json, say, tilde, unknown
+from .core import RunFolder, find_path, outputs_dir, read_json, say, tilde, unknown
 from .data.asr import Narration
 from .data.clips import Clips, Loader, Mixed
 from .data.manifest import Manifest
@@ -31,10 +31,10 @@ def _existing(path, what, cfg) -> Path:
     "The path, or an error that names the parameter"
     who,hint = f'recipe {cfg.recipe or "(none)"}',f'set it, e.g. `-p {what} /path/to/it`'
     if not path: raise FileNotFoundError(f'{who}: data {cfg.data!r} needs {what}: {hint}')
-    p = Path(path).expanduser()
-    p = p if p.is_absolute() else project_root()/p
-    if not p.exists(): raise FileNotFoundError(f'{who}: {what} {path!r} is not there (looked in {tilde(p)}): {hint}')
-    return p
+    p = find_path(path)
+    if p.exists(): return p
+    looked = ' and '.join(dict.fromkeys([tilde(Path(path).expanduser().absolute()), tilde(p)]))
+    raise FileNotFoundError(f'{who}: {what} {path!r} is not there (looked in {looked}): {hint}')
 
 # %% ../nbs/48_build.ipynb #b73df525
 def _places(cfg, takes, split) -> dict: # path, root, classes: those that the data set asks for
@@ -141,13 +141,21 @@ def _shards(ds): # (samples,) the shard of each; None: the files do not lie in s
     try: return shard_of(ds.manifest)[ds.rows]
     except ValueError: return None
 
+def _fitting(size, n, engine): # clips of a batch, the training samples there are
+    "A batch is no larger than the training set; it is said when that makes it smaller"
+    least = engine.num_processes
+    if n >= size or n < least: return size
+    if engine.is_main_process: say(f'{n} training samples do not fill a batch of {size}: batches of {n//least*least}')
+    return n//least*least
+
 def make_loader(cfg:RunConfig, ds:Clips, engine, # accelerator
                 train:bool=False) -> Loader:
     "Batches of this process"
     if ds.unit != 'text' and (cfg.check or not train): ds.check()
     permute,shards = None,_shards(ds) if train else None
     if shards is not None: permute = lambda seed, epoch: window_order(shards, seed, epoch)
-    return Loader(ds, cfg.batch_size if train else cfg.eval_batch_size, 0 if ds.unit == 'text' else cfg.workers, shuffle=train,
+    size = _fitting(cfg.batch_size, len(ds), engine) if train else cfg.eval_batch_size
+    return Loader(ds, size, 0 if ds.unit == 'text' else cfg.workers, shuffle=train,
                   drop_last=train, seed=cfg.seed, rank=engine.process_index, world=engine.num_processes, timeout=cfg.timeout,
                   bad_limit=cfg.bad_limit, permute=permute)
 
@@ -190,8 +198,7 @@ def weights_path(path:str # run folder, checkpoint folder, a file, or 'latest:RE
                 ) -> Path: # the file
     "The weights file behind a path"
     if str(path).startswith('latest:'): path = latest_run(str(path)[7:])
-    p = Path(path).expanduser()
-    p = p if p.is_absolute() or p.exists() else project_root()/p
+    p = find_path(path)
     for q in (p, p/'ckpt'/'best', p/'ckpt'/'last'):
         for name in ('ema.safetensors', 'weights.safetensors'):                 # averaged weights are what a run with them is measured by
             if (q/name).is_file(): return q/name

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CLIP_MEAN', 'CLIP_STD', 'IMAGENET_MEAN', 'IMAGENET_STD', 'PACKAGES', 'unknown', 'need', 'from_hub', 'rng',
-           'seed_everything', 'project_root', 'pages_dir', 'cache_dir', 'outputs_dir', 'tilde', 'atomic_write',
-           'write_json', 'read_json', 'append_jsonl', 'read_jsonl', 'file_hash', 'text_hash', 'say', 'progress',
-           'git_commit', 'env_record', 'peak_memory', 'saved_bytes', 'RunFolder']
+           'seed_everything', 'project_root', 'pages_dir', 'cache_dir', 'outputs_dir', 'tilde', 'find_path',
+           'atomic_write', 'write_json', 'read_json', 'append_jsonl', 'read_jsonl', 'file_hash', 'text_hash', 'say',
+           'progress', 'git_commit', 'env_record', 'peak_memory', 'saved_bytes', 'RunFolder']
 
 # %% ../nbs/00_core.ipynb #3be0f88b
 import contextlib, dataclasses, difflib, hashlib, importlib, importlib.metadata, json, math, os
@@ -110,6 +110,13 @@ def tilde(path # any path
     for base, mark in ((project_root().absolute(), ''), (Path.home(), '~/')):
         if p.is_relative_to(base): return mark + str(p.relative_to(base))
     return str(p)
+
+# %% ../nbs/00_core.ipynb #ddda204e
+def find_path(path # as a person writes it
+             ) -> Path: # below the current folder if it is there, else below `project_root()`
+    "The path that is meant; it need not exist"
+    p = Path(path).expanduser()
+    return p if p.is_absolute() or p.exists() else project_root()/p
 
 # %% ../nbs/00_core.ipynb #bebd6747
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import torch
 from fastcore.basics import patch
 from .build import build_model, build_task, latest_run, make_clips, weights_path
 from .config import RunConfig, config_from, flat, list_recipes, make_config, options_of, replaced, restored
-from .core import progress, project_root, read_json, tilde, unknown
+from .core import find_path, progress, project_root, read_json, tilde, unknown
 from .data.clips import Clips, Loader
 from .data.files import PICTURES
 from .data.manifest import Manifest
@@ -24,18 +24,13 @@ from .registry import create, create_model, list_models, lookup, options
 from .tasks.base import Task
 
 # %% ../nbs/55_ready.ipynb #d198918f
-def _found(source) -> Path: # what a path means; None: nothing is there
-    p = Path(source).expanduser()
-    p = p if p.is_absolute() or p.exists() else project_root()/p
-    return p if p.exists() else None
-
 def find_source(source # as in `load`
                ) -> tuple: # 'model', its name; or 'weights', their file
     "What is behind a name or a path"
     s = str(source)
     if s in list_models(): return 'model', s
     if s.startswith('latest:') or s.split('+')[0] in list_recipes(): return 'weights', weights_path(latest_run(s.removeprefix('latest:')))
-    if (p := _found(s)) is not None: return 'weights', weights_path(p)
+    if find_path(s).exists(): return 'weights', weights_path(s)
     if os.sep in s or Path(s).suffix: raise FileNotFoundError(f'{s}: no such file or folder (looked in {tilde(Path(s).expanduser().absolute())} and {tilde(project_root())})')
     raise unknown('model, recipe or path', s, [*list_models(), *list_recipes()])
 

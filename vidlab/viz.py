@@ -388,13 +388,15 @@ def _watched(ax, epochs, name, metric, lower):
     ax.set_title(f'{metric} on validation' + (', less is better' if lower else ''), fontsize=9)
 
 def plot_metrics(runs, # folders or RunFolders
-                 watched:list # of each the metric on validation, and whether less of it is better
+                 watched:list, # of each the metric on validation, and whether less of it is better
+                 names:list=None # of each, for the legend; None: of its folder
                 ): # Figure
     "Curves of training"
     fig = _figure(11, 2.7)
     axes = fig.subplots(1, 4)
-    for r,(metric,lower) in zip(runs, watched):
+    for i,(r,(metric,lower)) in enumerate(zip(runs, watched)):
         (steps,name),(epochs,_) = _rows(r, 'step'),_rows(r, 'epoch')
+        name = names[i] if names else name
         for ax,value in ((axes[0], 'loss'), (axes[1], 'lr'), (axes[3], 'clips_per_s')):
             ax.plot([x['step'] for x in steps], [np.max(x[value]) for x in steps], '.-', label=name)
         _watched(axes[2], epochs, name, metric, lower)
