@@ -327,7 +327,7 @@ class progress(_Shown):
         "`n` more are done"
         self.n += n
         if time.time() - self.told >= .5: self.tell()
-        if self.due(): self.show()
+        if self.due() and self.n != self.total: self.show()              # the last line is drawn by `close`
 
     def close(self):
         "Draw the final line"
