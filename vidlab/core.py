@@ -240,7 +240,7 @@ class _Line:
         self.tty = not self.nb and sys.stderr.isatty()
         self.every = every
         self.t0 = self.last = self.told = time.time()
-        self.handle = None
+        self.handle = self.drawn = None
 
     def left(self):
         "Seconds that the rest will take; None: nobody knows"
@@ -306,7 +306,7 @@ class _Shown(_Told):
 
     def show(self):
         "Draw the line now"
-        self.last = time.time()
+        self.last, self.drawn = time.time(), (self.n, self.note)
         if self.outer is not None: self._within('show')
         elif self.nb: self._display({'text/plain': self.line()})
         elif self.tty: print('\r\x1b[2K' + self.line(), end='', file=sys.stderr, flush=True)
@@ -327,13 +327,13 @@ class progress(_Shown):
         "`n` more are done"
         self.n += n
         if time.time() - self.told >= .5: self.tell()
-        if self.due() and self.n != self.total: self.show()              # the last line is drawn by `close`
+        if self.due(): self.show()
 
     def close(self):
         "Draw the final line"
         if self.outer is not None: return
         self.tell()
-        self.show()
+        if self.nb or self.tty or self.drawn != (self.n, self.note): self.show()      # a whole line is not said twice
         if self.tty: print(file=sys.stderr)
 
     def __iter__(self):
