@@ -1,5 +1,5 @@
 "Whole runs on a few rendered clips: resume to the last bit, two processes equal one, bad files, papermill."
-import json, os, shutil, signal, subprocess, sys, time
+import json, os, shutil, signal, subprocess, sys, threading, time
 from pathlib import Path
 import numpy as np
 import pytest
@@ -217,3 +217,12 @@ def test_papermill_typo(tmp_path, arg):
     name, value, near = arg
     r = papermill('train.ipynb', tmp_path/'out.ipynb', *pairs(**{name: value}))
     assert r.returncode != 0 and f"did you mean '{near}'" in r.stderr
+
+
+def test_launched_and_interrupted_before_the_first_step(shapes):
+    "Ctrl-C while the processes start: the run is stopped, not failed, and can be gone on with"
+    cfg = small(shapes, epochs=50)
+    threading.Timer(3., lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    folder = launch(cfg, 2)
+    assert folder.status()['state'] == 'stopped' and 'error' not in ''.join(p.name for p in folder.path.iterdir())
+    assert start_folder(cfg, str(folder.path)).path == folder.path

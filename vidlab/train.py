@@ -201,16 +201,25 @@ def evaluation_config(keys:dict, # parameters of an evaluation page; None: as th
     return make_config(**replaced(flat(load_config(p)), {'start': str(p), **more}))
 
 # %% ../nbs/50_train.ipynb #4a34c998
+def _pass_on(file, heard) -> int: # bytes of it that were said before -> those that are now
+    "Say what the first process has said"
+    data = file.read_bytes()[heard:] if file.exists() else b''
+    whole = data[:data.rfind(b'\n') + 1]
+    if whole: say(whole.decode(errors='replace').rstrip('\n'))
+    return heard + len(whole)
+
 def _watch(p, folder):
     "Show what the first process of a run tells, until all have ended"
-    bar, told = progress(desc='training'), folder/'progress.json'
+    bar, told, heard = progress(desc='training'), folder/'progress.json', 0
     while p.poll() is None:
+        heard = _pass_on(folder/'said.txt', heard)
         s = read_json(told) if told.exists() else dict(what='starting the processes', n=0)
         bar.desc, bar.n, bar.total = s['what'], s['n'], s.get('total')
         inner = s.get('part') or {}
         bar.note = ' · '.join(t for t in (s.get('note'), inner and f'{inner["what"]} {inner["n"]}/{inner["total"]}') if t)
         bar.step(0)
         time.sleep(.5)
+    _pass_on(folder/'said.txt', heard)
     bar.close()
 
 def _child(folder, nproc, log):
@@ -229,13 +238,14 @@ def launch(cfg:RunConfig, nproc:int, # processes; on one machine
     if nproc < 1: raise ValueError(f'nproc {nproc}: give the number of processes, at least 1')
     folder = start_folder(with_start(cfg), resume)
     folder.status('starting', reason=None)
-    for f in (*folder.path.glob('error_*.txt'), folder/'progress.json'): f.unlink(missing_ok=True)
+    for f in (*folder.path.glob('error_*.txt'), folder/'progress.json', folder/'said.txt'): f.unlink(missing_ok=True)
     log = folder/'launch.log'
     p = _child(folder, nproc, log)
     try: _watch(p, folder)
     except KeyboardInterrupt:
         p.send_signal(signal.SIGTERM)
         p.wait()
+        if folder.status()['state'] in ('starting', 'running'): folder.status('stopped', reason='stopped before the first step was saved')
     if p.returncode and folder.status()['state'] != 'stopped':
         said = sorted(folder.path.glob('error_*.txt'), key=lambda f: f.stat().st_mtime) or [log]     # the first to fail says why
         end = '\n'.join(said[0].read_text(errors="replace").splitlines()[-30:])
