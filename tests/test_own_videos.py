@@ -108,3 +108,18 @@ def test_named_from_where_one_stands(tmp_path, clips, capsys, monkeypatch):
     second = run(load_config(folder.path))
     table = eval_table([folder, second])
     assert len(table) == 2 and len(set(table.index)) == 2 and len({t.get_text() for t in show_curves([folder, second]).axes[0].get_legend().get_texts()}) == 2
+
+def test_names_in_another_spelling(tmp_path, clips, capsys):
+    "A table with composed accents and backslashes finds files whose accents are two signs, and says so; what is in neither spelling is missing"
+    for i, name in enumerate(['Ku\u0308che 1.mp4', 'Tu\u0308r/a\u0300 2.mp4', 'plain/3.mp4', *(f'{i}.mp4' for i in range(4, 30))]):
+        (tmp_path/name).parent.mkdir(exist_ok=True)
+        (tmp_path/name).write_bytes(clips[i % 6])
+    said = ['K\u00fcche 1.mp4', 'T\u00fcr\\\u00e0 2.mp4', 'plain\\3.mp4', *(f'{i}.mp4' for i in range(4, 30)), 'gone\\4.mp4']
+    with open(tmp_path/'my.csv', 'w', newline='', encoding='utf-8') as f: csv.writer(f).writerows([('path', 'text'), *((p, f'text {i}') for i, p in enumerate(said))])
+    cfg = config_from('own_captions', **SMALL, **TINY['own_captions'], data_path=str(tmp_path/'my.csv'))
+    m = load_manifest(cfg, 'train')
+    assert len(m.report['other_spelling']) == 3 and m.report['missing'] == ['gone\\4.mp4']
+    assert all((tmp_path/p).exists() for p in m.column('path').to_pylist())
+    run(cfg)
+    out = capsys.readouterr().out
+    assert '3 paths are spelled in another way' in out and '1 video is not there and is left out:' in out

@@ -52,7 +52,9 @@ def _places(cfg, takes, split) -> dict: # path, root, classes: those that the da
 def _gone(what, names): # lines on files that are left out; names, or name -> why
     why = names if isinstance(names, dict) else dict.fromkeys(names, '')
     lines = [f'  {n}: {w}'.rstrip(': ') for n,w in list(why.items())[:20]]
-    return [f'{len(why)} videos {what} and are left out:', *lines, *([f'  and {len(why) - 20} more'] if len(why) > 20 else [])]
+    said = f'{len(why)} videos {what} and are left out:'
+    if len(why) == 1: said = said.replace('videos', 'video').replace(' are ', ' is ')
+    return [said, *lines, *([f'  and {len(why) - 20} more'] if len(why) > 20 else [])]
 
 def tell(m:Manifest, # of `load_manifest`
          cfg:RunConfig
@@ -66,6 +68,7 @@ def tell(m:Manifest, # of `load_manifest`
     few = r.get('classes_not_in_every_part')
     if few: lines += [f'classes with too few videos for every part: {some(few)}']
     if 'encoding' in r: lines += [f'{cfg.data_path} is not UTF-8 and was read as {r["encoding"]}; `encoding` says otherwise']
+    if r.get('other_spelling'): lines += [f'{len(r["other_spelling"])} paths are spelled in another way on the disk and were found: {some(list(r["other_spelling"]))}']
     for k,what in (('missing', 'are not there'), ('unreadable', 'cannot be read')):
         if r.get(k): lines += _gone(what, r[k])
     if lines: say('\n'.join(lines))

@@ -8,7 +8,7 @@ __all__ = ['COLUMNS', 'LABELS', 'MISSING', 'PARTS', 'UNREADABLE', 'DUPLICATES', 
            'from_rows', 'composed', 'from_columns', 'pictures_of', 'checked_template']
 
 # %% ../../nbs/data/14_manifest.ipynb #282f3648
-import difflib, hashlib, json, math, os, re
+import difflib, hashlib, json, math, os, re, unicodedata
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -568,10 +568,24 @@ def _without_repeats(m, duplicates, source):
     return m.select(np.setdiff1d(np.arange(len(m)), again)) if len(again) and duplicates == 'drop' else m
 
 # %% ../../nbs/data/14_manifest.ipynb #e874d3c5
+def _spelled(gone, root) -> dict: # path as the table has it -> as the disk has it
+    "Files that the disk writes in another way: accents in one sign or two, slashes the other way round"
+    out = {}
+    for p in gone:
+        tries = [unicodedata.normalize(form, q) for q in (p, p.replace('\\', '/')) for form in ('NFC', 'NFD')]
+        found = next((q for q in tries if q != p and os.path.exists(os.path.join(root, q))), None)
+        if found: out[p] = found
+    return out
+
 def _there(m, missing, limit, source):
     "The policy for videos that are not there"
     videos = pc.unique(m.cols['path']).to_pylist()
     gone = absent(videos, m.root)
+    if other := _spelled(gone, m.root):
+        named = [other.get(p, p) for p in m.cols['path'].to_pylist()]
+        m = m.with_columns(m.cols | dict(path=pa.array(named, pa.large_string())))
+        m.report |= dict(other_spelling=other)
+        gone = [p for p in gone if p not in other]
     missing_policy('videos are missing', gone, len(videos), missing, limit, source, m.root)
     if not gone: return m
     keep = pc.invert(pc.is_in(m.cols['path'], pa.array(gone, pa.large_string()))).to_numpy(zero_copy_only=False)
