@@ -98,6 +98,7 @@ def test_named_from_where_one_stands(tmp_path, clips, capsys, monkeypatch):
     "A relative folder is that of the current folder; the run is found and evaluated from elsewhere; few videos make small batches, which is said"
     for c in ('run', 'jump'): fill(tmp_path/'here'/'v'/c, clips, 7, ['clip {}.mp4'])
     monkeypatch.chdir(tmp_path/'here')
+    assert len(load_manifest(config_from('own_classes_probe', video_root='v'), 'train')) > 5
     folder = run(config_from('own_classes_probe', **SMALL, **TINY['own_classes_probe'], video_root='v'))
     assert 'training samples do not fill a batch of 16: batches of' in capsys.readouterr().out
     assert folder.status()['state'] == 'done' and load_config(folder.path).video_root == str(tmp_path/'here'/'v')
