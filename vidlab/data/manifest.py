@@ -673,9 +673,7 @@ def mirrored_classes(names # class names in order
     other = dict(left='right', right='left', Left='Right', Right='Left')
     for i,v in enumerate(names):
         m = re.sub(r'\b([Ll]eft|[Rr]ight)\b', lambda o: other[o[0]], v)
-        if m not in number:
-            raise ValueError(f'class {v!r}: its mirror image {m!r} is not among the {len(names)} classes, so a mirrored clip would have no label')
-        out[i] = number[m]
+        out[i] = number.get(m, i)
     return out
 
 # %% ../../nbs/data/14_manifest.ipynb #dd6d0c0c
