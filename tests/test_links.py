@@ -72,16 +72,16 @@ def test_every_page_is_reached():
 
 
 def test_tours_and_run_pages_know_their_neighbours():
-    "Each leads back to the start page; a tour leads to a model and to a page that trains it, and that model leads back"
+    "Each leads back to the start page; the tour of a model leads to it and to the page that trains it, and the model to its tour and its tests"
     tours, runs = (sorted((ROOT/'nbs'/d).glob('*.ipynb')) for d in ('tour', 'runs'))
     to = {p: {at(p, t) for t in links(p)} for p in PAGES}
     for p in {*tours, *runs} - {START}: assert START in to[p], p.name
     for p in runs: assert {t.parent.name for t in to[p]} & {'runs', 'tour'} and len(to[p]) > 1, p.name
-    models = {m for m in PAGES if m.parent.name == 'models'}
-    for m in models: assert any(t.parent.name == 'tour' and t != START for t in to[m]) and any(t.parent.name == 'tests' for t in to[m]), m.name
     for p in tours:
-        mine = to[p] & models
-        assert not mine or ROOT/'nbs'/'runs'/'train.ipynb' in to[p] and any(p in to[m] for m in mine), p.name
+        model = next((m for m in PAGES if m.parent.name == 'models' and m.stem[3:] == p.stem), None)
+        if model is None: continue
+        assert {model, ROOT/'nbs'/'runs'/'train.ipynb'} <= to[p] and p in to[model], p.name
+        assert any(t.parent.name == 'tests' for t in to[model]), model.name
 
 
 PLANTED = [ # text, what is wrong with it
