@@ -3,6 +3,7 @@ place of public weights, and few steps; those that need public data are resolved
 import csv, json, os, re, shlex, shutil, subprocess, sys
 from pathlib import Path
 import pytest
+import yaml
 import vidlab
 from data_tools import make_manifest
 from vidlab import cli
@@ -41,13 +42,15 @@ KNOWN = [ # command (`*`: anything), words more; or how else it is tried
     ('vidlab evaluate shapes_seqTransf dsl=True', 'workers=0 device=cpu'), ('vidlab attention shapes_seqTransf sid=5', ''),
     ('papermill nbs/runs/train.ipynb out.ipynb -p recipe shapes_seqTransf -p epochs 2', SHAPES)]
 
+def lines_of(command): return [(p, more) for p, more in KNOWN if re.fullmatch(re.escape(p).replace(r'\*', '.*'), command)]
+
 def line_of(command):
     "The first line of KNOWN that fits"
-    for pattern, more in KNOWN:
-        if re.fullmatch(re.escape(pattern).replace(r'\*', '.*'), command): return pattern, more
-    raise AssertionError(f'README prints `{command}`, and no line of KNOWN in tests/test_readme.py says how to try it')
+    found = lines_of(command)
+    assert found, f'README prints `{command}`, and no line of KNOWN in tests/test_readme.py says how to try it'
+    return found[0]
 
-def tried(how): return [c for c in dict.fromkeys(printed(README)) if line_of(c)[1] == how]
+def tried(how): return [c for c in dict.fromkeys(printed(README)) if how in [more for _, more in lines_of(c)]]
 
 
 def test_every_command_is_known_and_nothing_else():
@@ -62,6 +65,15 @@ def test_an_unknown_command_fails():
                     ('vidlab make_manifest msrvt', 'did you mean'), ('vidlab make_manifest msrvtt --trin_csv x', 'no meaning')):
         with pytest.raises((AssertionError, ValueError), match=said): resolve(c)
 
+
+def test_what_it_says_of_papers_and_version():
+    "CITATION.cff names the papers of the README and the version of the package; the CHANGELOG leads there"
+    cff = yaml.safe_load((ROOT/'CITATION.cff').read_text(encoding='utf-8'))
+    assert {'cff-version', 'message', 'title', 'authors'} <= set(cff) and cff['cff-version'] == '1.2.0'
+    assert {r['url'] for r in cff['references']} == set(re.findall(r'https://arxiv.org/abs/[\d.]+', README))
+    assert all(r['identifiers'][0]['value'] == 'arXiv:' + r['url'].rpartition('/')[2] and r['authors'] for r in cff['references'])
+    version = re.search(r'^version = (.*)', (ROOT/'settings.ini').read_text(encoding='utf-8'), re.M)[1]
+    assert cff['version'] == version and version in (ROOT/'CHANGELOG.md').read_text(encoding='utf-8')
 
 @pytest.mark.parametrize('command', tried('make'))
 def test_make(command): subprocess.run(['make', '-n', *shlex.split(command)[1:]], cwd=ROOT, check=True, capture_output=True)
