@@ -68,6 +68,8 @@ class ClipFields:
     stretch:list = field(default_factory=list) # instead: exactly [height, width] before the crop
     eval_clips:int = 1          # clips of each video in evaluation
     eval_crops:int = 1          # crops of each clip in evaluation: 1, 3, 5 or 10
+    val_clips:int = 1           # clips of each video in the evaluations during training, which choose the best epoch
+    val_crops:int = 1           # crops of each clip there
     decoder:str = 'auto'        # 'auto' | 'decord' | 'pyav' | 'torchcodec'
     resize:str = 'fast'         # 'fast' | 'official': CLIP4Clip's PIL arithmetic | 'bilinear': STAN's | 'opencv': VideoMamba's | 'pillow': TVTS's
     workers:int = 2             # decoding processes; 0: in this one
@@ -124,6 +126,7 @@ class OptimFields:
 class WatchFields:
     "What is written down on the way"
     log_every:int = 10          # steps per row of metrics.jsonl
+    eval_every:int = 1          # epochs between evaluations; the last is always followed by one
     save_every:int = 0          # also save every so many steps; 0: at the end of an epoch
     callbacks:list = field(default_factory=list) # further observers: 'tensorboard'
 
