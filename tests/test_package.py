@@ -75,6 +75,7 @@ def test_an_installed_copy_needs_no_checkout(made, tmp_path):
             'assert (c.pages_dir()/"train.ipynb").exists() and recipes_dir() == c.pages_dir()/"recipes"\n'
             'assert c.project_root() == pathlib.Path.cwd() and c.outputs_dir() == pathlib.Path.cwd()/"outputs"\n'
             'print(len(list_recipes()), vidlab.__version__)')
-    r = subprocess.run([sys.executable, '-c', code], cwd=here, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(site)})
+    env = {k: v for k, v in os.environ.items() if k != 'VIDLAB_OUTPUTS'} | {'PYTHONPATH': str(site)}
+    r = subprocess.run([sys.executable, '-c', code], cwd=here, capture_output=True, text=True, env=env)
     from vidlab.config import list_recipes
     assert r.returncode == 0 and r.stdout.split() == [str(len(list_recipes())), settings()['version']], r.stderr
