@@ -365,3 +365,16 @@ def test_evaluations_every_few_epochs_and_at_the_end(tmp_path):
     learn.cbs.append(SimpleNamespace(after_epoch=lambda learn: seen.append((learn.epoch, 'm' in learn.metrics))))
     learn.fit()
     assert [e for e, measured in seen if measured] == [2, 4, 5]
+
+
+def test_logged_numbers_are_those_of_all_processes(tmp_path):
+    from vidlab.callbacks import Log
+    from vidlab.core import RunFolder
+    others = lambda x, how: (x + torch.full_like(x, 3.))/2 if how == 'mean' else None          # the other process has 3 everywhere
+    learn = SimpleNamespace(out=dict(loss=torch.tensor(1.), acc=torch.tensor(.5)), seen=4, data_time=.1, step_time=.2, step=1, total_steps=1, epoch=0, main=True, skipped=0,
+                            opt=SimpleNamespace(param_groups=[dict(lr=.1)]), folder=RunFolder(tmp_path), engine=SimpleNamespace(num_processes=2, reduce=others))
+    log = Log(1)
+    log.before_fit(learn)
+    log.after_step(learn)
+    row, = RunFolder(tmp_path).metrics()
+    assert (row['loss'], row['acc'], row['clips_per_s']) == (2., 1.75, 40.)

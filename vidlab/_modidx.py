@@ -1255,6 +1255,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'vidlab/models/clip4clip.py'),
                                          'vidlab.models.clip4clip.CLIP4Clip.logit_scale': ( 'models/clip4clip.html#clip4clip.logit_scale',
                                                                                             'vidlab/models/clip4clip.py'),
+                                         'vidlab.models.clip4clip.CLIP4Clip.official_gather': ( 'models/clip4clip.html#clip4clip.official_gather',
+                                                                                                'vidlab/models/clip4clip.py'),
                                          'vidlab.models.clip4clip.CLIP4Clip.pair_scores': ( 'models/clip4clip.html#clip4clip.pair_scores',
                                                                                             'vidlab/models/clip4clip.py'),
                                          'vidlab.models.clip4clip.CLIP4Clip.pictures': ( 'models/clip4clip.html#clip4clip.pictures',
