@@ -198,6 +198,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'vidlab.config.added_to': ('config.html#added_to', 'vidlab/config.py'),
                                'vidlab.config.changed': ('config.html#changed', 'vidlab/config.py'),
                                'vidlab.config.check_page': ('config.html#check_page', 'vidlab/config.py'),
+                               'vidlab.config.check_value': ('config.html#check_value', 'vidlab/config.py'),
                                'vidlab.config.coerce': ('config.html#coerce', 'vidlab/config.py'),
                                'vidlab.config.config_from': ('config.html#config_from', 'vidlab/config.py'),
                                'vidlab.config.fits': ('config.html#fits', 'vidlab/config.py'),
