@@ -138,3 +138,12 @@ def test_a_row_without_a_label_is_told_before_training(shapes, tmp_path, outputs
     with pytest.raises(ValueError, match=r"split 'train': 1 of 4 rows have no label, which task 'recognition' needs \(id .*\): give every row one"):
         run(_tables(tmp_path, shapes, ['bird', 'cat', '', 'cat'], ['cat', 'bird']))
     with pytest.raises(ValueError, match=r"split 'test': no row has label.*test_split='' does without"): run(_tables(tmp_path, shapes, ['bird', 'cat'], ['', '']))
+
+def test_several_labels_a_clip(shapes, tmp_path, outputs):
+    "Train, and are measured by mean average precision; without the names of the classes it is said what is missing"
+    (tmp_path/'names.txt').write_text('sit\nstand\neat\n')
+    cfg = _tables(tmp_path, shapes, ['0 2', '1', '0 1 2', '2'], ['0 2', '1', '0 1', '2'], classes=str(tmp_path/'names.txt'))
+    folder = run(cfg)
+    m = read_json(folder/'eval'/'test.json')['metrics']
+    assert 0 < m['mAP'] <= 100 and load_file(folder/'eval'/'test.safetensors')['label'].tolist() == [[1, 0, 1], [0, 1, 0], [1, 1, 0], [0, 0, 1]]
+    with pytest.raises(ValueError, match='names of all classes'): run(_tables(tmp_path, shapes, ['0 2', '1'], ['0 2', '1']))

@@ -422,6 +422,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'vidlab.data.clips.Clips._mirrored': ('data/clips.html#clips._mirrored', 'vidlab/data/clips.py'),
                                    'vidlab.data.clips.Clips._named': ('data/clips.html#clips._named', 'vidlab/data/clips.py'),
                                    'vidlab.data.clips.Clips._number': ('data/clips.html#clips._number', 'vidlab/data/clips.py'),
+                                   'vidlab.data.clips.Clips._row_of_labels': ( 'data/clips.html#clips._row_of_labels',
+                                                                               'vidlab/data/clips.py'),
                                    'vidlab.data.clips.Clips._sides': ('data/clips.html#clips._sides', 'vidlab/data/clips.py'),
                                    'vidlab.data.clips.Clips._texts': ('data/clips.html#clips._texts', 'vidlab/data/clips.py'),
                                    'vidlab.data.clips.Clips._video': ('data/clips.html#clips._video', 'vidlab/data/clips.py'),

@@ -8,7 +8,7 @@ __all__ = ['COLUMNS', 'LABELS', 'MISSING', 'PARTS', 'UNREADABLE', 'DUPLICATES', 
            'from_rows', 'composed', 'from_columns', 'pictures_of', 'checked_template']
 
 # %% ../../nbs/data/14_manifest.ipynb #282f3648
-import difflib, hashlib, json, math, os, re, unicodedata
+import difflib, hashlib, json, math, os, re, unicodedata, warnings
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import lru_cache
@@ -607,9 +607,9 @@ def _stems(folder) -> dict: # name without the ending of a video -> names
 def _elsewhere(gone, root) -> str: # of an error
     "Where files of the missing names lie"
     want, found = {_stem(os.path.basename(p)): p for p in gone}, {}
-    for n,(d,names) in enumerate(walk_files(root)):
+    for n,(d,_,names) in enumerate(os.walk(root)):
         for o in names:
-            if os.path.splitext(o)[1].lower() in VIDEO and _stem(o) in want: found.setdefault(_stem(o), os.path.join(d, o))
+            if os.path.splitext(o)[1].lower() in VIDEO and _stem(o) in want: found.setdefault(_stem(o), os.path.relpath(os.path.join(d, o), root))
         if len(found) == 3 or n > 5000: break
     return f'. Files of such names lie elsewhere: {", ".join(map(repr, list(found.values())[:3]))}' if found else ''
 
@@ -750,7 +750,8 @@ def walk_files(root # folder
     "All folders below root in sorted order, links followed, each folder once"
     root, seen = os.fspath(root), set()
     if not os.path.isdir(root): raise ValueError(f'{root!r}: no such folder')
-    for d,dirs,files in os.walk(root, followlinks=True):
+    told = lambda e: warnings.warn(f'{e.filename}: {e.strerror}: what lies below is left out')
+    for d,dirs,files in os.walk(root, followlinks=True, onerror=told):
         real = os.path.realpath(d)
         if real in seen:
             dirs[:] = []
