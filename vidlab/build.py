@@ -19,7 +19,7 @@ from .contract import Card
 from .core import RunFolder, find_path, outputs_dir, read_json, say, tilde, unknown
 from .data.asr import Narration
 from .data.clips import Clips, Loader, Mixed
-from .data.manifest import Manifest
+from .data.manifest import Manifest, told_twice
 from .data.sample import RULES, make_sampler
 from .data.shards import shard_of, window_order
 from .data.names import SHIPPED, is_word
@@ -321,6 +321,7 @@ def build_learner(cfg:RunConfig, folder:RunFolder, engine) -> Learner:
     rows |= {s: load_manifest(cfg, s, names) for s in (cfg.val_split, cfg.test_split) if s and s not in rows}
     tell(rows[cfg.train_split], cfg)
     for s,m in rows.items(): complete(m, cfg, s)
+    if twice := told_twice(rows, cfg.train_split): say('\n'.join(twice))
     task = build_task(cfg, manifest=rows[cfg.train_split], classes=names)
     card = task.model.card
     train = train_loader(cfg, card, engine, rows[cfg.train_split])

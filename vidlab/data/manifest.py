@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'LABELS', 'MISSING', 'PARTS', 'UNREADABLE', 'DUPLICATES', 'inside_root', 'absent', 'missing_policy',
-           'Manifest', 'Groups', 'part_of_own', 'mirrored_classes', 'walk_files', 'named_files', 'find_videos',
-           'from_rows', 'composed', 'from_columns', 'pictures_of', 'checked_template']
+           'Manifest', 'Groups', 'told_twice', 'part_of_own', 'mirrored_classes', 'walk_files', 'named_files',
+           'find_videos', 'from_rows', 'composed', 'from_columns', 'pictures_of', 'checked_template']
 
 # %% ../../nbs/data/14_manifest.ipynb #282f3648
 import difflib, hashlib, json, math, os, re, unicodedata, warnings
@@ -348,6 +348,20 @@ def lacking(self:Manifest, name:str # of a column
     if name == 'label': return ~_labelled(col)
     if isinstance(col, (pa.Array, pa.ChunkedArray)): return pc.is_null(col).to_numpy(zero_copy_only=False)
     return col != col if col.dtype.kind == 'f' else np.zeros(len(self), bool)
+
+# %% ../../nbs/data/14_manifest.ipynb #e71abedd
+@patch
+def shares(self:Manifest, other:Manifest) -> list: # paths, sorted
+    "Videos that both have"
+    full = lambda m: {os.path.normpath(os.path.join(m.root, p)) for p in pc.unique(m.cols['path']).to_pylist()}
+    return sorted(full(self) & full(other))
+
+def told_twice(parts:dict, train:str # split -> Manifest; the one that trains
+              ) -> list: # lines
+    "What is said about videos that lie in the training split and in another one"
+    both = {s: parts[train].shares(m) for s,m in parts.items() if s != train} if train in parts else {}
+    return [f'in two splits, {train} and {s}, which makes the numbers of {s} too good: {len(v)} video{"s"*(len(v) > 1)}, {some([os.path.basename(p) for p in v])}'
+            for s,v in both.items() if v]
 
 # %% ../../nbs/data/14_manifest.ipynb #5c9776c5
 @patch
