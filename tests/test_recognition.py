@@ -147,3 +147,13 @@ def test_several_labels_a_clip(shapes, tmp_path, outputs):
     m = read_json(folder/'eval'/'test.json')['metrics']
     assert 0 < m['mAP'] <= 100 and load_file(folder/'eval'/'test.safetensors')['label'].tolist() == [[1, 0, 1], [0, 1, 0], [1, 1, 0], [0, 0, 1]]
     with pytest.raises(ValueError, match='names of all classes'): run(_tables(tmp_path, shapes, ['0 2', '1'], ['0 2', '1']))
+
+def test_a_run_does_not_go_on_with_other_rows(shapes, tmp_path, outputs):
+    import dataclasses
+    cfg = _tables(tmp_path, shapes, ['a', 'b', 'a', 'b'], ['a', 'b'])
+    folder = run(cfg)
+    more = dataclasses.replace(cfg, epochs=2)
+    _tables(tmp_path, shapes, ['a', 'b'], ['a', 'b'])
+    with pytest.raises(ValueError, match=r"rows of 'train' have changed .* take .*data.json away"): run(more, str(folder.path))
+    (folder/'data.json').unlink()
+    assert run(more, str(folder.path)).status()['epoch'] == 2

@@ -20,6 +20,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'vidlab.build._places': ('build.html#_places', 'vidlab/build.py'),
                               'vidlab.build._rows': ('build.html#_rows', 'vidlab/build.py'),
                               'vidlab.build._same_classes': ('build.html#_same_classes', 'vidlab/build.py'),
+                              'vidlab.build._same_data': ('build.html#_same_data', 'vidlab/build.py'),
                               'vidlab.build._shards': ('build.html#_shards', 'vidlab/build.py'),
                               'vidlab.build._without_base': ('build.html#_without_base', 'vidlab/build.py'),
                               'vidlab.build.build_learner': ('build.html#build_learner', 'vidlab/build.py'),

@@ -16,7 +16,7 @@ from .callbacks import CALLBACKS, Log, Progress
 from .ckpt import find_checkpoint
 from .config import RunConfig, further_set, options_of
 from .contract import Card
-from .core import RunFolder, find_path, outputs_dir, read_json, say, tilde, unknown
+from .core import RunFolder, find_path, outputs_dir, read_json, say, tilde, unknown, write_json
 from .data.asr import Narration
 from .data.clips import Clips, Loader, Mixed
 from .data.manifest import Manifest, told_twice
@@ -312,6 +312,15 @@ def build_optimizer(cfg:RunConfig, model):
     return make_optimizer(cfg.optimizer, groups, lr=lr, betas=tuple(cfg.betas), eps=cfg.eps)
 
 # %% ../nbs/48_build.ipynb #eb2a5ac9
+def _same_data(folder, now, engine):
+    "An error when a run goes on and its rows are no longer those it began with"
+    kept = folder/'data.json'
+    before = read_json(kept) if kept.exists() else now
+    if other := [s for s in now if before.get(s, now[s]) != now[s]]:
+        raise ValueError(f'{tilde(folder.path)}: the rows of {", ".join(map(repr, other))} have changed since the run began, so it cannot go on where it stood: '
+                         f'start a new run, or take {tilde(kept)} away to go on all the same')
+    if engine.is_main_process and not kept.exists(): write_json(kept, now)
+
 def build_learner(cfg:RunConfig, folder:RunFolder, engine) -> Learner:
     "Everything a run needs"
     for c in cfg.callbacks:
@@ -321,6 +330,7 @@ def build_learner(cfg:RunConfig, folder:RunFolder, engine) -> Learner:
     rows |= {s: load_manifest(cfg, s, names) for s in (cfg.val_split, cfg.test_split) if s and s not in rows}
     tell(rows[cfg.train_split], cfg)
     for s,m in rows.items(): complete(m, cfg, s)
+    _same_data(folder, {s: m.hash() for s,m in rows.items()}, engine)
     if twice := told_twice(rows, cfg.train_split): say('\n'.join(twice))
     task = build_task(cfg, manifest=rows[cfg.train_split], classes=names)
     card = task.model.card
