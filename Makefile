@@ -17,8 +17,8 @@ run: $(READY)          ## train CLIP4Clip meanP and seqTransf on the embedded da
 test: $(READY)         ## export in sync, every page, every test
 	bash tests/run_all.sh
 
-lab: $(READY)          ## JupyterLab on the tour
-	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --ServerApp.root_dir='$(CURDIR)' nbs/tour/clip4clip.ipynb
+lab: $(READY)          ## JupyterLab on the start page
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --ServerApp.root_dir='$(CURDIR)' nbs/tour/start.ipynb
 
 env: $(READY)          ## only set up .venv; NEWEST=1: with the newest of everything instead of the tested versions
 

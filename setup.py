@@ -35,6 +35,7 @@ setup(name=cfg['lib_name'], version=cfg['version'], description=cfg['description
                    'Typing :: Typed'],
       long_description=(HERE/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
       packages=find_packages(include=['vidlab', 'vidlab.*', 'data_tools']),
+      package_data={'vidlab.data': ['class_names/*.txt']},
       cmdclass={'build_py': WithPages},
       entry_points={'console_scripts': ['vidlab = vidlab.cli:main']},
       install_requires=cfg['requirements'].split(),

@@ -20,7 +20,8 @@ from .data.clips import Clips, Loader, Mixed
 from .data.manifest import Manifest
 from .data.sample import RULES, make_sampler
 from .data.shards import shard_of, window_order
-from .data.tables import read_class_names, some
+from .data.names import SHIPPED, is_word
+from .data.tables import class_list, some
 from .evaluate import evaluate
 from .learner import Learner
 from .optim import BERT_SCHEDULES, SCHEDULES, held, make_optimizer, param_groups, schedule_factor
@@ -39,12 +40,15 @@ def _existing(path, what, cfg) -> Path:
 # %% ../nbs/48_build.ipynb #b73df525
 def _places(cfg, takes, split) -> dict: # path, root, classes: those that the data set asks for
     "Where the files of a data set lie"
-    texts = dict(path=cfg.data_path.replace('{split}', split), root=cfg.video_root, classes=cfg.classes)
-    if 'path' not in takes: texts['root'] = cfg.video_root or texts['path']         # a folder of videos has no annotation file
+    texts = dict(path=cfg.data_path.replace('{split}', split), root=cfg.video_root.replace('{split}', split), classes=cfg.classes)
+    if 'path' not in takes: texts['root'] = texts['root'] or texts['path']         # a folder of videos has no annotation file
     said,out = dict(path='data_path', root='video_root', classes='classes'),{}
     for w in (w for w in texts if w in takes):
         needed = takes[w].default is inspect.Parameter.empty
         if not texts[w] and not needed: continue
+        if w == 'classes' and is_word(texts[w]):
+            out[w] = texts[w]
+            continue
         out[w] = texts[w] if takes[w].type is str else _existing(texts[w], said[w], cfg)  # a pattern or an address is no path
     return out
 
@@ -100,11 +104,11 @@ def load_manifest(cfg:RunConfig,
 def class_names(cfg:RunConfig, m:Manifest=None # rows of a split, when they are loaded already
                ) -> list:
     "Names of the classes: of the file `classes`, else the data set's own"
-    if cfg.classes: return read_class_names(_existing(cfg.classes, 'classes', cfg))
+    if cfg.classes: return class_list(cfg.classes if is_word(cfg.classes) else _existing(cfg.classes, 'classes', cfg))
     own = (m if m is not None else load_manifest(cfg, cfg.test_split or cfg.train_split)).classes
     if own and all(own): return own
     raise ValueError(f'recipe {cfg.recipe or "(none)"}: task {cfg.task!r} needs the names of all classes and data {cfg.data!r} has none: '
-                     'set classes, a file with one name per line')
+                     f'set classes: a file with one name per line, one of {", ".join(SHIPPED)}, or, for a classifier, how many there are')
 
 # %% ../nbs/48_build.ipynb #d47783ee
 def sampler_of(cfg:RunConfig, card, # of the model

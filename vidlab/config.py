@@ -30,7 +30,7 @@ class DataFields:
     test_split:str = 'test'     # rows of the final numbers; '' none
     missing:str = 'error'       # clips whose file is not there: 'error' | 'drop' (counted and reported)
     captions:str = 'all'        # 'all': every caption in every epoch; 'one': one drawn at random for each clip
-    classes:str = ''            # file of class names, one per line; '' the data set's own
+    classes:str = ''            # file of class names, one per line, a public set's (kinetics400, something1, something2, ucf101, hmdb51, coin), or how many there are; '' the data set's own
     few_shot:int = 0            # clips of each class to train on, drawn by the seed; 0 all
     cut_windows:float = 0.      # seconds of the windows that long videos are cut into; 0: whole
     window_stride:float = 16.   # seconds from the beginning of one window to that of the next

@@ -20,6 +20,7 @@ from .ckpt import find_checkpoint, read_weights
 from .config import (FIELDS, Recipe, RunConfig, changed, check_page, config_from, flat, list_addons, list_recipes, load_config,
                            make_config, options_of, page_config, page_parameters, read_recipe, replaced)
 from .core import RunFolder, env_record, file_hash, find_path, progress, project_root, read_json, say, seed_everything, tilde, write_json
+from .data.names import is_word
 from .evaluate import evaluate, save_eval
 from .learner import make_engine
 from .machine import threads_each, threads_record
@@ -48,7 +49,7 @@ def unfinished_run(cfg:RunConfig): # Path, or None
 NAMED = ('data_path', 'video_root', 'classes', 'eval_path', 'eval_root', 'start')      # words of a run that name files
 
 def _settled(d): # the words of a run, or of one of its further training sets
-    here = lambda v: isinstance(v, str) and v and not Path(v).is_absolute() and Path(v).exists()
+    here = lambda v: isinstance(v, str) and v and not is_word(v) and not Path(v).is_absolute() and Path(v).exists()
     return {k: str(Path(v).absolute()) if k in NAMED and here(v) else v for k,v in d.items()}
 
 def settled(cfg:RunConfig) -> RunConfig:

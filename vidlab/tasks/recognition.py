@@ -10,6 +10,7 @@ import numpy as np
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from ..core import rng, text_hash, unknown
+from ..data.names import spoken
 from ..data.text import tokenize
 from ..data.transforms import mix_clips
 from ..registry import register_task
@@ -58,14 +59,14 @@ def own_classes(self:RecognitionTask, max_words):
     "See that the model's classifier is of these classes; some start from the texts of their names"
     n,model = len(self.classes),self.model
     if model.card.classes != n: raise ValueError(f'the model has {model.card.classes} classes, the data {n}: build it with classes={n}')
-    if hasattr(model, 'class_texts') and (texts := model.class_texts(self.classes, self.templates)):
+    if hasattr(model, 'class_texts') and (texts := model.class_texts([spoken(c) for c in self.classes], self.templates)):
         model.set_classes(tokenize(texts, max_words)[0].unflatten(0, (-1, n)))
 
 @patch
 def text_classes(self:RecognitionTask, max_words):
     "Classes by their texts"
     self.asks('encode_video', 'encode_text', 'similarity')
-    texts = [t.replace('{}', c) for t in self.templates for c in self.classes]
+    texts = [t.replace('{}', spoken(c)) for t in self.templates for c in self.classes]
     self.set_texts(*tokenize(texts, max_words, tokenizer=getattr(self.model.card, 'tokenizer', '') or 'clip'))
     self.stop('text', 'pretext')
 
