@@ -181,7 +181,7 @@ def yttemporal(d, clips):
 KINETICS = 'abseiling', 'air drumming', "massaging person's head", 'zumba'      # some of 400
 
 def _kinetics(split): # (class, id, start) of a split; the last is gone
-    return [(c, f'{v[:-1]}{split[0]}', 10*i) for i, (c, v) in enumerate(zip((*KINETICS, KINETICS[0]), YOUTUBE))]
+    return [(c, v[:-2] + split[:2], 10*i) for i, (c, v) in enumerate(zip((*KINETICS, KINETICS[0]), YOUTUBE))]
 
 
 def kinetics_owners(d, clips):

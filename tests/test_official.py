@@ -1,9 +1,11 @@
 "Every recipe starts on the data that its owners publish: miniatures in their forms, towers of a few layers, a batch of training and an evaluation."
+from pathlib import Path
 import pytest
 import official
-from vidlab.config import fits, read_recipe, read_tables
+from vidlab.config import fits, further_set, read_recipe, read_tables
 from vidlab.core import read_json
-from vidlab.train import config_from, launch, load_manifest, run, run_eval
+from vidlab.data.names import shipped_names
+from vidlab.train import build_task, class_names, config_from, launch, load_manifest, run, run_eval
 
 ROWS = {r.name: r for t in read_tables().values() if t.name not in ('shapes', 'own') for r in t.recipes}
 RECIPES = [n for n, r in ROWS.items() if not r.to]
@@ -54,7 +56,7 @@ def small(recipe, mini, form=None, **more):
     tower = dict(TOWER[cfg.model])
     if cfg.options.get('depth', 1) and cfg.model in ('stan', 'mugstan'): tower['depth'] = 1
     if 'image_size' not in cfg.options: tower.pop('image_size', None)
-    frames = dict(max_frames=4, eval_frames=0, max_words=16, eval_words=0)
+    frames = dict(max_frames=4, eval_frames=0, max_words=16, eval_words=0, eval_clips=min(cfg.eval_clips, 2))
     return config_from(recipe, **{**tower, **frames, **words, 'start': '', 'epochs': 1, 'batch_size': 2, 'eval_batch_size': 4, 'accum': 1, 'workers': 0, 'log_every': 1,
                                   'precision': 'fp32', 'device': 'cpu', **more})
 
@@ -71,10 +73,12 @@ def dry_run(recipe, mini, form=None, **more):
 
 
 def firsts():
-    "A recipe of each table and data set"
-    seen = {}
-    for n in RECIPES: seen.setdefault((ROWS[n].table, form_of(config_from(n))), n)
-    return list(seen.values())
+    "Recipes that show every table and every form once"
+    seen, out = set(), []
+    for n in RECIPES:
+        if not {ROWS[n].table, form_of(config_from(n))} <= seen: out.append(n)
+        seen |= {ROWS[n].table, form_of(config_from(n))}
+    return out
 
 
 def joins():
@@ -96,3 +100,76 @@ def test_starts_with_an_addon(recipe, mini): dry_run(recipe, mini)
 
 @pytest.mark.parametrize('form', OTHERS)
 def test_other_forms(form, mini): dry_run(OTHERS[form], mini, form)
+
+@pytest.mark.slow
+@pytest.mark.parametrize('recipe', ['msrvtt9k_meanP_b32', 'yttemporal_tvts', 'k400_videomamba_m_pretrain', 'ssv2_tdsclip_b16', 'lvu_videomamba_view_count'])
+def test_starts_in_two_processes(recipe, mini):
+    "One of each task that trains"
+    f = launch(small(recipe, mini), 2)
+    assert f.status()['state'] == 'done' and [r for r in f.metrics() if r['kind'] == 'step']
+
+
+def numbered(cfg, split): # class of each video in words, by its file's name; number of classes
+    m = load_manifest(cfg, split)
+    names, stem = class_names(cfg, m), lambda p: Path(p).stem
+    return {stem(r['path']): (r['label'], names[r['label']]) for r in map(m.row, range(len(m)))}, names
+
+
+def test_kinetics_counts_alike_in_every_form(mini):
+    "Four classes of 400: none is renumbered, in no form and no split"
+    forms = ('kinetics_owners', 'kinetics_videomamba', 'kinetics_videomae', 'kinetics_mmaction')
+    for split in ('train', 'val'):
+        found = [numbered(small('k400_videomamba_ti_f8', mini, f), split) for f in forms]
+        assert all(f == found[0] for f in found) and len(found[0][1]) == 400 and len(found[0][0]) == 4
+        assert set(found[0][0].values()) == {(shipped_names('kinetics400').index(c), c) for c in official.KINETICS} >= {(0, 'abseiling'), (399, 'zumba')}
+    alone = load_manifest(small('k400_videomamba_ti_f8', mini, 'kinetics_owners', classes=''), 'val')
+    assert alone.column('label').tolist() == [0, 1, 196, 399] and len(alone.classes) == 400
+
+
+def test_something_keeps_its_order(mini):
+    "Version 2 counts as its labels.json; version 1 as its owners do, and for TDS-CLIP in alphabetical order"
+    two = [numbered(small(*o), 'val')[0] for o in (('ssv2_tdsclip_b16', mini), ('ssv2_videomamba_ti_f8', mini, 'something2_frames'), ('ssv2_tvts_ft', mini))]
+    assert two[0] == two[1] == two[2] and [c for _, c in two[0].values()] == list(official.SOMETHING2)
+    (tds, names), (own, owners) = (numbered(small('ssv1_tdsclip_b16', mini, **o), 'val') for o in ({}, dict(class_order='owners')))
+    assert names == sorted(owners) != owners == shipped_names('something1')
+    assert [c for _, c in tds.values()] == [c for _, c in own.values()] == list(official.SOMETHING1)
+    assert sum(a != b for a, b in zip(names, owners)) == 173 and [i for i, _ in own.values()][0] == 0 != [i for i, _ in tds.values()][0]
+
+
+@pytest.mark.parametrize('recipe,n', [('ucf101_zeroshot_stan_b16', 101), ('hmdb51_zeroshot_stan_b16', 51), ('ucf101_tvts_ft', 101), ('hmdb51_tvts_ft', 51), ('coin_videomamba_ti_f32', 180), ('breakfast_videomamba_ti_f32', 10)])
+def test_classes_are_the_whole_list(recipe, n, mini):
+    "Three or four classes have videos; the others are not forgotten"
+    found, names = numbered(cfg := small(recipe, mini), cfg.test_split)
+    assert len(names) == n and 2 <= len({c for _, c in found.values()}) <= 4 and len(build_task(cfg).classes) == n
+    assert all(c.lower() in stem.lower() for stem, (_, c) in found.items()) or recipe.startswith('coin')
+
+
+@pytest.mark.parametrize('form,recipe', [('activitynet', 'activitynet_meanP_b32'), ('kinetics_owners', 'k400_stan_b16'), ('coin', 'coin_videomamba_ti_f32'), ('yttemporal', 'yttemporal_tvts'), ('webvid', 'webvid10m_stan_b32'), ('lvu', 'lvu_videomamba_scene')])
+def test_what_is_gone_is_said(form, recipe, mini):
+    "A video that vanished: an error that says what the originals do, or without it, counted"
+    m = load_manifest(small(recipe, mini, form, missing='drop'), 'train')
+    assert len(m.report['missing']) == 1 and len(m) >= 2
+    with pytest.raises(ValueError, match="1 of . videos are missing.*pass missing='drop' to go on without them, as the original code does"):
+        load_manifest(small(recipe, mini, form, missing='error'), 'train')
+
+
+def test_paragraphs_of_didemo(mini):
+    "In the owners' form and in STAN's, also by `data: captions`"
+    for o in (('didemo_stan_b32', mini), ('didemo_stan_b32', mini, 'didemo_stan'), ('didemo_meanP_b32', mini, 'didemo_stan')):
+        assert load_manifest(small(*o), 'train').column('text').to_pylist() == [' '.join(official.ANSWERS[:2])]*3
+    assert len(load_manifest(small('didemo_stan_b32', mini, 'didemo_stan', data='captions'), 'train')) == 3
+    assert len(load_manifest(small('didemo_stan_b32', mini, paragraph=False), 'train')) == 6
+
+
+def test_captions_of_tvts_are_whole(mini):
+    "Quotation marks are part of them, pictures need no ending, places may hold the split"
+    cfg = small('cc3m_webvid_tvts', mini)
+    said = load_manifest(cfg, 'train').column('text').to_pylist()
+    assert said == list(official.ANSWERS)
+    m = load_manifest(further_set(cfg, 0), 'train')
+    assert m.column('text').to_pylist()[1::2] == ['"the end" , said the sign', 'hills in the "morning'] and not any('.' in p for p in m.column('path').to_pylist())
+
+
+def test_activitynet_has_no_test_of_its_own(mini):
+    a, b = (load_manifest(small('activitynet_meanP_b32+compat', mini), s) for s in ('val', 'test'))
+    assert a.hash() == b.hash() and len(a) == 2
