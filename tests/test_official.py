@@ -40,16 +40,17 @@ def mini(tmp_path_factory, clips):
     return make
 
 
-def form_of(cfg):
-    folder = (cfg.data_path or cfg.video_root).split('/')[1]
-    for k in (cfg.recipe.split('+')[0], f'{folder}_{cfg.model}', f'{folder}_{cfg.data}', folder):
+def form_of(recipe):
+    d = ROWS[recipe.split('+')[0]].keys
+    folder = (d['data_path'] or d['video_root']).split('/')[1]
+    for k in (recipe.split('+')[0], f'{folder}_{d["model"]}', f'{folder}_{d["data"]}', folder):
         if k in FORMS: return FORMS[k]
 
 
 def small(recipe, mini, form=None, **more):
     "The recipe on a miniature, with a model that a CPU trains in a moment"
     cfg = config_from(recipe)
-    words = mini(form or form_of(cfg))
+    words = mini(form or form_of(recipe))
     if not cfg.data_path: words.pop('data_path')
     if cfg.more: words['more'] = [dict(cfg.more[0], **words['more'])]
     if cfg.eval_data: words |= dict(zip(('eval_path', 'eval_root'), mini(FORMS[cfg.eval_data]).values()))
@@ -76,7 +77,7 @@ def firsts():
     "Recipes that show every table and every form once"
     seen, out = set(), []
     for n in RECIPES:
-        new = {ROWS[n].table, form_of(config_from(n))}
+        new = {ROWS[n].table, form_of(n)}
         if not new <= seen: out.append(n)
         seen |= new
     return out
