@@ -73,16 +73,21 @@ def dry_run(recipe, mini, form=None, **more):
     return read_json(f/'eval'/f'{cfg.test_split}.json') if cfg.test_split else None
 
 
-def firsts():
-    "Recipes that show every table and every form once"
-    seen, out = set(), []
-    for n in RECIPES:
-        new = {ROWS[n].table, form_of(n)}
-        if not new <= seen: out.append(n)
-        seen |= new
-    return out
+# words that say how large a model is and how long and fast it learns: here they are all the same, or a number like another
+SIZES = {'preset', 'clip', 'depth', 'start', 'image_size', 'max_frames', 'eval_frames', 'max_words', 'eval_words', 'eval_clips', 'epochs', 'batch_size', 'eval_batch_size', 'accum', 'lr', 'coef_lr',
+         'lr_batch', 'weight_decay', 'warmup', 'warmup_start', 'min_factor', 'layer_decay', 'drop_path', 'wave', 'tau', 'short_side', 'augment', 'missing', 'variant'}
 
-FIRSTS = firsts()
+def chosen():
+    "Recipes that show every table and every form once; those that differ in more than sizes"
+    seen, fast, slow = set(), [], []
+    for n in RECIPES:
+        show, kind = {ROWS[n].table, form_of(n)}, str(sorted((k, str(v)) for k, v in ROWS[n].keys.items() if k not in SIZES)) + str(ROWS[n].keys.get('depth') == 0)
+        if not show <= seen: fast.append(n)
+        elif kind not in seen: slow.append(n)
+        seen |= {*show, kind}
+    return fast, slow
+
+FAST, SLOW = chosen()
 
 
 def joins():
@@ -91,12 +96,19 @@ def joins():
     return [f'{next(n for n, d in keys.items() if set(ROWS[a].to) <= set(d) and fits(ROWS[a], d))}+{a}' for a in ADDONS]
 
 
-@pytest.mark.parametrize('recipe', FIRSTS)
+@pytest.mark.parametrize('recipe', FAST)
 def test_starts(recipe, mini): dry_run(recipe, mini)
 
 @pytest.mark.slow
-@pytest.mark.parametrize('recipe', [n for n in RECIPES if n not in FIRSTS])
+@pytest.mark.parametrize('recipe', SLOW)
 def test_starts_too(recipe, mini): dry_run(recipe, mini)
+
+@pytest.mark.slow
+@pytest.mark.parametrize('table', sorted({ROWS[n].table for n in RECIPES}))
+def test_every_recipe_finds_its_rows(table, mini):
+    for n in (n for n in RECIPES if ROWS[n].table == table):
+        cfg = small(n, mini)
+        for split in {cfg.train_split if ROWS[n].page == 'train' else cfg.test_split, cfg.val_split, cfg.test_split} - {''}: assert len(load_manifest(cfg, split)), (n, split)
 
 @pytest.mark.slow
 @pytest.mark.parametrize('recipe', joins())
