@@ -23,9 +23,9 @@ lab: $(READY)          ## JupyterLab on the start page
 env: $(READY)          ## only set up .venv; NEWEST=1: with the newest of everything instead of the tested versions
 
 export: $(READY)       ## notebooks -> vidlab/, README.md
-	$(BIN)/nbdev_export
+	$(BIN)/nbdev-export
 	$(BIN)/python -c 'from vidlab.config import write_parameters; write_parameters("nbs/runs/train.ipynb")'
-	$(BIN)/nbdev_clean
+	$(BIN)/nbdev-clean
 	$(BIN)/jupyter nbconvert --to markdown --output-dir . --output README.md nbs/index.ipynb
 
 constraints: $(READY)  ## constraints.txt anew: the newest versions that fit together, for each Python

@@ -100,7 +100,7 @@ def parser_of(format: str  # of `formats`
               ) -> argparse.ArgumentParser:
     "The command line of one data set"
     shown = [e for e in re.split(r'\n(?=  make_manifest.py)', EXAMPLES.rstrip()) if e.startswith(f'  make_manifest.py {format} ')]
-    p = argparse.ArgumentParser(f'make_manifest {format}', usage='%(prog)s --root FOLDER [--annots FILE or FOLDER] [--out FILE] [options]', description=inspect.getdoc(lookup('data', WORDS.get(format, format))),
+    p = argparse.ArgumentParser(f'make_manifest {format}', usage='%(prog)s --root FOLDER [--annots FILE or FOLDER] [--out FILE] [options]', description=str(lookup('data', WORDS.get(format, format)).__doc__),
                                 epilog='\n'.join(['examples:', *shown, '', PLACE]) if shown else PLACE,
                                 allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     where = places(format)
@@ -194,7 +194,7 @@ def make_manifest(format: str,  # of `formats`
 def overview() -> str:
     "The help of the tool: every data set in one line"
     wide = max(map(len, formats()))
-    sets = [f'  {f:{wide}}  {inspect.getdoc(lookup("data", WORDS.get(f, f)))}' for f in formats()]
+    sets = [f'  {f:{wide}}  {str(lookup("data", WORDS.get(f, f)).__doc__)}' for f in formats()]
     return '\n'.join(['usage: make_manifest FORMAT --root FOLDER [--annots FILE or FOLDER] [--out FILE] [options of the format]', '', __doc__, '',
                       'formats:', *sets, '', 'make_manifest.py FORMAT --help lists the options of a format and shows examples.',
                       '--root: folder of the videos, --annots: of the annotation files if elsewhere, or the file', '', PLACE])

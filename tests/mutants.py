@@ -17,7 +17,7 @@ except ModuleNotFoundError: import tomli as tomllib             # Python 3.10; p
 ROOT = Path(__file__).resolve().parents[1]
 LIST = ROOT/'tests'/'mutants.toml'
 PAGE = 'import pathlib, sys; from nbdev.test import test_nb; from nbdev.config import get_config; sys.exit(not test_nb(pathlib.Path(sys.argv[1]), skip_flags=get_config().tst_flags.split())[0])'
-COPIED = ('vidlab', 'nbs', 'tests', 'data_tools', 'settings.ini', 'setup.py', 'README.md')
+COPIED = ('vidlab', 'nbs', 'tests', 'data_tools', 'settings.ini', 'pyproject.toml', 'setup.py', 'README.md')
 
 
 @dataclass

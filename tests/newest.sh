@@ -33,6 +33,7 @@ pip install --upgrade --upgrade-strategy eager $names || exit 2
 for n in $names; do newest[$n]=$(version "$n"); done
 changed=$(for n in $names; do [ "${tested[$n]}" = "${newest[$n]}" ] || echo "$n"; done)
 echo "newer than tested: $(for n in $changed; do printf '%s %s (tested %s), ' "$n" "${newest[$n]}" "${tested[$n]}"; done)"
+echo "and, brought along: $(python -m pip freeze --exclude-editable 2> /dev/null | grep -vxFf "$root/tested.txt" | grep -viE "^(${names// /|})==" | xargs)"
 if tests tests; then echo "the newest of everything: all fast tests pass"; exit 0; fi
 broken=$(failures)
 if [ -z "$broken" ]; then tail -5 "$root/all.log"; broken=tests; fi

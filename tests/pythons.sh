@@ -24,7 +24,7 @@ step() {               # name of a step, command: a cell of the table
 }
 
 export_check() { python -m pytest -q -p no:cacheprovider tests/test_project.py; }
-some_pages() { local failed=0; for p in $pages; do nbdev_test --path "nbs/$p.ipynb" || failed=1; done; return $failed; }
+some_pages() { local failed=0; for p in $pages; do nbdev-test "nbs/$p.ipynb" || failed=1; done; return $failed; }
 start_from() { python -c 'from vidlab.data.shapes import make_shapes; from vidlab.tinyclip import tiny_clip; make_shapes(); tiny_clip()'; }
 fast_tests() { python -m pytest -q -p no:cacheprovider -n 2 --dist worksteal --timeout 300 -m 'not slow' tests --ignore tests/test_project.py; }
 training() { papermill --no-progress-bar nbs/runs/train.ipynb "$log/train.ipynb" -p recipe shapes_meanP -p epochs 1; }

@@ -121,3 +121,13 @@ def test_builder_contract():
     names = {n for n, _ in m.named_parameters()}
     assert {m.layer_of(n) for n in names} == set(range(5)) and m.no_decay() <= names
     assert {m.token_layout(n)['kind'] for n in ('clip.visual.transformer.resblocks.0.attn', 'clip.transformer.resblocks.0.attn')} == {'image', 'text'}
+
+
+def test_a_tight_head_contrasts_its_own_batch_as_released(monkeypatch):
+    from vidlab.tasks import RetrievalTask
+    seen = []
+    monkeypatch.setattr('vidlab.tasks.retrieval.gather_dict', lambda d, how: seen.append(how) or d)
+    for head, gather in (('tightTransf', 'official'), ('meanP', 'official'), ('tightTransf', 'full')):
+        model = create_model('clip4clip', preset='tiny', weights='random', head=head)
+        RetrievalTask(model, gather=gather)(model.example())
+    assert seen == ['local', 'official', 'full']

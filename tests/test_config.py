@@ -123,3 +123,22 @@ def test_rates_count_optimiser_steps():
     factor, decay = rates(cfg, 10)
     assert [round(factor(k), 6) for k in (0, 3, 6)] == [1., .5, 0.]
     assert round(decay(0), 6) == .1 and round(decay(6), 6) == .4 and rates(make_config(), 10)[1] is None
+
+
+def test_choices_are_those_of_their_pages():
+    "The words that a config knows are the words that the pages know"
+    from vidlab.config import CHOICES, FIELDS, LEAST, MOST
+    from vidlab.data import clips, manifest, sample, text, transforms
+    from vidlab import learner, optim
+    assert {*CHOICES, *LEAST, *MOST} <= set(FIELDS)
+    assert set(CHOICES['schedule']) == set(optim.SCHEDULES) and set(CHOICES['groups']) == set(optim.RULES) and set(CHOICES['precision']) == set(learner.PRECISIONS)
+    assert set(CHOICES['sampler']) == set(sample.SAMPLERS) and set(CHOICES['segments']) == {*sample.RULES, *sample.WINDOWS} and set(CHOICES['slice_framepos']) == set(sample.POSITIONS)
+    assert set(CHOICES['train_frame_order']) == set(CHOICES['eval_frame_order']) == set(sample.ORDERS)
+    assert set(CHOICES['cut']) == set(text.CUTS) and set(CHOICES['missing']) == set(manifest.MISSING) and set(CHOICES['mixing']) == set(clips.MIXES)
+    assert set(CHOICES['resize']) == set(transforms.HOW)
+
+
+@pytest.mark.parametrize('word,value', [('batch_size', 0), ('eval_batch_size', -1), ('epochs', -1), ('accum', 0), ('max_frames', 0), ('workers', -1), ('lr', -1.), ('lr', float('nan')), ('warmup', -.1),
+                                        ('ema', 1.5), ('bad_limit', 2.), ('log_every', 0), ('betas', [.9]), ('betas', [.9, 1.]), ('stretch', [3]), ('val_crops', 4), ('layer_decay', 1.5)])
+def test_values_that_no_run_can_have(word, value):
+    with pytest.raises(ValueError, match=f'^{word} '): make_config(**{word: value})

@@ -9,6 +9,12 @@ ROOT = Path(__file__).resolve().parents[1]
 KEPT = ('vidlab', 'nbs', 'data_tools', 'tests', 'settings.ini', 'setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE', 'Makefile', 'constraints.txt')
 
 
+def settings():
+    cfg = configparser.ConfigParser(delimiters=['='])
+    cfg.read(ROOT/'settings.ini')
+    return cfg['DEFAULT']
+
+
 def build(what, source, out):
     r = subprocess.run([sys.executable, '-m', 'build', '--no-isolation', f'--{what}', '--outdir', str(out), str(source)], capture_output=True, text=True)
     assert r.returncode == 0, r.stdout[-2000:] + r.stderr[-2000:]
@@ -40,9 +46,7 @@ def test_the_wheel_holds_all_that_a_run_needs(made):
 
 
 def test_metadata_is_that_of_the_settings(made):
-    cfg = configparser.ConfigParser(delimiters=['='])
-    cfg.read(ROOT/'settings.ini')
-    cfg = cfg['DEFAULT']
+    cfg = settings()
     with zipfile.ZipFile(made[2]) as z:
         meta = message_from_bytes(z.read(next(n for n in z.namelist() if n.endswith('/METADATA'))))
         assert b'vidlab = vidlab.cli:main' in z.read(next(n for n in z.namelist() if n.endswith('entry_points.txt')))
@@ -65,12 +69,13 @@ def test_an_installed_copy_needs_no_checkout(made, tmp_path):
     here.mkdir()
     (here/'settings.ini').write_text('[DEFAULT]\n')                 # a folder that merely looks like a project
     subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--no-index', '--target', site, wheel], check=True)
-    code = ('import vidlab.core as c, pathlib\n'
+    code = ('import pathlib, vidlab, vidlab.core as c\n'
             'from vidlab.config import list_recipes, recipes_dir\n'
             'assert pathlib.Path(c.__file__).is_relative_to(pathlib.Path("../site").resolve()), c.__file__\n'
             'assert (c.pages_dir()/"train.ipynb").exists() and recipes_dir() == c.pages_dir()/"recipes"\n'
             'assert c.project_root() == pathlib.Path.cwd() and c.outputs_dir() == pathlib.Path.cwd()/"outputs"\n'
-            'print(len(list_recipes()))')
-    r = subprocess.run([sys.executable, '-c', code], cwd=here, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(site)})
+            'print(len(list_recipes()), vidlab.__version__)')
+    env = {k: v for k, v in os.environ.items() if k != 'VIDLAB_OUTPUTS'} | {'PYTHONPATH': str(site)}
+    r = subprocess.run([sys.executable, '-c', code], cwd=here, capture_output=True, text=True, env=env)
     from vidlab.config import list_recipes
-    assert r.returncode == 0 and int(r.stdout) == len(list_recipes()), r.stderr
+    assert r.returncode == 0 and r.stdout.split() == [str(len(list_recipes())), settings()['version']], r.stderr

@@ -33,17 +33,20 @@ def test_page_names():
     assert len(set(numbers)) == len(numbers), sorted(numbers)
 
 def test_export_in_sync(tmp_path):
-    "Exporting afresh gives exactly vidlab/"
-    out = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard', 'nbs', 'settings.ini', 'setup.py', 'README.md'], cwd=ROOT, capture_output=True, text=True)
+    "Exporting and cleaning afresh gives exactly vidlab/ and nbs/"
+    out = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard', 'nbs', 'pyproject.toml'], cwd=ROOT, capture_output=True, text=True)
     if out.returncode: pytest.skip('not a git checkout')
     for f in out.stdout.split('\n'):
         if f and (ROOT/f).exists():
             (tmp_path/f).parent.mkdir(parents=True, exist_ok=True); (tmp_path/f).write_bytes((ROOT/f).read_bytes())
-    subprocess.run([sys.executable, '-c', 'from nbdev.doclinks import nbdev_export; nbdev_export()'], cwd=tmp_path, check=True, capture_output=True)
+    both = 'from nbdev.doclinks import nbdev_export; from nbdev.clean import nbdev_clean; nbdev_export(); nbdev_clean()'
+    subprocess.run([sys.executable, '-c', both], cwd=tmp_path, check=True, capture_output=True)
     new = {p.relative_to(tmp_path): p.read_text() for p in (tmp_path/'vidlab').rglob('*.py')}
     old = {p.relative_to(ROOT): p.read_text() for p in (ROOT/'vidlab').rglob('*.py')}
     assert sorted(map(str, new)) == sorted(map(str, old)), 'a module without a page, or a page without its module: run `make export`'
     assert [str(k) for k in new if new[k] != old[k]] == [], 'differs from its page: run `make export`'
+    pages = [p.relative_to(tmp_path) for p in (tmp_path/'nbs').rglob('*.ipynb')]
+    assert [str(p) for p in pages if (tmp_path/p).read_bytes() != (ROOT/p).read_bytes()] == [], 'not clean: run `make export`'
 
 # Imports point down, or to a smaller number in the same folder; a folder stands at a place among the pages above it (design: layers).
 FOLDERS = {'.': (), 'data': (10,), 'data/sets': (10, 18), 'models': (30,), 'tasks': (38,)}

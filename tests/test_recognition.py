@@ -103,3 +103,13 @@ def test_resume_in_the_middle_of_an_epoch(shapes):
 
 def test_neighbours_need_a_sampler_that_has_them(shapes):
     with pytest.raises(ValueError, match='neighbours'): run(small(shapes, sampler='grid', rate=4))
+
+
+def test_names_go_to_the_text_tower_as_words(monkeypatch):
+    import vidlab.tasks.recognition as R
+    from vidlab.registry import create_model
+    said = []
+    kept = R.tokenize
+    monkeypatch.setattr(R, 'tokenize', lambda texts, *a, **k: said.extend(texts) or kept(texts, *a, **k))
+    R.RecognitionTask(create_model('clip4clip', preset='tiny', weights='random'), ['brush_hair', 'ApplyEyeMakeup', 'air drumming'], templates=['a video of {}'])
+    assert said == ['a video of brush hair', 'a video of Apply Eye Makeup', 'a video of air drumming']

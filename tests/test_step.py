@@ -167,33 +167,36 @@ def test_weight_decay_follows_its_schedule_where_there_is_one(tmp_path):
 
 # -- averaged weights
 
-def averaged(weights, d):
-    "The average begins as the weights themselves (two steps long) and then moves by 1 - d of the way"
-    out = []
-    for k, w in enumerate(weights): out.append(w.clone() if k < 2 else d*out[-1] + (1 - d)*w)
-    return out
+def averaged(start, weights, d):
+    "The average begins as the start weights and moves by 1 - d of the way at every step, the first included"
+    out = [start]
+    for w in weights: out.append(d*out[-1] + (1 - d)*w)
+    return out[1:]
 
 def test_averaged_weights_follow_their_formula(tmp_path):
     learn, watch = learner(tmp_path, epochs=3, ema=.7)
+    start = flat(learn.raw_task.model).clone()
     seen = []
     learn.cbs.append(SimpleNamespace(after_step=lambda learn: seen.append(flat(learn.ema.module))))
     learn.fit()
-    for got, want in zip(seen, averaged(watch.weights, .7), strict=True): torch.testing.assert_close(got, want, atol=1e-6, rtol=0)
+    for got, want in zip(seen, averaged(start, watch.weights, .7), strict=True): torch.testing.assert_close(got, want, atol=1e-6, rtol=0)
     assert (seen[-1] - watch.weights[-1]).abs().max() > 1e-3
 
 def test_validation_measures_the_averaged_weights(tmp_path):
     batch = next(Rows(24).epoch(0))
     learn, watch = learner(tmp_path, epochs=2, ema=.9, evaluate=lambda learn: evaluate_with(learn, dict(video=[batch])))
+    start = flat(learn.raw_task.model).clone()
     learn.fit()
     value = lambda w: float((X @ w[:4] + w[4]).mean())
-    assert learn.metrics['m'] == pytest.approx(value(averaged(watch.weights, .9)[-1]), abs=1e-5)
+    assert learn.metrics['m'] == pytest.approx(value(averaged(start, watch.weights, .9)[-1]), abs=1e-5)
     assert abs(learn.metrics['m'] - value(watch.weights[-1])) > 1e-3
     assert learn.raw_task.model is learn._model() and torch.equal(flat(learn.raw_task.model), watch.weights[-1])
 
 def test_best_holds_the_averaged_weights_and_last_both(tmp_path):
     learn, watch = learner(tmp_path, epochs=1, ema=.9, evaluate=lambda learn: dict(m=1.))
+    start = flat(learn.raw_task.model).clone()
     learn.fit()
-    ema = averaged(watch.weights, .9)[-1]
+    ema = averaged(start, watch.weights, .9)[-1]
     best, last = load_checkpoint(tmp_path/'ckpt'/'best'), load_checkpoint(tmp_path/'ckpt'/'last')
     for got, want in ((best['weights'], ema), (last['ema'], ema), (last['weights'], watch.weights[-1])):
         torch.testing.assert_close(torch.cat([got['fc.weight'].flatten(), got['fc.bias']]), want, atol=1e-6, rtol=0)
@@ -352,3 +355,26 @@ def test_the_fingerprint_of_a_split_sees(change): assert table(**change).hash() 
 def test_the_fingerprint_of_a_split_is_blind_to_folders():
     here, there = (Manifest.build(dict(id=['a'], path=[f'{d}/a.mp4'], text=['t']), root=d, missing='keep') for d in ('here', 'there'))
     assert here.hash() == there.hash()
+
+
+# -- evaluations during training
+
+def test_evaluations_every_few_epochs_and_at_the_end(tmp_path):
+    batch, seen = next(Rows(24).epoch(0)), []
+    learn, _ = learner(tmp_path, epochs=5, evaluate=lambda learn: evaluate_with(learn, dict(video=[batch]), every=2))
+    learn.cbs.append(SimpleNamespace(after_epoch=lambda learn: seen.append((learn.epoch, 'm' in learn.metrics))))
+    learn.fit()
+    assert [e for e, measured in seen if measured] == [2, 4, 5]
+
+
+def test_logged_numbers_are_those_of_all_processes(tmp_path):
+    from vidlab.callbacks import Log
+    from vidlab.core import RunFolder
+    others = lambda x, how: (x + torch.full_like(x, 3.))/2 if how == 'mean' else None          # the other process has 3 everywhere
+    learn = SimpleNamespace(out=dict(loss=torch.tensor(1.), acc=torch.tensor(.5)), seen=4, data_time=.1, step_time=.2, step=1, total_steps=1, epoch=0, main=True, skipped=0,
+                            opt=SimpleNamespace(param_groups=[dict(lr=.1)]), folder=RunFolder(tmp_path), engine=SimpleNamespace(num_processes=2, reduce=others))
+    log = Log(1)
+    log.before_fit(learn)
+    log.after_step(learn)
+    row, = RunFolder(tmp_path).metrics()
+    assert (row['loss'], row['acc'], row['clips_per_s']) == (2., 1.75, 40.)

@@ -130,3 +130,15 @@ def test_automatic_resume(shapes):
     a, b = (load_file(o/'ckpt'/'last'/'weights.safetensors') for o in (f, whole))
     assert whole.path != f.path and all(torch.equal(a[k], b[k]) for k in a)
     with pytest.raises(FileNotFoundError, match='no finished run'): run(small(shapes, start='latest:nothing'))
+
+
+def test_val_views_are_few(shapes, monkeypatch):
+    "During training one view of each video, whatever the final evaluation takes"
+    from vidlab import build
+    seen = []
+    kept = build.evaluate
+    monkeypatch.setattr(build, 'evaluate', lambda task, loaders, engine=None: seen.append((loaders['video'].ds.clips, loaders['video'].ds.crops)) or kept(task, loaders, engine))
+    folder = run(small(shapes, eval_clips=2, eval_crops=3))
+    assert seen == [(1, 1)] and (p := read_json(folder/'eval'/'test.json')['protocol'])['clips'] == 2 and p['crops'] == 3
+    run(small(shapes, eval_clips=2, val_clips=2, val_crops=3, test_split=''))
+    assert seen[1:] == [(2, 3)]

@@ -9,6 +9,7 @@ __all__ = ['tell', 'for_evaluation', 'load_manifest', 'class_names', 'sampler_of
 
 # %% ../nbs/48_build.ipynb #0f01884a
 import dataclasses, inspect, math
+from functools import partial
 from pathlib import Path
 from .callbacks import CALLBACKS, Log, Progress
 from .ckpt import find_checkpoint
@@ -279,15 +280,18 @@ def build_learner(cfg:RunConfig, folder:RunFolder, engine) -> Learner:
     task = build_task(cfg, manifest=rows[cfg.train_split])
     card = task.model.card
     train = train_loader(cfg, card, engine, rows[cfg.train_split])
-    val = eval_loaders(cfg, cfg.val_split, card, engine, rows[cfg.val_split]) if cfg.val_split else None
+    few = dataclasses.replace(cfg, eval_clips=cfg.val_clips, eval_crops=cfg.val_crops)
+    val = eval_loaders(few, cfg.val_split, card, engine, rows[cfg.val_split]) if cfg.val_split else None
     schedule,decay = rates(cfg, len(train))
     watching = [Log(cfg.log_every), Progress(), *(CALLBACKS[c]() for c in cfg.callbacks)]
     return Learner(task, build_optimizer(cfg, task.model), train, folder, cfg.epochs, engine, schedule, decay, cfg.accum, cfg.clip_grad,
-                   cfg.ema, (lambda learn: evaluate_with(learn, val)) if val else None, cfg.save_every, watching,
+                   cfg.ema, partial(evaluate_with, loaders=val, every=cfg.eval_every) if val else None, cfg.save_every, watching,
                    card=dict(config=dataclasses.asdict(cfg), model=card, classes=getattr(task, 'classes', None)))
 
-def evaluate_with(learn:Learner, loaders:dict) -> dict: # metrics
+def evaluate_with(learn:Learner, loaders:dict, every:int=1 # epochs
+                 ) -> dict: # metrics; none where it is not time yet
     "Evaluate the averaged weights when there are some, else the current ones"
+    if learn.epoch % every and learn.epoch < learn.epochs: return {}
     task, model = learn.raw_task, learn.raw_task.model
     if learn.ema: task.model = learn.ema.module
     try: return evaluate(task, loaders, learn.engine)['metrics']

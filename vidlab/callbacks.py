@@ -35,7 +35,9 @@ def _write(self:Log, learn):
     if not self.outs: return
     # batches of several sets need not have the same parts
     names = dict.fromkeys(k for o in self.outs for k in o)
-    mean = {k: float(torch.stack([o[k].float() for o in self.outs if k in o]).mean()) for k in names}
+    mean = torch.stack([torch.stack([o[k].float() for o in self.outs if k in o]).mean() for k in names])
+    if learn.engine.num_processes > 1: mean = learn.engine.reduce(mean, 'mean')                # equal shares of every batch
+    mean = dict(zip(names, mean.tolist()))
     self.epoch_clips += self.n
     self.epoch_time += self.busy
     if learn.main:

@@ -52,6 +52,7 @@ class VideoModel(nn.Module):
     head_names = ()         # classifiers: of a file with other classes they are left out
     depth_of = {}           # pattern -> depth; a number at `{}` is added; None: the top
     token_kinds = {}        # pattern of layers -> dict(kind, prefix, grid), see `token_layout`
+    official_gather = 'official' # across processes, what gather='official' means in the published code: 'local', it contrasts the own batch alone
     report = None           # of the weights that were loaded
 
     def __init_subclass__(cls, **kw):

@@ -167,7 +167,7 @@ def one_step(self:Learner, batches:list # `accum` batches, fewer at the end of a
     self.opt.step()
     self.skipped += bool(self.engine.optimizer_step_was_skipped)
     self.raw_task.after_step()
-    if self.ema: self.ema.update(self.raw_task.model, step=self.step)
+    if self.ema: self.ema.update(self.raw_task.model)          # with a step, timm copies at the first two
 
 # %% ../nbs/40_learner.ipynb #5fc814ab
 @patch

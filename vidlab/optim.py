@@ -67,6 +67,8 @@ def wave_schedule(step:int,
 SCHEDULES = ('cosine', 'linear', 'constant', 'multistep', 'wave', 'beit', *BERT_SCHEDULES)
 _WAVES = dict(cosine=cosine_schedule, linear=linear_schedule, beit=beit_schedule)
 
+def _whole(x): return int(x + 1e-9)                             # mmengine truncates
+
 def schedule_factor(name:str, # see SCHEDULES
                     step:int, # from 0
                     total, # steps of the run
@@ -82,7 +84,7 @@ def schedule_factor(name:str, # see SCHEDULES
     if name in ('constant', 'multistep') and step < w: return start + (1-start)*step/w
     if name in ('constant', 'multistep'):
         return 0.1**sum(step >= m*total for m in milestones) if name == 'multistep' else 1.
-    if name == 'wave': return wave_schedule(step, round(wave[0]*total), round(wave[1]*total), wave[2]*total, start)
+    if name == 'wave': return wave_schedule(step, _whole(wave[0]*total), _whole(wave[1]*total), wave[2]*total, start)
     if name not in SCHEDULES: raise unknown('schedule', name, SCHEDULES)
     return _WAVES[name](step, total, w, start, end)
 

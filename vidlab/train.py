@@ -185,7 +185,7 @@ def run_eval(cfg:RunConfig, # `start` names the checkpoint; '' measures the mode
     try:
         task = build_task(cfg, exact=True)
         note_paths(folder, task, engine)
-        evaluate_split(cfg, task, engine, folder, split or cfg.test_split, weights_record(cfg.start))
+        evaluate_split(cfg, task, engine, folder, split or cfg.test_split, weights_record(cfg.start or cfg.options.get('checkpoint')))
     except BaseException as e:
         folder.status('failed', reason=f'{type(e).__name__}: {e}')
         raise

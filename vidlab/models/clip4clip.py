@@ -133,6 +133,9 @@ def _add_head(self:CLIP4Clip, layers, heads, eps, dropout):
 @patch(as_prop=True)
 def logit_scale(self:CLIP4Clip): return self.clip.logit_scale
 
+@patch(as_prop=True)
+def official_gather(self:CLIP4Clip): return 'local' if self.head == 'tightTransf' else 'official'
+
 @patch
 def unused_parameters(self:CLIP4Clip) -> set:
     "Names of parameters that official checkpoints hold but no score depends on"

@@ -25,7 +25,7 @@ class RetrievalTask(Task):
     monitor,columns,measured = 't2v/R1',BOTH_WAYS,('post',)
     sides = dict(video='clip', text='text')                     # every clip once, every caption once
     def __init__(self, model, # see `vidlab.contract`
-                 gather:str='full', # contrast across processes: 'full' | 'official' (1/world gradients) | 'local', see `vidlab.losses.gather`
+                 gather:str='full', # contrast across processes: 'full' | 'official' (1/world gradients; a tight head its own batch alone) | 'local', see `vidlab.losses.gather`
                  directions:str='mean', # text-to-video and video-to-text loss: 'mean' (CLIP) | 'sum' (STAN, TVTS)
                  dsl:bool=False, # dual softmax on the similarity matrix in evaluation (uses all queries at once: state it with the number)
                  max_logit_scale:float=math.log(100) # upper limit of the learned temperature, in log space
@@ -47,7 +47,8 @@ def forward(self:RetrievalTask, batch:dict) -> dict: # loss, acc (share of capti
     if 'text' not in batch:
         raise ValueError('retrieval trains on captions, and this batch has none: the manifest needs a `text` column')
     out = self.model(self.prep(batch))
-    sim = self.model.similarity(**gather_dict(pair_of(self.model, out), self.gather))
+    gather = self.model.official_gather if self.gather == 'official' else self.gather
+    sim = self.model.similarity(**gather_dict(pair_of(self.model, out), gather))
     right = sim.detach().argmax(1) == torch.arange(len(sim), device=sim.device)
     return dict(loss=contrastive(sim, directions=self.directions), acc=right.float().mean())
 

@@ -18,7 +18,7 @@ def shards(path, # folder of the shards, a pattern with {00000..00031} or *, or 
            split:str=None, # name for all rows
            pattern:str='', # which ones below the folder, e.g. '{00000..00031}.tar'; '' all
            caption:str='txt', # 'txt' or another text member, 'json.name' a field of the json; none: no captions
-           columns:dict=None, # more columns, member or field=name, e.g. json.start=start
+           columns:dict=None, # more columns, member or field: name, e.g. json.start: start
            media:str='', # the member to use where a sample holds several videos or pictures, e.g. 'mp4'
            missing:str='error', # broken shards, samples without video or caption: 'error' or 'drop'
            missing_limit:float=.5 # most that may be dropped

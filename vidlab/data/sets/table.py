@@ -30,7 +30,7 @@ def manifest(path, # the table itself (.csv, .tsv, .jsonl or .parquet)
              split:str=None, # rows to take
              whole:bool=False, # all rows, whatever their split
              root=None, # folder the paths are relative to; None: the folder of the table
-             columns:dict=None, # columns to rename, name in the file=name, e.g. video=path caption=text
+             columns:dict=None, # columns to rename, name in the file: name, e.g. video: path, caption: text
              sep:str='', # separator of a text table, e.g. ';' or tab; '' from the name of the file and its first line
              encoding:str='auto', # of a text table: 'auto', UTF-8 or else what spreadsheets write | utf-8, latin-1 ...
              duplicates:str='keep', # equal rows: 'keep', 'drop' or 'error'
