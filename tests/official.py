@@ -94,7 +94,7 @@ DIDEMO = ['12090392@N02_13482799053_87ef417396.mov', '17897472@N00_5160288647_51
           '61415053@N02_8435224364_ab6ae2d6ab.mov', '91668415@N00_5201411569_6a6f8d5e0b.mp4', '12090392@N02_13482799053_87ef417397.3gp']
 
 def _didemo(d, clips):
-    for i, v in enumerate(DIDEMO): put(clips[i % 4], d/'videos'/(v if i % 2 else f'{v}'))
+    for i, v in enumerate(DIDEMO): put(clips[i % 4], d/'videos'/v)
     return dict(train=DIDEMO[:3], val=DIDEMO[3:4], test=DIDEMO[4:])
 
 
@@ -193,10 +193,10 @@ def kinetics_owners(d, clips):
     return dict(data='kinetics', data_path=d/'{split}.csv', video_root=d/'videos')
 
 
-def _kinetics_list(d, clips, name, sep, folder, spell=lambda c: c):
+def _kinetics_list(d, clips, name, sep, folder, spell=lambda c: c, splits=('train', 'val', 'test')):
     "Lists of paths and class numbers"
     number = {c: i for i, c in enumerate(shipped_names('kinetics400'))}
-    for s in ('train', 'val', 'test'):
+    for s in splits:
         rows = [(f'{spell(c)}/{v}_{a:06d}_{a + 10:06d}.mp4', number[c]) for c, v, a in _kinetics(s)]
         write(d/name.format(split=s), ''.join(f'{p}{sep}{n}\n' for p, n in rows))
         for i, (p, _) in enumerate(rows[:4]): put(clips[i], d/folder.format(split=s)/p)
@@ -212,8 +212,8 @@ def kinetics_videomae(d, clips):
 
 
 def kinetics_mmaction(d, clips):
-    "As mmaction2 prepares it: a folder for each split, names of classes without spaces"
-    return _kinetics_list(d, clips, 'kinetics400_{split}_list_videos.txt', ' ', 'videos_{split}', lambda c: c.replace(' ', '_'))
+    "As mmaction2 prepares it: a folder for each of two splits, names of classes without spaces"
+    return _kinetics_list(d, clips, 'kinetics400_{split}_list_videos.txt', ' ', 'videos_{split}', lambda c: c.replace(' ', '_'), ('train', 'val'))
 
 
 SOMETHING2 = 'Approaching something with your camera', 'Pushing something from left to right', 'Pushing something from right to left', 'Tearing something into two pieces'
