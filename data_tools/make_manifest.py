@@ -32,6 +32,8 @@ EXAMPLES = """
   make_manifest.py yttemporal --root YTTemporal/videos --annots yttemporal_train.csv --missing drop --out yt.parquet
   make_manifest.py yttemporal --root YTTemporal/videos --annots 'yttemporal180m_*.jsonl.gz' --missing drop --out yt.parquet
                               (the public shards: also written as one annotation per video, with the list yttemporal.csv)
+  make_manifest.py breakfast --root BreakfastII_15fps_qvga_sync --annots ViS4mer/data/Breakfast --out breakfast.csv
+  make_manifest.py coin --root COIN/videos --annots COIN.json --missing drop --out coin.csv
   make_manifest.py lvu --root LVU/videos --annots lvu_1.0 --topic genre --missing drop --out lvu_genre.csv
   make_manifest.py shards --root webvid_tars --missing drop --out webvid.parquet  (00000.tar .. of video2dataset)
   make_manifest.py shards --root cc3m --pattern '{00000..00331}.tar' --caption json.caption --out cc3m.parquet

@@ -76,6 +76,9 @@ def data(tmp_path):
     videos('pairs', 'a.mp4', 'b/c.mp4'); (tmp_path/'pairs'/'mine.csv').write_text('caption\tpath\na dog\ta\na cat\tb/c\n')
     videos('lvu', 'x.mp4', 'y.mp4'); (tmp_path/'lvu'/'like_ratio').mkdir(); (tmp_path/'lvu'/'lvu_durations.csv').write_text('videoid,duration\nx,90\ny,80\n')
     for s, v in dict(train='x', val='y', test='y').items(): (tmp_path/'lvu'/'like_ratio'/f'{s}.csv').write_text(f'like_count dislike_count youtube_id imdb_id\n9 1 {v} tt1\n')
+    videos('breakfast', 'P03/cam01/P03_tea.avi', 'P47/stereo/P47_tea_ch0.avi')
+    for s, v in dict(train='P03-cam01-P03_tea', test='P47-stereo-P47_tea_ch0').items(): (tmp_path/'breakfast'/f'{s}.csv').write_text(f'file_name,duration,action,class_id\n{v},33,tea,2\n')
+    videos('coin', '0/x.mp4', '0/y.mp4'); js(tmp_path/'coin'/'mine.csv', dict(database={v: {'class': 'UseAnalyticalBalance', 'recipe_type': 0, 'subset': s} for v, s in dict(x='training', y='testing').items()}))
     videos('yttemporal', 'subset_7/data/v1.mp4', 'subset_7/data/v2.mp4'); (tmp_path/'yttemporal'/'mine.csv').write_text('Name\nsubset_7/data/v1.mp4\nsubset_7/data/v2.mp4\n')
     (tmp_path/'yttemporal'/'videos'/'subset_7'/'annotations').mkdir()
     for v in ('v1', 'v2'): js(tmp_path/'yttemporal'/'videos'/'subset_7'/'annotations'/f'{v}.json', speech(v))
@@ -89,7 +92,7 @@ EXTRA = dict(table=['--columns', 'video=path', 'caption=text', '--sep', ';'],
              folder=['--sidecar', 'txt', '--split', 'test'], list=['--label_offset', '-1'], shards=['--split', 'train'],
              lvu=['--topic', 'like_ratio'])
 ROWS = dict(msrvtt=4, msvd=4, lsmdc=3, activitynet=2, didemo=3, table=2, folder=3, classes=2, captions=3, list=2, frame_folders=1,
-            webvid=1, shards=1, kinetics=1, something=1, ucf101=2, hmdb51=2, pairs=2, lvu=3, yttemporal=2)
+            webvid=1, shards=1, kinetics=1, something=1, ucf101=2, hmdb51=2, pairs=2, lvu=3, yttemporal=2, breakfast=2, coin=2)
 
 
 @pytest.mark.parametrize('format', FORMATS_HERE)

@@ -42,8 +42,8 @@ def _existing(path, what, cfg) -> Path:
 # %% ../nbs/48_build.ipynb #b73df525
 def _places(cfg, takes, split) -> dict: # path, root, classes: those that the data set asks for
     "Where the files of a data set lie"
-    texts = dict(path=cfg.data_path.replace('{split}', split), root=cfg.video_root, classes=cfg.classes)
-    if 'path' not in takes: texts['root'] = cfg.video_root or texts['path']         # a folder of videos has no annotation file
+    texts = dict(path=cfg.data_path.replace('{split}', split), root=cfg.video_root.replace('{split}', split), classes=cfg.classes)
+    if 'path' not in takes: texts['root'] = texts['root'] or texts['path']         # a folder of videos has no annotation file
     said,out = dict(path='data_path', root='video_root', classes='classes'),{}
     for w in (w for w in texts if w in takes):
         needed = takes[w].default is inspect.Parameter.empty

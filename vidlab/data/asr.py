@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 from ..core import atomic_write, cache_dir
-from .manifest import Manifest, from_columns, inside_root
+from .manifest import Manifest, from_columns, inside_root, public_videos
 from .tables import pick_columns
 from .files import VideoError
 
@@ -356,7 +356,7 @@ def read_yttemporal(file, # yttemporal_train.csv and the like
             raise ValueError(f"{file}: row {i}: {n!r} is not a file in a "
                              "folder called 'data' (subset_87/data/<id>.mp4)")
     cols = dict(id=names, path=names, asr=asr) | (dict(split=[split]*len(names)) if split else {})
-    return from_columns(cols, root, str(file), missing, missing_limit)
+    with public_videos(): return from_columns(cols, root, str(file), missing, missing_limit)
 
 # %% ../../nbs/data/18_asr.ipynb #9c959ba2
 def _line(text):

@@ -314,10 +314,18 @@ def _unpack(data):
     return rec
 
 # %% ../../nbs/data/07_index.ipynb #d23119ff
+_BEGIN = b'\xff\xd8\xff', b'\x89PNG\r\n', b'RIFF'           # of JPEG, PNG, WebP
+
+def _is_picture(path, at):
+    "Whether a file is called a picture, or has no ending and begins like one, as pictures of CC3M are saved"
+    if path.lower().endswith(PICTURES): return True
+    if at or os.path.splitext(path)[1] or not os.path.isfile(path): return False
+    with open(path, 'rb') as f: return f.read(12).startswith(_BEGIN)
+
 def _make_record(path, deep, fps, size, mtime, folder, at, child, timeout):
     "A fresh record: fields of VideoIndex, or `error`; and whether it may be kept on disk"
     try:
-        if path.lower().endswith(PICTURES) and not folder and (rec := _index_image(path, deep, at)): folder = True
+        if not folder and _is_picture(path, at) and (rec := _index_image(path, deep, at)): folder = True
         elif not folder: rec = child.call('vidlab.data.index:_index_file', path, deep, at, timeout=timeout)
         elif deep: rec = child.call('vidlab.data.index:_index_folder', path, True, fps, timeout=timeout)
         else: rec = _index_folder(path, False, fps)

@@ -8,7 +8,7 @@ __all__ = ['FORMATS', 'HEADERS', 'NUMBERED', 'some', 'beside', 'no_file', 'not_u
            'given', 'separator', 'load_plain_pickle']
 
 # %% ../../nbs/data/09_tables.ipynb #aba8dac2
-import contextlib, csv, difflib, json, os, pickle, re
+import contextlib, csv, difflib, itertools, json, os, pickle, re
 from collections import OrderedDict, defaultdict
 from pathlib import Path
 
@@ -84,6 +84,34 @@ def _blocks(rows, head, path, block):
             cols = [[] for _ in head]
     if cols[0]: yield cols
 
+# %% ../../nbs/data/09_tables.ipynb #5b9d20c4
+def _unquoted(v):
+    "A field without the quotes of CSV, if it has them"
+    whole = len(v) > 1 and v[0] == v[-1] == '"' and '"' not in v[1:-1].replace('""', '')
+    return v[1:-1].replace('""', '"') if whole else v
+
+class _TabRows:
+    "Rows of a table between tabs, as a csv reader gives them"
+    def __init__(self, lines): self.lines,self.ahead,self.line_num,self.width = iter(lines),[],0,None
+    def __iter__(self): return self
+
+    def _line(self):
+        line = self.ahead.pop() if self.ahead else next(self.lines)
+        self.line_num += 1
+        return line
+
+    def _goes_on(self, last): # whether the field at the end of a line is open, and the next line no row of its own
+        if last[:1] != '"' or last.count('"') % 2 == 0: return False
+        self.ahead = self.ahead or list(itertools.islice(self.lines, 1))
+        return bool(self.ahead) and self.ahead[0].count('\t') != self.width - 1
+
+    def __next__(self):
+        line = self._line()
+        part = line.rstrip('\r\n').split('\t')
+        self.width = self.width or len(part)
+        if len(part) == self.width and not self._goes_on(part[-1]): return [_unquoted(o) for o in part] if any(part) else []
+        return next(csv.reader(itertools.chain([line], iter(self._line, None)), delimiter='\t', strict=True))
+
 # %% ../../nbs/data/09_tables.ipynb #cbb472ee
 def read_rows(path, # text file
               sep:str=',', # field separator
@@ -93,7 +121,7 @@ def read_rows(path, # text file
     "Strict rows of a CSV file, column by column"
     enc = 'utf-8-sig' if encoding.lower().replace('_', '-') in ('utf-8', 'utf8') else encoding
     with _wide_fields(), open(path, newline='', encoding=enc) as f:
-        rows = csv.reader(f, delimiter=sep, strict=True)
+        rows = _TabRows(f) if sep == '\t' else csv.reader(f, delimiter=sep, strict=True)
         try:
             head = _header(rows, path)
             yield head

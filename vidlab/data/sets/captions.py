@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..manifest import Manifest, composed, from_columns
+from ..manifest import Manifest, composed, from_columns, public_videos
 from ..tables import given, load_json, no_file, pick_columns, read_rows
 from ...registry import register_data
 
@@ -85,7 +85,7 @@ def pairs(path, # the list: caption, path, ... with a header, separated by tabs
     keep = [i for i,t in enumerate(said) if _said(t)]
     cols = dict(path=[composed(paths[i], root, given(ext)) for i in keep], text=[said[i] for i in keep])
     if split: cols['split'] = [split]*len(keep)
-    return from_columns(cols, root, str(path), missing, missing_limit, bare)
+    with public_videos(): return from_columns(cols, root, str(path), missing, missing_limit, bare)
 
 # %% ../../../nbs/data/sets/10_captions.ipynb #302b6ef6
 @register_data
@@ -101,4 +101,4 @@ def webvid(path, # the CSV: results_2M_train.csv and the like
     keep = [i for i,t in enumerate(said) if _said(t)] if bare else range(len(ids))
     cols = dict(id=[ids[i] for i in keep], path=[f'{pages[i]}/{ids[i]}.mp4' for i in keep], text=[said[i] for i in keep])
     if split: cols['split'] = [split]*len(cols['id'])
-    return from_columns(cols, root, str(path), missing, missing_limit, bare)
+    with public_videos(): return from_columns(cols, root, str(path), missing, missing_limit, bare)

@@ -55,8 +55,10 @@ def _rows(file, names, sep, header):
 
 # %% ../../../nbs/data/sets/30_lists.ipynb #d7d19197
 def _comma_or_space(file, header):
-    "Separator of a list: a comma if it is called .csv and has one, else white space (None)"
-    return ',' if Path(file).suffix.lower() == '.csv' and any(',' in line for line in lines_of(file)[header:][:1]) else None
+    "Separator of a list: a comma if it is called .csv and has one between its fields, else white space (None)"
+    line = next(iter(lines_of(file)[header:]), '')
+    spaced = re.search(r'(\.\w{2,5}|\s\d+)\s+\d+$', line.rpartition(',')[2])          # `... b.mp4 7` or `... b 12 7` behind the last comma
+    return ',' if Path(file).suffix.lower() == '.csv' and ',' in line and not spaced else None
 
 # %% ../../../nbs/data/sets/30_lists.ipynb #2e3f6ce5
 def _shifted(labels, offset, classes, source):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ...core import unknown
-from ..manifest import Manifest, find_videos, from_rows
+from ..manifest import Manifest, find_videos, from_rows, public_videos
 from ..tables import given, lines_of, pick_columns, some
 from ...registry import register_data
 
@@ -109,7 +109,7 @@ def read_lvu(folder, # with a folder per task, each with {split}.csv
     for r in rows:
         r['path'] = found.get(r['id'], f"{r['id']}.mp4" if missing == 'keep' else None)
         if durations: r['duration'] = known.get(r['id'])
-    return from_rows(rows, videos, str(folder), missing, missing_limit, names=names)
+    with public_videos(): return from_rows(rows, videos, str(folder), missing, missing_limit, names=names)
 
 # %% ../../../nbs/data/sets/50_lvu.ipynb #5f2c6fc5
 @register_data

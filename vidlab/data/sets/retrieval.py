@@ -10,9 +10,9 @@ import math, os
 from pathlib import Path
 
 from ...core import unknown
-from ..manifest import Manifest, find_videos, from_rows, named_files, walk_files
+from ..manifest import Manifest, find_videos, from_rows, named_files, public_videos, walk_files
 from ..sample import clip_times
-from .captions import sentences
+from .captions import captions, sentences
 from ..tables import given, lines_of, load_json, load_plain_pickle, no_file, not_utf8, pick_columns
 from ...registry import register_data
 
@@ -139,20 +139,23 @@ def _paragraph(file, v, said, split):
 # %% ../../../nbs/data/sets/20_retrieval.ipynb #027c62b6
 @register_data
 def activitynet(path, # folder with train_ids.json, val_ids.json, train.json, val_1.json
-                root, # folder of the video files, searched; files are named by the id without 'v_'
+                root, # folder of the video files, searched; files are named by the id, as their owners do or without 'v_'
+                split:str=None, # only this one; 'test': val
                 splits=('train', 'val'), # the splits to read
                 missing:str='error', # 'error', 'drop' or 'keep'
                 missing_limit:float=.5 # most that may be dropped
                ) -> Manifest:
     "ActivityNet Captions, paragraph retrieval: one row per video"
     folder, rows, bare = Path(path), [], []
-    for s in splits:
+    for s in ('val' if split == 'test' else split,) if split else splits:
         if s not in ACTIVITYNET: raise unknown('ActivityNet split', s, ACTIVITYNET)
         file = folder/ACTIVITYNET[s]
         said, ids = load_json(file), dict.fromkeys(load_json(folder/f'{s}_ids.json'))     # repeated ids once
         rows += [_paragraph(file, v, said[v], s) for v in ids if v in said]
         bare += [v for v in ids if v not in said]
-    return from_rows(_with_files(rows, find_videos(root, {r['id'] for r in rows})), root, str(folder), missing, missing_limit, bare)
+    found = find_videos(root, {p + r['id'] for r in rows for p in ('', 'v_')})
+    named = {r['id']: found.get('v_' + r['id'], found.get(r['id'])) for r in rows}
+    with public_videos(): return from_rows(_with_files(rows, named), root, str(folder), missing, missing_limit, bare)
 
 # %% ../../../nbs/data/sets/20_retrieval.ipynb #6a7e4a9b
 def _didemo_said(file, listed):
@@ -167,18 +170,21 @@ def _didemo_said(file, listed):
 
 # %% ../../../nbs/data/sets/20_retrieval.ipynb #bd1ee8b5
 @register_data
-def didemo(path, # folder with {train,val,test}_list.txt and {train,val,test}_data.json
+def didemo(path, # folder with {train,val,test}_list.txt and {train,val,test}_data.json, or the JSON of a split in STAN's form
            root, # folder of the video files, searched; the lists hold names with extension
-           splits=('train', 'val', 'test'), # the splits to read
+           splits=('train', 'val', 'test'), # the splits to read from the folder
+           paragraph:bool=True, # all sentences of a video joined by one space; False: a row for each
            missing:str='error', # 'error', 'drop' or 'keep'
            missing_limit:float=.5 # most that may be dropped
           ) -> Manifest:
     "DiDeMo, paragraph retrieval: one row per video, in the order of first appearance in the JSON"
+    if Path(path).suffix == '.json':
+        with public_videos(): return captions(path, root, paragraph, missing=missing, missing_limit=missing_limit)
     folder, rows, bare = Path(path), [], []
     for s in splits:
         listed = set(lines_of(folder/f'{s}_list.txt'))
         said = _didemo_said(folder/f'{s}_data.json', listed)
-        rows += [dict(id=v, path=None, start=0, end=31, text=' '.join(t), split=s) for v,t in said.items()]
+        rows += [dict(id=v, path=None, start=0, end=31, text=c, split=s) for v,t in said.items() for c in ([' '.join(t)] if paragraph else t)]
         bare += sorted(listed - set(said))
     found = named_files(walk_files(root), {r['id'] for r in rows}, lambda n: n)
-    return from_rows(_with_files(rows, found), root, str(folder), missing, missing_limit, bare)
+    with public_videos(): return from_rows(_with_files(rows, found), root, str(folder), missing, missing_limit, bare)
