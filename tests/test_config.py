@@ -123,3 +123,10 @@ def test_rates_count_optimiser_steps():
     factor, decay = rates(cfg, 10)
     assert [round(factor(k), 6) for k in (0, 3, 6)] == [1., .5, 0.]
     assert round(decay(0), 6) == .1 and round(decay(6), 6) == .4 and rates(make_config(), 10)[1] is None
+
+def test_sgd_takes_its_momentum_from_betas():
+    from vidlab.build import build_optimizer
+    from vidlab.registry import create_model
+    model = create_model('clip4clip', preset='tiny', weights='random')
+    of = lambda **kw: build_optimizer(make_config(**kw), model).param_groups[0]['momentum']
+    assert [of(optimizer=o, betas=[b, .999]) for o in ('sgd', 'timm:sgd', 'timm:rmsprop') for b in (.9, .5)] == [.9, .5]*3 and of(optimizer='sgd') == .9
