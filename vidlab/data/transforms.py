@@ -353,10 +353,11 @@ class Erase:
         if self.fill not in FILLS: raise unknown('fill of erase', self.fill, FILLS)
 
     def draw(self, h, w, tfm, gen):
-        if gen.random() > self.p: return dict(boxes=[], seed=0)
+        if gen.random() > self.p: return dict(box=None, seed=0)
         n = 1 + int(gen.integers(self.k)) if self.k > 1 else 1
         boxes = [b for b in (self._one(h, w, n, gen) for _ in range(n)) if b]
-        return dict(boxes=boxes, seed=int(gen.integers(2**32)) if boxes else 0)
+        if not boxes: return dict(box=None, seed=0)
+        return dict(box=boxes[0], seed=int(gen.integers(2**32))) | (dict(more=boxes[1:]) if self.k > 1 else {})
 
     def _one(self, h, w, n, gen): # a box of the n, None where none fits
         for _ in range(10):
@@ -368,10 +369,10 @@ class Erase:
 
 # %% ../../nbs/data/12_transforms.ipynb #658118a9
 @patch
-def apply(self:Erase, frames, tfm, boxes, seed):
-    if not boxes: return frames
+def apply(self:Erase, frames, tfm, box, seed, more=()):
+    if box is None: return frames
     gen, frames, shape = np.random.default_rng(seed), frames.copy(), FILLS[self.fill]
-    for l, t, r, b in boxes:
+    for l, t, r, b in (box, *more):
         noise = gen.standard_normal((len(frames), *shape(b - t, r - l)), np.float32) if shape else np.float32(0)
         frames[:, t:b, l:r] = ((noise*np.float32(tfm.std) + np.float32(tfm.mean))*255).clip(0, 255).round()
     return frames
