@@ -295,6 +295,14 @@ def test_repeats_and_sides_for_any_workers_and_ranks(tmp_path, rows):
     for a, *b in zip(whole, *(epoch(0, 2, rank=r) for r in (0, 1))): assert torch.equal(a['video'], torch.cat([o['video'] for o in b]))
     for a, b in zip(whole, epoch(0, 1, repeats=1)): assert torch.equal(a['video'][::2], b['video'])
 
+def test_frames_that_are_not_random(rows):
+    "`random_frames` off: training clips have the frames of a test, in every epoch, and are still augmented at random"
+    clips = lambda train, **kw: Clips(rows, SegmentSampler(4, 'something'), size=16, train=train, seed=3, augment='crop', short=24, **kw)
+    times = lambda ds, epoch: ds[epoch, 0]['frame_time'].tolist()
+    fixed, free = clips(True, random_frames=False), clips(True)
+    assert times(fixed, 0) == times(fixed, 1) == times(clips(False), 0)
+    assert len({tuple(times(free, e)) for e in range(6)}) > 1 and (fixed[0, 0]['video'] != fixed[1, 0]['video']).any()
+
 def test_frame_folders_and_video_files_are_one_path(tmp_path, rows):
     "Extracted pictures, listed with number and template, give the clips of the file; strangers beside them do not count"
     from PIL import Image

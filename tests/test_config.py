@@ -142,3 +142,11 @@ def test_choices_are_those_of_their_pages():
                                         ('ema', 1.5), ('bad_limit', 2.), ('log_every', 0), ('betas', [.9]), ('betas', [.9, 1.]), ('stretch', [3]), ('val_crops', 4), ('layer_decay', 1.5)])
 def test_values_that_no_run_can_have(word, value):
     with pytest.raises(ValueError, match=f'^{word} '): make_config(**{word: value})
+
+
+def test_sgd_takes_its_momentum_from_betas():
+    from vidlab.build import build_optimizer
+    from vidlab.registry import create_model
+    model = create_model('clip4clip', preset='tiny', weights='random')
+    of = lambda **kw: build_optimizer(make_config(**kw), model).param_groups[0]['momentum']
+    assert [of(optimizer=o, betas=[b, .999]) for o in ('sgd', 'timm:sgd', 'timm:rmsprop') for b in (.9, .5)] == [.9, .5]*3 and of(optimizer='sgd') == .9

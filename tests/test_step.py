@@ -211,6 +211,28 @@ def test_the_average_is_resumed(tmp_path):
     again.fit()
     assert torch.equal(flat(again.ema.module), flat(learn.ema.module)) and torch.equal(flat(again._model()), flat(learn._model()))
 
+def test_the_average_on_the_cpu_is_the_same(tmp_path):
+    "`ema_cpu` moves it, here from the CPU to the CPU: what is measured and kept stays the same"
+    one = lambda d, **kw: learner(tmp_path/d, epochs=2, ema=.9, evaluate=lambda learn: evaluate_with(learn, dict(video=[next(Rows(24).epoch(0))])), **kw)[0].fit()
+    a, b = one('a'), one('b', ema_cpu=True)
+    assert torch.equal(flat(a.ema.module), flat(b.ema.module)) and a.metrics == b.metrics
+    assert (a.ema.device, b.ema.device) == (None, torch.device('cpu'))
+
+def test_every_second_epoch_is_kept(tmp_path):
+    "Their weights alone, averaged where there are such, also when the run was resumed in between"
+    learn, watch = learner(tmp_path, epochs=3, ema=.9, keep_every=2, save_every=1)
+    seen = []
+    learn.cbs.append(SimpleNamespace(after_epoch=lambda learn: seen.append(flat(learn.ema.module).clone())))
+    learn.fit()
+    assert sorted(p.name for p in (tmp_path/'ckpt').iterdir() if p.name.startswith('epoch')) == ['epoch2']
+    again, _ = learner(tmp_path, epochs=4, ema=.9, keep_every=2)
+    assert again.resume()
+    again.fit()
+    assert sorted(p.name for p in (tmp_path/'ckpt').iterdir() if p.name.startswith('epoch')) == ['epoch2', 'epoch4']
+    kept = load_checkpoint(tmp_path/'ckpt'/'epoch2')
+    assert kept['state'] is None and kept['card']['epoch'] == 2
+    assert torch.equal(torch.cat([kept['weights']['fc.weight'].flatten(), kept['weights']['fc.bias']]), seen[1])
+
 
 # -- the best
 
@@ -297,6 +319,33 @@ def test_task_recognition_mixes_in_training_only():
     clean = nn.functional.cross_entropy(task.model(b)['logits'], b['label'])
     torch.testing.assert_close(task.eval()(b)['loss'], clean)
     assert (task.train()(b)['loss'] - clean).abs() > 1e-4
+
+def test_task_recognition_mixes_as_often_as_it_is_told():
+    "mix_prob 0 never; mix_switch 1 always a box, 0 never one"
+    from unittest import mock
+    b, seen = dict(CLIPS, label=torch.tensor([0, 0, 1])), []
+    clean = nn.functional.cross_entropy(Bright(2)(b)['logits'], b['label'])
+    loss = lambda **kw: RecognitionTask(Bright(2), ['dark', 'light'], mixup=1., cutmix=1., **kw).train()(b)['loss']
+    torch.testing.assert_close(loss(mix_prob=0.), clean)
+    with mock.patch('vidlab.data.transforms._box', lambda h, w, lam, gen: (seen.append(1), (lam, None))[1]):
+        loss(mix_switch=0.)
+        assert not seen
+        loss(mix_switch=1.)
+        assert seen
+
+def test_task_recognition_mean_average_precision():
+    "By hand, over the classes that occur; the third has no clip and does not count"
+    task, one = RecognitionTask(Bright(3), ['a', 'b', 'c'], mean_ap=True), torch.tensor
+    logits = one([[2., 1., 0.], [1., 2., 0.], [2., 1.5, 0.], [0., 3., 0.]])
+    part = dict(sid=torch.arange(4), view=torch.zeros(4).long(), logits=logits, label=one([0, 1, 1, 0]))
+    p, y = logits.softmax(1), one([0, 1, 1, 0])
+    def ap(c):
+        hit = (y == c)[p[:, c].argsort(descending=True)].float()
+        return float((hit.cumsum(0)/torch.arange(1, 5)*hit).sum()/hit.sum())
+    got = task.score(dict(video=part))['metrics']
+    assert got['mAP'] == pytest.approx(50*(ap(0) + ap(1)), abs=1e-3) and 40 < got['mAP'] < 90
+    task.mean_ap = False
+    assert 'mAP' not in task.score(dict(video=part))['metrics']
 
 
 # -- attention through layers

@@ -201,7 +201,7 @@ def globals_kept():
 
 
 WORDS = ['rrc', 'rrc-s0-a0.4', 'sized', 'msc', 'flip', 'grey-p0.5', 'erase-p0.7', 'rand-m7-n4-mstd0.5-inc1', 'rand-m9-n2-p1', 'scale sized flip', 'flip msc',
-         'rand-m7-n4-mstd0.5-inc1 scale sized flip grey erase-p1', 'scale', 'centre flip', 'crop flip', 'rand-m5-n2 rrc-s0 erase']
+         'rand-m7-n4-mstd0.5-inc1 scale sized flip grey erase-p1', 'scale', 'centre flip', 'crop flip', 'rand-m5-n2 rrc-s0 erase', 'rand-m5-kernel=bilinear jitter-f0.8 erase-p1-k3-fill=const']
 
 
 @pytest.mark.parametrize('word', WORDS)
@@ -328,6 +328,56 @@ def test_erased_noise_is_new_in_each_pixel_and_frame():
     v = out[:, gone].astype(float)
     assert (out[:, ~gone] == 7).all() and abs(v.mean() - 115) < 8 and len(np.unique(v[:, :40], axis=0)) == 4
     assert np.abs(np.corrcoef(v.reshape(4, -1)) - np.eye(4)).max() < .1
+
+
+def test_several_erased_boxes_are_timms(globals_kept):
+    from timm.data.random_erasing import RandomErasing
+    from vidlab.data.transforms import Erase
+    class Drawn(Python): # timm draws 1..k
+        def integers(self, n, size=None): return self.py.randint(1, n) - 1 if n == 3 else super().integers(n, size)
+    several = 0
+    for seed in range(60):
+        random.seed(seed)
+        img = torch.ones(3, 40, 50)
+        RandomErasing(.8, mode='const', max_count=3, device='cpu')._erase(img, 3, 40, 50, img.dtype)
+        ours, d = torch.ones(40, 50), Erase(.8, k=3).draw(40, 50, None, Drawn(seed))
+        boxes = [b for b in (d['box'], *d.get('more', ())) if b]
+        for l, t, r, b in boxes: ours[t:b, l:r] = 0
+        assert torch.equal(ours, img[0])
+        several += len(boxes) > 1
+    assert several > 10
+
+
+def test_erased_boxes_have_the_pixels_of_the_model():
+    "Noise, one colour for each frame, or the mean, about the mean of the model's pixels and not of CLIP's"
+    f = np.full((4, 60, 60, 3), 7, np.uint8)
+    cut = lambda fill: ClipTransform(60, f'erase-p1-l0.3-fill={fill}', mean=(.2, .5, .8), std=(.01, .01, .01))(f, True, np.random.default_rng(1)).permute(0, 2, 3, 1).numpy()
+    gone = (cut('const') != 7).all(-1).any(0)
+    assert gone.sum() > 900 and (cut('const')[:, gone] == np.round([.2*255, .5*255, .8*255])).all()
+    for fill, colours in (('rand', 4), ('pixel', 1000)):
+        v = cut(fill)[:, gone].astype(float)
+        assert np.abs(v.mean((0, 1)) - np.array([.2, .5, .8])*255).max() < (5 if fill == 'rand' else .3) and (len(np.unique(v.reshape(-1, 3), axis=0)) == colours or fill == 'pixel' and .5*255*.01 < v.std(1).mean() < 2*255*.01)
+
+
+def test_jitter_is_torchvisions():
+    from PIL import Image
+    from torchvision.transforms import functional as TF
+    from vidlab.data.transforms import Jitter
+    f, how = noise(2, 20, 30), (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation)
+    for seed in range(6):
+        d = Jitter(.6).draw(20, 30, None, np.random.default_rng(seed))
+        im = Image.fromarray(f[1])
+        for i in d['order']: im = how[i](im, d['by'][i])
+        assert np.array_equal(Jitter(.6).apply(f, None, **d)[1], np.array(im))
+        assert all(.4 <= x <= 1.6 for x in d['by'])
+
+
+def test_rand_augment_moves_pixels_by_the_kernel():
+    from vidlab.data.transforms import RandAugment
+    f, ops = noise(1, 40, 40), [('Rotate', 17.)]
+    a, b = (RandAugment(kernel=k).apply(f, None, ops)[0].astype(int) for k in ('bicubic', 'bilinear'))
+    assert 5 < np.abs(a - b).mean() < 60 and np.array_equal(a, RandAugment().apply(f, None, ops)[0])
+    with pytest.raises(ValueError, match='kernel'): RandAugment(kernel='nearest')
 
 
 def test_words_in_another_order():

@@ -142,3 +142,29 @@ def test_val_views_are_few(shapes, monkeypatch):
     assert seen == [(1, 1)] and (p := read_json(folder/'eval'/'test.json')['protocol'])['clips'] == 2 and p['crops'] == 3
     run(small(shapes, eval_clips=2, val_clips=2, val_crops=3, test_split=''))
     assert seen[1:] == [(2, 3)]
+
+
+def test_the_teacher_has_its_own_interval_and_the_loss_a_factor(shapes):
+    "Two layers of a student of three blocks; those of the teacher (four blocks) are as far apart, or as told"
+    make = lambda **kw: build_task(small(shapes, 'shapes_videomamba_pretrain', depth=3, aligned=2, interval=2., **kw))
+    same, apart, heavy = make(), make(teacher_interval=1.), make(loss_ratio=3.)
+    n = len(same.teacher.clip.state_dict()) and same.teacher.clip.card.vision_layers
+    assert (same.teacher.blocks, apart.teacher.blocks, same.model.aligned, apart.model.aligned) == ([n-3, n-1], [n-2, n-1], [0, 2], [0, 2])
+    assert apart.protocol()['teacher_interval'] == 1.
+    heavy.load_state_dict(same.state_dict())
+    c = same.model.card
+    b = dict(video=torch.randint(0, 256, (2, c.frames, 3, c.size, c.size), dtype=torch.uint8), video_mask=torch.ones(2, c.frames).bool(), sid=torch.arange(2), view=torch.zeros(2).long())
+    heavy.teacher = same.teacher
+    losses = [float(t.eval()(b)['loss'].detach()) for t in (same, heavy)]
+    assert losses[1] == pytest.approx(3*losses[0]) and losses[0] > 0
+    assert torch.equal(same.eval_step(b)['align'], heavy.eval_step(b)['align'])
+
+
+def test_what_is_erased_has_the_pixels_of_the_model(shapes):
+    "VideoMamba's pixels are ImageNet's: the mean of a training clip whose box is filled with the mean is zero there"
+    cfg = small(shapes, augment='centre erase-p1-l0.3-fill=const')
+    task = build_task(cfg)
+    ds = make_clips(cfg, 'train', task.model.card, train=True)
+    s = ds[0, 0]
+    x = task.prep({k: s[k][None] for k in ('video', 'video_mask')})['video'].abs().amax((0, 1, 2))
+    assert (x < .5/255/.2).float().mean() > .25

@@ -157,7 +157,8 @@ def make_clips(cfg:RunConfig, split:str, card, # rows; card of the model, or onl
     if train and cfg.few_shot: m = m.few_shot(cfg.few_shot, cfg.seed)
     told = cfg.pieces and {'asr', 'transcripts'} & set(m.cols)
     views = (cfg.eval_clips, cfg.eval_crops) if unit != 'text' else (1, 1)
-    more = dict(repeats=cfg.repeats, swap_sides=cfg.swap_sides) if train else dict(views=views)
+    more = dict(repeats=cfg.repeats, swap_sides=cfg.swap_sides, random_frames=cfg.random_frames) if train else dict(views=views)
+    if train and card.mean: more['pixels'] = card.mean, card.std
     return Clips(m, sampler_of(cfg, card, order), card.size, cfg.max_words, unit, train, cfg.seed, cfg.decoder, cfg.resize,
                  on_bad='skip' if train else cfg.on_bad, augment=cfg.augment, short=cfg.short_side, stretch=tuple(cfg.stretch) or None,
                  cut=cfg.cut, cache=cfg.check or not train, tokenizer=card.tokenizer or 'clip',
@@ -309,7 +310,7 @@ def build_optimizer(cfg:RunConfig, model):
     scale = cfg.batch_size*cfg.repeats*cfg.accum/cfg.lr_batch if cfg.lr_batch else 1
     lr,layers = cfg.lr*scale,cfg.layer_decay if cfg.layer_decay < 1 else None
     groups = param_groups(model, lr=lr, weight_decay=cfg.weight_decay, coef_lr=cfg.coef_lr, rule=cfg.groups, layer_decay=layers)
-    return make_optimizer(cfg.optimizer, groups, lr=lr, betas=tuple(cfg.betas), eps=cfg.eps)
+    return make_optimizer(cfg.optimizer, groups, lr=lr, betas=tuple(cfg.betas), eps=cfg.eps, momentum=cfg.betas[0])
 
 # %% ../nbs/48_build.ipynb #eb2a5ac9
 def _same_data(folder, now, engine):
@@ -341,13 +342,16 @@ def build_learner(cfg:RunConfig, folder:RunFolder, engine) -> Learner:
     watching = [Log(cfg.log_every), Progress(), *(CALLBACKS[c]() for c in cfg.callbacks)]
     return Learner(task, build_optimizer(cfg, task.model), train, folder, cfg.epochs, engine, schedule, decay, cfg.accum, cfg.clip_grad,
                    cfg.ema, partial(evaluate_with, loaders=val, every=cfg.eval_every) if val else None, cfg.save_every, watching,
-                   card=dict(config=dataclasses.asdict(cfg), model=card, classes=getattr(task, 'classes', None)))
+                   card=dict(config=dataclasses.asdict(cfg), model=card, classes=getattr(task, 'classes', None)),
+                   keep_every=cfg.keep_every, ema_cpu=cfg.ema_cpu)
 
 def evaluate_with(learn:Learner, loaders:dict, every:int=1 # epochs
                  ) -> dict: # metrics; none where it is not time yet
     "Evaluate the averaged weights when there are some, else the current ones"
     if learn.epoch % every and learn.epoch < learn.epochs: return {}
     task, model = learn.raw_task, learn.raw_task.model
-    if learn.ema: task.model = learn.ema.module
+    if learn.ema: task.model = learn.ema.module.to(learn.engine.device)
     try: return evaluate(task, loaders, learn.engine)['metrics']
-    finally: task.model = model
+    finally:
+        task.model = model
+        if learn.ema and learn.ema.device: learn.ema.module.to(learn.ema.device)

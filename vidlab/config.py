@@ -62,6 +62,7 @@ class ClipFields:
     eval_words:int = 0          # the same in evaluation; 0 as in training
     cut:str = 'end'             # a text that is too long keeps its end token: 'end'; 'official' loses it, as STAN's published loader
     augment:str = 'none'        # of training clips, words such as 'rrc' or 'rand-m7-n4-mstd0.5-inc1 sized flip' (see `data.transforms`)
+    random_frames:bool = True   # training clips take random frames of their segments or windows; False: those of evaluation (official: random_shift)
     swap_sides:bool = False     # a mirrored clip takes the class with left and right exchanged (Something-Something)
     repeats:int = 1             # augmentations of each decoded training clip; the batch is as many times larger
     short_side:int = 0          # pixels of the shorter side before the crop in evaluation; 0 the crop itself
@@ -102,7 +103,7 @@ class OptimFields:
     coef_lr:float = 1.          # what is pretrained learns at lr * coef_lr
     weight_decay:float = 0.05   # pulls weights towards zero, not norms and biases
     weight_decay_end:float = -1. # where a half wave takes it by the end of the run; below 0 it stays
-    betas:list = field(default_factory=lambda: [0.9, 0.999]) # of the optimiser
+    betas:list = field(default_factory=lambda: [0.9, 0.999]) # of the optimiser; of 'sgd' the first is its momentum (official: --momentum)
     eps:float = 1e-8            # of the optimiser
     layer_decay:float = 1.      # factor on lr per layer downwards
     schedule:str = 'cosine'     # 'cosine' | 'linear' | 'constant' | 'warmup_cosine' (CLIP4Clip's: the cosine runs over the warm-up too) | 'multistep' | 'wave' (STAN's) | 'beit' (VideoMamba's and TVTS's: the last warm-up step is at the full rate)
@@ -114,6 +115,7 @@ class OptimFields:
     min_factor:float = 0.       # factor the cosine ends at
     clip_grad:float = 1.        # limit of the gradient norm; 0 none
     ema:float = 0.              # decay of averaged weights; 0 none
+    ema_cpu:bool = False        # the averaged weights lie in the CPU's memory (official: --model_ema_force_cpu)
     precision:str = 'fp32'      # 'fp32' | 'bf16' | 'fp16'
     half_weights:bool = False   # store CLIP's matrices in fp16 without a master copy, as the published code does
     grad_checkpointing:bool = False # trade time for memory
@@ -128,6 +130,7 @@ class WatchFields:
     log_every:int = 10          # steps per row of metrics.jsonl
     eval_every:int = 1          # epochs between evaluations; the last is always followed by one
     save_every:int = 0          # also save every so many steps; 0: at the end of an epoch
+    keep_every:int = 0          # epochs between weights that stay in ckpt/epochN, beside last and best; 0 none (official: --save_ckpt_freq, save_period; 1 as CLIP4Clip)
     callbacks:list = field(default_factory=list) # further observers: 'tensorboard'
 
 # %% ../nbs/46_config.ipynb #d8f2cc59

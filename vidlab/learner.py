@@ -92,10 +92,10 @@ class NotFinite(RuntimeError):
     "Loss or gradient is NaN or infinite; the message names the step and the samples"
 
 # %% ../nbs/40_learner.ipynb #ff43d678
-def _averaged(model, decay):
+def _averaged(model, decay, cpu):
     "timm's exponential average of the weights"
     from timm.utils import ModelEmaV3
-    return ModelEmaV3(model, decay=decay)
+    return ModelEmaV3(model, decay=decay, device=torch.device('cpu') if cpu else None)
 
 class Learner:
     "Train a task; what happened lies in the run folder"
@@ -113,18 +113,21 @@ class Learner:
                  evaluate=None, # function (learner) -> {metric: number}, after every epoch
                  save_every:int=0, # also save every so many steps
                  cbs=(), # callbacks: any of before_fit, after_step, after_epoch, after_fit, each taking the learner
-                 card:dict=None # goes into every checkpoint's card
+                 card:dict=None, # goes into every checkpoint's card
+                 keep_every:int=0, # epochs between checkpoints that stay; 0: none does
+                 ema_cpu:bool=False # the averaged weights lie in the CPU's memory
                 ):
         self.engine = engine or make_engine()
         self.folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
         self.raw_task, self.train, self.epochs = task, train, epochs
         self.schedule, self.decay, self.accum, self.clip_grad = schedule, decay, accum, clip_grad
-        self.evaluate, self.save_every, self.cbs, self.card = evaluate, save_every, list(cbs), dict(card or {})
+        self.evaluate, self.save_every, self.keep_every = evaluate, save_every, keep_every
+        self.cbs, self.card = list(cbs), dict(card or {})
         for g in opt.param_groups: g.setdefault('base_lr', g['lr'])
         self.task, self.opt = self.engine.prepare(task.to(self.engine.device), opt)
         self.epoch = self.batch = self.step = 0    # where the run stands: epoch, batch within it, optimiser steps
         self.best, self.metrics, self.skipped = None, {}, 0
-        self.ema = _averaged(task.model, ema) if ema else None
+        self.ema = _averaged(task.model, ema, ema_cpu) if ema else None
 
 # %% ../nbs/40_learner.ipynb #81ee4c87
 @patch(as_prop=True)
@@ -278,8 +281,9 @@ def _write(self:Learner, rngs, best):
     more = dict(ema=self.ema.module.state_dict()) if self.ema else {}
     card = dict(self.card, step=self.step, epoch=self.epoch, metrics=self.metrics)
     save_checkpoint(self.folder/'ckpt'/'last', self._model().state_dict(), card, state, **more)
-    if best:
-        save_checkpoint(self.folder/'ckpt'/'best', (self.ema.module if self.ema else self._model()).state_dict(), card)
+    kept = self.keep_every and not self.batch and self.epoch % self.keep_every == 0
+    for name in ['best']*best + [f'epoch{self.epoch}']*bool(kept):
+        save_checkpoint(self.folder/'ckpt'/name, (self.ema.module if self.ema else self._model()).state_dict(), card)
 
 # %% ../nbs/40_learner.ipynb #8b0fef12
 @patch

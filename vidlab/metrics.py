@@ -106,10 +106,13 @@ def retrieval_ranks(sim, # (Nt,Nv) texts x videos; array or tensor
 
 # %% ../nbs/24_metrics.ipynb #2f8ffc43
 def retrieval_metrics(sim, text_to_video=None, ties:str='mean', ks=KS, lower_median:bool=False,
-                      captions:str='group') -> dict: # flat: 't2v/R1', ...
+                      captions:str='group',
+                      more=() # further K; with them also `GM`, the geometric mean of R1, R5 and R10
+                     ) -> dict: # flat: 't2v/R1', ...
     "Both directions as one flat dict of numbers (see `retrieval_ranks`)"
     out = {}
-    for name,d in retrieval_ranks(sim, text_to_video, ties, ks, lower_median, captions).items():
+    for name,d in retrieval_ranks(sim, text_to_video, ties, (*ks, *more), lower_median, captions).items():
+        if more: d.metrics['GM'] = geometric_mean(d.metrics)
         out.update({f'{name}/{k}':v for k,v in d.metrics.items()},
                    **{f'{name}/queries':len(d.ranks), f'{name}/ties':d.ties, f'{name}/nan_queries':d.nan_queries})
     return out

@@ -251,12 +251,13 @@ def param_groups(model, # nn.Module
 # %% ../nbs/25_optim.ipynb #19131b61
 OPTIMIZERS = ('adamw', 'bertadam', 'hf_adamw', 'sgd')
 
-def _timm(name, groups, lr, betas, eps):
+def _timm(name, groups, lr, betas, eps, momentum):
     "One of timm's, with those options it takes"
     import timm.optim
     if name not in timm.optim.list_optimizers(): raise unknown('optimiser of timm', name, timm.optim.list_optimizers())
     takes = inspect.signature(timm.optim.get_optimizer_class(name, bind_defaults=False)).parameters
-    more = {k: v for k, v in dict(betas=betas and tuple(betas), eps=eps).items() if v is not None and k in takes}
+    given = dict(betas=betas and tuple(betas), eps=eps, momentum=momentum)
+    more = {k: v for k, v in given.items() if v is not None and k in takes}
     return timm.optim.create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=0., **more)
 
 # %% ../nbs/25_optim.ipynb #4fc3d17e
@@ -265,7 +266,7 @@ def make_optimizer(name:str, # see OPTIMIZERS; or 'timm:' and a name that timm k
                    lr:float=None, # only for groups without one
                    betas=None, # None: adamw (0.9,0.999), bertadam (0.9,0.98)
                    eps:float=None, # None: adamw 1e-8, the others 1e-6
-                   momentum:float=0.9, # sgd, which is Nesterov's
+                   momentum:float=0.9, # sgd, which is Nesterov's, and what of timm's has one
                    t_total:float=-1., warmup:float=-1.,
                    schedule:str='warmup_cosine', # bertadam's own schedule; t_total -1: constant
                    max_grad_norm:float=1.0 # bertadam: per parameter
@@ -277,7 +278,7 @@ def make_optimizer(name:str, # see OPTIMIZERS; or 'timm:' and a name that timm k
                                  weight_decay=0.)
     if name == 'hf_adamw': return HFAdamW(groups, lr=lr, betas=betas or (0.9,0.999), eps=1e-6 if eps is None else eps)
     if name == 'sgd': return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=True, weight_decay=0.)
-    if name.startswith('timm:'): return _timm(name[5:], groups, lr, betas, eps)
+    if name.startswith('timm:'): return _timm(name[5:], groups, lr, betas, eps, momentum)
     if name != 'bertadam': raise unknown('optimiser', name, OPTIMIZERS)
     b1,b2 = betas or (0.9,0.98)
     return BertAdam(groups, lr=lr, warmup=warmup, t_total=t_total, schedule=schedule, b1=b1, b2=b2,

@@ -121,7 +121,7 @@ def ssv2_aug_params(case, tensors):
             draw = step.draw(c['height'], c['width'], None, Python(c['python_seed']))
             want = [c[k] for k in ('left', 'top', 'right_exclusive', 'bottom_exclusive')]
             assert list(draw['box'] or [None]*4) == want and (draw['box'] is not None) == c['erased'], f'{c}: {draw}'
-            frames = step.apply(np.zeros((3, c['height'], c['width'], 3), np.uint8), None, **draw)
+            frames = step.apply(np.zeros((3, c['height'], c['width'], 3), np.uint8), ClipTransform(8), **draw)
             assert bool((frames == frames[:1]).all()) == c['same_noise_every_frame'], c
         elif c['kind'] == 'randaugment_level':
             plus, minus = (np.array(rand_args(c['op'], c['level'], Sign(o)), float) for o in (0., 1.))

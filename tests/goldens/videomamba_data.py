@@ -153,7 +153,7 @@ def augment_params(case, tensors):
             step, = make_steps(f"erase-p{c['prob']}")
             draw = step.draw(c['h'], c['w'], None, gen)
             got, want = draw['box'] and [draw['box'][i] for i in (1, 0, 3, 2)], c['top_left_bottom_right']
-            frames = step.apply(np.zeros((c['frames'], c['h'], c['w'], 3), np.uint8), None, **draw)
+            frames = step.apply(np.zeros((c['frames'], c['h'], c['w'], 3), np.uint8), ClipTransform(8), **draw)
             assert bool((frames != frames[:1]).any()) == c['frames_differ'], c
         elif c['what'] == 'rand_augment':
             step, = make_steps(c['config'])

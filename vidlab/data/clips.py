@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torch.utils.data._utils import signal_handling
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
-from ..core import rng, unknown
+from ..core import CLIP_MEAN, CLIP_STD, rng, unknown
 from .manifest import Manifest, mirrored_classes, pictures_of
 from .decode import audit, get_decoder, read_frames
 from .files import ReaderError, VideoError
@@ -104,10 +104,12 @@ class Clips(Dataset):
                  cache:bool=True, # keep what is found out about every file; False for millions of them
                  swap_sides:bool=False, # a mirrored clip takes the class with left and right exchanged
                  tokenizer:str='clip', # as in `vidlab.data.text.tokenize`
-                 narration=None # `vidlab.data.asr.Narration`: K transcripts of a stretch instead of a caption
+                 narration=None, # `vidlab.data.asr.Narration`: K transcripts of a stretch instead of a caption
+                 random_frames:bool=True, # in training: random frames; False: those of a test
+                 pixels:tuple=(CLIP_MEAN, CLIP_STD) # mean and deviation that the model wants of pixels: what is erased has them
                 ):
         self.manifest, self.sampler = manifest, sampler
-        self.transform = ClipTransform(size, augment, short, resize, stretch)
+        self.transform, self.random_frames = ClipTransform(size, augment, short, resize, stretch, *pixels), random_frames
         self.unit, self.train, self.seed, self.size = unit, train, seed, size
         self.max_words, self.cut, self.tokenizer, self.narration = max_words, cut, tokenizer, narration
         self.decoder, self.cache, self.on_bad = decoder, cache, on_bad or ('skip' if train else 'fail')
@@ -201,7 +203,7 @@ def _chosen(self:Clips, ix, row:dict, gen, clip:int) -> np.ndarray: # numbers of
     "What the sampler takes of a file"
     which = dict(clip=clip, clips=self.clips) if self.clips > 1 else {}
     start, end = _seconds(row.get('start')), _seconds(row.get('end'))
-    try: return self.sampler(ix.n, ix.fps, ix.times, start, end, self.train, gen, **which)
+    try: return self.sampler(ix.n, ix.fps, ix.times, start, end, self.train and self.random_frames, gen, **which)
     except ValueError as e:
         if start is None and end is None:
             raise                  # a setting that does not fit; else times that the file does not have

@@ -19,33 +19,35 @@ class MaskedTask(Task):
     "A student that sees part of a clip learns what a frozen CLIP says about that part"
     monitor,lower,columns = 'align',True,dict(align=ERROR)
     unused = True                                               # the published tap leaves the last block without a gradient
-    measured = 'teacher','teacher_weights','teacher_input','mask','mask_ratio','align'
+    measured = 'teacher','teacher_weights','teacher_interval','teacher_input','mask','mask_ratio','align'
     noise = dict(teacher_weights='random')
     def __init__(self, model, # a student: (video, visible) -> features (K,B,n,D)
                  teacher:str='ViT-B-16', # CLIP whose features the model learns, an architecture or a file
                  teacher_weights:str='openai', # of the teacher: open_clip tag, file, 'random', or 'shapes' (tiny)
                  teacher_size:int=0, # pixels at which the teacher works; 0 its own
+                 teacher_interval:float=0., # blocks of the teacher from one whose features are learned to the next; 0: as far apart as the student's (official: --clip_return_interval)
                  teacher_input:str='clip', # statistics of the frames it sees: 'clip' | 'imagenet' (as VideoMamba's published loop)
                  mask:str='attention', # which patches are hidden: 'tube' | 'random' | 'frame_row' | 'clip_row' | 'attention' (of the teacher)
                  mask_ratio:float=0.8, # share of the patches that is hidden
                  align:str='l2', # loss to the teacher's features: 'l2' | 'mse' | 'smooth_l1'
+                 loss_ratio:float=1., # factor on the loss in training (official: --clip_loss_ratio)
                  seed:int=0 # of the masks
                 ):
         super().__init__(model)
         if not getattr(model.card, 'out_dim', 0):
             raise ValueError(f'{type(model).__name__} is no student: masked pretraining takes a model such as videomamba_pretrain')
-        self.said = dict(teacher=teacher, teacher_weights=teacher_weights, teacher_input=teacher_input, mask=mask, mask_ratio=mask_ratio, align=align)
-        self.mask,self.ratio,self.align,self.seed = mask,mask_ratio,align,seed
-        self.teacher = self.make_teacher(teacher, teacher_weights or None, teacher_size or None, teacher_input)
+        self.said = dict(teacher=teacher, teacher_weights=teacher_weights, teacher_interval=teacher_interval, teacher_input=teacher_input, mask=mask, mask_ratio=mask_ratio, align=align)
+        self.mask,self.ratio,self.align,self.loss_ratio,self.seed = mask,mask_ratio,align,loss_ratio,seed
+        self.teacher = self.make_teacher(teacher, teacher_weights or None, teacher_size or None, teacher_interval, teacher_input)
 
     def protocol(self): return dict(self.said)
 
 # %% ../../nbs/tasks/50_masked.ipynb #2d4ae1a9
 @patch
-def make_teacher(self:MaskedTask, arch, weights, size, input):
+def make_teacher(self:MaskedTask, arch, weights, size, interval, input):
     "The frozen CLIP, fitting the student"
     c = self.model.card
-    t = create_teacher(arch, weights, layers=c.aligned, interval=c.interval, attention=self.mask == 'attention', norm=c.normalize,
+    t = create_teacher(arch, weights, layers=c.aligned, interval=interval or c.interval, attention=self.mask == 'attention', norm=c.normalize,
                        image_size=size, input=input, mean=c.mean, std=c.std, tubelet=c.tubelet)
     if t.dim != c.out_dim: raise ValueError(f'{t} gives features of width {t.dim}, the student {c.out_dim}: build it with out_dim={t.dim}')
     if t.window(c.frames) != tuple(c.grid):
@@ -66,7 +68,7 @@ def compare(self:MaskedTask, batch:dict, gens:list): # student and teacher at th
 @patch
 def forward(self:MaskedTask, batch:dict) -> dict: # loss
     sids = batch['sid'].tolist()
-    return dict(loss=align_loss(*self.compare(batch, [rng(self.seed, *sids, i) for i in range(len(sids))]), self.align))
+    return dict(loss=self.loss_ratio*align_loss(*self.compare(batch, [rng(self.seed, *sids, i) for i in range(len(sids))]), self.align))
 
 @patch
 def eval_step(self:MaskedTask, batch:dict) -> dict: # sid, view, align (B)

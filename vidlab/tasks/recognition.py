@@ -29,13 +29,17 @@ class RecognitionTask(Task):
                  mixup:float=0., # mix pairs of training clips: parameter of the Beta distribution; 0 never
                  cutmix:float=0., # paste a box of another clip, likewise
                  mix_mode:str='batch', # one draw for the 'batch', for each 'elem' of it, or for each 'pair'
+                 mix_prob:float=1., # share of the batches that are mixed (official: --mixup_prob)
+                 mix_switch:float=.5, # share of cutmix among them, where both are on (official: --mixup_switch_prob)
                  average:str='softmax', # mean over the views of a clip of 'softmax' | 'logits'
+                 mean_ap:bool=False, # in evaluation also the mean average precision of the classes, as always where clips have several (TDS-CLIP's, for ActivityNet)
                  seed:int=0 # of mixing
                 ):
         super().__init__(model)
         self.check(classes, templates, average)
         self.classes,self.templates,self.average = list(classes),list(templates),average
         self.smoothing,self.mix,self.mix_mode,self.seed = smoothing,(mixup, cutmix),mix_mode,seed
+        self.mix_odds,self.mean_ap = (mix_prob, mix_switch),mean_ap
         self.classifier = model.card.classes > 0
         if self.classifier: self.own_classes(max_words)
         else: self.text_classes(max_words)
@@ -126,7 +130,7 @@ def forward(self:RecognitionTask, batch:dict) -> dict: # loss, acc
 def mixed(self:RecognitionTask, b, y): # the batch, normalised; its labels
     "The same of mixed clips, drawn from the batch itself, so that a resumed run mixes alike"
     gen = rng(self.seed, *b['sid'].tolist())
-    video,y = mix_clips(b['video'], y, len(self.classes), gen, *self.mix, smoothing=self.smoothing, mode=self.mix_mode)
+    video,y = mix_clips(b['video'], y, len(self.classes), gen, *self.mix, *self.mix_odds, smoothing=self.smoothing, mode=self.mix_mode)
     x = self.logits({**b, 'video': video})
     return dict(loss=F.cross_entropy(x, y), acc=(x.argmax(1) == y.argmax(1)).float().mean())
 
@@ -176,6 +180,7 @@ def score(self:RecognitionTask, parts:dict, # {'video': {sid, view, logits, labe
     ks = [k for k in (1, 5) if k < prob.shape[1] or k == 1]
     m = {f'top{k}': 100*float(hits(prob, y, k).sum())/n for k in ks} | dict(clips=n, unread=n - len(sids))
     if y.ndim == 2: m['mAP'] = 100*float(average_precision(prob, y))
+    elif self.mean_ap: m['mAP'] = 100*float(average_precision(prob, F.one_hot(y, prob.shape[1]), 'none')[y.unique()].mean())
     return dict(metrics=m, arrays=dict(prob=prob, label=y, sid=sids))
 
 register_task(RecognitionTask)

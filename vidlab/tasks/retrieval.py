@@ -17,7 +17,7 @@ from ..registry import register_task
 from .base import RANK, SHARE, Evaluation, Task
 
 # %% ../../nbs/tasks/20_retrieval.ipynb #76bb3eb9
-RANKS = dict(R1=SHARE, R5=SHARE, R10=SHARE, MdR=RANK, MnR=RANK)
+RANKS = dict(R1=SHARE, R5=SHARE, R10=SHARE, R50=SHARE, MdR=RANK, MnR=RANK, GM=SHARE)
 BOTH_WAYS = {f'{d}/{k}': c for d in ('t2v', 'v2t') for k,c in RANKS.items()}
 
 class RetrievalTask(Task):
@@ -28,7 +28,8 @@ class RetrievalTask(Task):
                  gather:str='full', # contrast across processes: 'full' | 'official' (1/world gradients; a tight head its own batch alone) | 'local', see `vidlab.losses.gather`
                  directions:str='mean', # text-to-video and video-to-text loss: 'mean' (CLIP) | 'sum' (STAN, TVTS)
                  dsl:bool=False, # dual softmax on the similarity matrix in evaluation (uses all queries at once: state it with the number)
-                 max_logit_scale:float=math.log(100) # upper limit of the learned temperature, in log space
+                 max_logit_scale:float=math.log(100), # upper limit of the learned temperature, in log space
+                 more_recalls:list=[] # further K of R@K in evaluation, e.g. [50]; with them also the geometric mean of R1, R5 and R10, as TVTS prints (official: metrics)
                 ):
         super().__init__(model)
         if n := getattr(model.card, 'classes', 0):
@@ -36,7 +37,7 @@ class RetrievalTask(Task):
         self.asks('encode_video', 'encode_text', 'similarity')
         self.stop('pretext')
         self.gather,self.directions = gather,directions
-        self.dsl,self.max_logit_scale = dsl,max_logit_scale
+        self.dsl,self.max_logit_scale,self.more_recalls = dsl,max_logit_scale,tuple(more_recalls)
 
     @property
     def post(self): return 'dual softmax' if self.dsl else 'none'
@@ -81,7 +82,7 @@ def score(self:RetrievalTask, parts:dict, # {'video': {sid, video, video_mask}, 
         found = self.model.similarity(**on(t, 'text', 'text_mask'), **on(v, 'video', 'video_mask')).float().cpu()
     sim = torch.full((len(t['sid']), len(sids)), math.nan)
     sim[:, col] = found
-    m = retrieval_metrics(dual_softmax(sim) if self.dsl else sim, torch.searchsorted(sids, t['sid']))
+    m = retrieval_metrics(dual_softmax(sim) if self.dsl else sim, torch.searchsorted(sids, t['sid']), more=self.more_recalls)
     return dict(metrics=dict(m, texts=len(t['sid']), videos=len(sids), unread=len(sids) - len(col)),
                 arrays=dict(sim=sim, text_sid=t['sid'], text_view=t['view'], video_sid=sids))
 

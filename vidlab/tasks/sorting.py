@@ -28,13 +28,14 @@ class SortingTask(Task):
                  directions:str='sum', # of the contrastive loss: 'mean' | 'sum' (as published)
                  sort_weight:float=2., # of the sorting loss beside the contrast
                  drop_tokens:float=0.75, # share of the patches of a narrated clip that is left out
+                 more_recalls:list=[], # further K of R@K in evaluation, e.g. [50]; with them also the geometric mean of R1, R5 and R10, as TVTS prints (official: metrics)
                  seed:int=0 # of the patches
                 ):
         super().__init__(model)
         if not getattr(model.card, 'transcripts', 0):
             raise ValueError(f'{type(model).__name__} has no sort head: task sorting takes tvts')
         self.gather,self.directions,self.sort_weight = gather,directions,sort_weight
-        self.drop_tokens,self.seed = drop_tokens,seed
+        self.drop_tokens,self.seed,self.more_recalls = drop_tokens,seed,tuple(more_recalls)
 
     @property
     def pieces(self): return self.model.card.transcripts
@@ -77,7 +78,7 @@ def score(self:SortingTask, parts:dict, expected:dict=None) -> dict:
     p = parts['pairs']
     sids,inv,first = by_clip(p['sid'])
     with torch.no_grad(): sim = self.model.similarity(p['text'].to(self.device), p['video'][first].to(self.device)).float().cpu()
-    m,arrays = retrieval_metrics(sim, inv),dict(sim=sim, text_sid=p['sid'], text_view=p['view'], video_sid=sids)
+    m,arrays = retrieval_metrics(sim, inv, more=self.more_recalls),dict(sim=sim, text_sid=p['sid'], text_view=p['view'], video_sid=sids)
     if 'right' in p:
         m |= {'sorted': 100*float(p['right'].all(1).float().mean()), 'places': 100*float(p['right'].float().mean())}
         arrays['right'] = p['right']
