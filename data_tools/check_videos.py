@@ -27,7 +27,8 @@ exit code: 0 no bad file; 1 bad or unknown files, listed at the end and in the r
 def find(folder: Path) -> list:
     "Videos and folders of pictures below `folder`, by suffix, in order"
     out = []
-    for here, dirs, names in os.walk(folder):
+    told = lambda e: print(f'cannot enter {e.filename}: {e.strerror}: what lies below is not checked', file=sys.stderr)
+    for here, dirs, names in os.walk(folder, onerror=told):
         dirs[:] = sorted(d for d in dirs if not d.startswith('.'))
         names = sorted(n for n in names if not n.startswith('.'))
         out += [os.path.join(here, n) for n in names if os.path.splitext(n)[1].lower() in SUFFIXES]

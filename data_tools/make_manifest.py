@@ -4,7 +4,7 @@ import argparse, difflib, filecmp, inspect, os, re, sys
 from pathlib import Path
 if not __package__: sys.path.insert(0, str(Path(__file__).resolve().parents[1]))   # run as a script from a checkout
 from vidlab.core import progress, tilde, unknown, write_json
-from vidlab.data.manifest import COLUMNS
+from vidlab.data.manifest import COLUMNS, told_twice
 from vidlab.data.tables import FORMATS, some
 from vidlab.registry import create, lookup, names, options
 
@@ -161,6 +161,8 @@ def tell(m, out, report, new):
           f"{'written' if new else 'unchanged'}; report: {tilde(report)}")
     for what in ('missing', 'without_caption', 'transcripts_left_out'):
         if m.report.get(what): print(f"{what.replace('_', ' ')}: {some(m.report[what])}")
+    parts = {s: m.split(s) for s in m.splits() if s}
+    for line in told_twice(parts, next((s for s in ('train', 'training') if s in parts), '')): print(line)
     if not m.root.resolve().is_relative_to(Path(out).resolve().parent):
         print(f'the videos do not lie below the manifest: read it with root={tilde(m.root)!r}')
 

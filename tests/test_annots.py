@@ -529,3 +529,27 @@ def test_listed_frames(tmp_path):
     assert A.pictures_of('{}.png', ['1.png', '2.png', '4.png']) == (['1.png', '2.png'], None)
     assert A.read_class_names(put(tmp_path, n__csv='id,name\n0,"a, b"\n1,c\n')/'n.csv') == ['a, b', 'c']
     with pytest.raises(ValueError, match='not 0 to 1'): A.read_class_names(put(tmp_path, n__csv='id,name\n1,a\n0,c\n')/'n.csv')
+
+
+def test_another_ending_or_another_folder(tmp_path):
+    "An id finds its file whatever the ending; two files of one name, or one in another folder, are told"
+    for n in ('1.MP4', '2.avi', '3.mkv', '3.mp4', 'sub/4.mp4'):
+        (tmp_path/n).parent.mkdir(exist_ok=True)
+        (tmp_path/n).touch()
+    found = A.Manifest.build(dict(path=['1.mp4', '2']), tmp_path)
+    assert found.column('path').to_pylist() == ['1.MP4', '2.avi'] and found.report['other_spelling'] == {'1.mp4': '1.MP4', '2': '2.avi'}
+    with pytest.raises(ValueError, match="'3'"): A.Manifest.build(dict(path=['1.mp4', '3']), tmp_path)
+    with pytest.raises(ValueError, match="elsewhere: 'sub/4.mp4'"): A.Manifest.build(dict(path=['4.mp4']), tmp_path)
+
+def test_files_of_names_in_their_usual_forms(tmp_path):
+    want = ['Archery', 'Arm wrestling', 'Biking']
+    forms = dict(a__csv='action\nArchery\nArm wrestling\nBiking\n', b__txt='1 Archery\n2 Arm wrestling\n3 Biking\n', c__txt='0\tArchery\n1\tArm wrestling\n2\tBiking\n',
+                 d__csv='name,id\nArchery,0\nArm wrestling,1\nBiking,2\n', e__txt='"Archery"\n"Arm wrestling"\n"Biking"\n')
+    for name in forms: assert A.read_class_names(put(tmp_path, **{name: forms[name]})/name.replace('__', '.')) == want, name
+    assert A.read_class_names(put(tmp_path, f__txt='action\n100 metres\n200 metres\n')/'f.txt') == ['action', '100 metres', '200 metres']
+
+def test_class_folders_beside_splits(tmp_path):
+    for n in ('train/run/1.mp4', 'val/run/2.mp4', 'samples/3.mp4'):
+        (tmp_path/n).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path/n).touch()
+    with pytest.raises(ValueError, match='train, val are splits with folders of classes in them, and samples beside them is none'): A.class_folders(tmp_path) if hasattr(A, 'class_folders') else __import__('vidlab.data.sets.folders', fromlist=['x']).class_folders(tmp_path)

@@ -3,6 +3,8 @@ import configparser, os, shutil, subprocess, sys, tarfile, zipfile
 from email import message_from_bytes
 from pathlib import Path
 import pytest
+from vidlab.data.names import SHIPPED
+from conftest import encode
 
 pytest.importorskip('build')
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,6 +44,7 @@ def test_the_wheel_holds_all_that_a_run_needs(made):
     runs = ROOT/'nbs'/'runs'
     assert {f'vidlab/_pages/{p.relative_to(runs).as_posix()}' for p in [*runs.glob('*.ipynb'), *runs.glob('recipes/*.yaml')]} <= inside
     assert {p.relative_to(ROOT).as_posix() for d in ('vidlab', 'data_tools') for p in (ROOT/d).rglob('*.py')} | {'vidlab/py.typed'} <= inside
+    assert {f'vidlab/data/class_names/{w}.txt' for w in SHIPPED} <= inside
     assert {n.split('/')[0] for n in inside} == {'vidlab', 'data_tools', next(n for n in inside if 'dist-info' in n).split('/')[0]}
 
 
@@ -79,3 +82,21 @@ def test_an_installed_copy_needs_no_checkout(made, tmp_path):
     r = subprocess.run([sys.executable, '-c', code], cwd=here, capture_output=True, text=True, env=env)
     from vidlab.config import list_recipes
     assert r.returncode == 0 and r.stdout.split() == [str(len(list_recipes())), settings()['version']], r.stderr
+
+
+def test_an_installed_copy_reads_any_video(made, tmp_path):
+    "From the wheel alone: class lists, the tool that checks videos, vectors of three files, the third half a file"
+    site, here = tmp_path/'site', tmp_path/'here'
+    here.mkdir()
+    for name, codec in (('a.mp4', 'libx264'), ('b c.avi', 'mpeg4')): encode(here/name, codec=codec)
+    (here/'half.mp4').write_bytes((here/'a.mp4').read_bytes()[:600])
+    subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--no-index', '--target', site, made[2]], check=True)
+    code = ("import vidlab; from vidlab.data.tables import class_list\n"
+            "m = vidlab.load('videomamba', preset='tiny', max_frames=2, device='cpu', on_bad='miss')\n"
+            "v = m.embed_videos('.')\n"
+            "print(len(class_list('kinetics400')), tuple(v.shape), v.isnan().any(1).tolist(), vidlab.__file__)")
+    env = {k: v for k, v in os.environ.items() if k != 'VIDLAB_OUTPUTS'} | dict(PYTHONPATH=str(site), VIDLAB_CACHE=str(tmp_path/'cache'))
+    r = subprocess.run([sys.executable, '-c', code], cwd=here, capture_output=True, text=True, env=env)
+    assert r.stdout.splitlines()[-1:] == [f'400 (3, 96) [False, False, True] {site}/vidlab/__init__.py'], r.stdout + r.stderr[-2000:]
+    r = subprocess.run([sys.executable, '-m', 'vidlab.cli', 'check_videos', '.'], cwd=here, capture_output=True, text=True, env=env)
+    assert r.returncode == 1 and 'half.mp4' in r.stdout + r.stderr, r.stdout + r.stderr[-2000:]

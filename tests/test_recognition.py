@@ -113,3 +113,37 @@ def test_names_go_to_the_text_tower_as_words(monkeypatch):
     monkeypatch.setattr(R, 'tokenize', lambda texts, *a, **k: said.extend(texts) or kept(texts, *a, **k))
     R.RecognitionTask(create_model('clip4clip', preset='tiny', weights='random'), ['brush_hair', 'ApplyEyeMakeup', 'air drumming'], templates=['a video of {}'])
     assert said == ['a video of brush hair', 'a video of Apply Eye Makeup', 'a video of air drumming']
+
+
+# ---------------------------------------------------------------------------------------------------- one list of classes, whole rows
+
+def _tables(folder, shapes, train, test, **more):
+    "Two tables of the clips of a split, labelled by name"
+    m = load_manifest(make_config(data_path=str(shapes)), 'train')
+    paths = [Path(m.row(i)['path']).relative_to(shapes) for i in range(len(m))]
+    for split, labels in (('train', train), ('test', test)):
+        (folder/f'{split}.csv').write_text('path,label\n' + ''.join(f'{p},{l}\n' for p, l in zip(paths, labels)))
+    return make_config(data='manifest', data_path=str(folder/'{split}.csv'), video_root=str(shapes), model='videomamba', preset='tiny', dim=32, depth=1, state=4, max_frames=2, sampler='segment', task='recognition',
+                       epochs=1, batch_size=2, eval_batch_size=4, workers=0, val_split='', device='cpu', **more)
+
+def test_a_class_has_one_number_in_all_splits(shapes, tmp_path, outputs):
+    cfg = _tables(tmp_path, shapes, ['bird', 'cat', 'dog', 'cat'], ['cat', 'dog'])
+    assert load_manifest(cfg, 'test').column('label').tolist() == [1, 2] and load_manifest(cfg, 'test').classes == ['bird', 'cat', 'dog']
+    folder = run(cfg)
+    from safetensors.torch import load_file
+    assert load_file(folder/'eval'/'test.safetensors')['label'].tolist() == [1, 2]
+    with pytest.raises(ValueError, match='bull'): load_manifest(_tables(tmp_path, shapes, ['bird', 'cat'], ['cat', 'bull']), 'test')
+
+def test_a_row_without_a_label_is_told_before_training(shapes, tmp_path, outputs):
+    with pytest.raises(ValueError, match=r"split 'train': 1 of 4 rows have no label, which task 'recognition' needs \(id .*\): give every row one"):
+        run(_tables(tmp_path, shapes, ['bird', 'cat', '', 'cat'], ['cat', 'bird']))
+    with pytest.raises(ValueError, match=r"split 'test': no row has label.*test_split='' does without"): run(_tables(tmp_path, shapes, ['bird', 'cat'], ['', '']))
+
+def test_several_labels_a_clip(shapes, tmp_path, outputs):
+    "Train, and are measured by mean average precision; without the names of the classes it is said what is missing"
+    (tmp_path/'names.txt').write_text('sit\nstand\neat\n')
+    cfg = _tables(tmp_path, shapes, ['0 2', '1', '0 1 2', '2'], ['0 2', '1', '0 1', '2'], classes=str(tmp_path/'names.txt'))
+    folder = run(cfg)
+    m = read_json(folder/'eval'/'test.json')['metrics']
+    assert 0 < m['mAP'] <= 100 and load_file(folder/'eval'/'test.safetensors')['label'].tolist() == [[1, 0, 1], [0, 1, 0], [1, 1, 0], [0, 0, 1]]
+    with pytest.raises(ValueError, match='names of all classes'): run(_tables(tmp_path, shapes, ['0 2', '1'], ['0 2', '1']))

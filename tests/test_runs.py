@@ -219,10 +219,23 @@ def test_papermill_typo(tmp_path, arg):
     assert r.returncode != 0 and f"did you mean '{near}'" in r.stderr
 
 
-def test_launched_and_interrupted_before_the_first_step(shapes):
+INTERRUPTED = """
+import os, signal, sys, threading
+from pathlib import Path
+from vidlab.train import config_from, launch, start_folder
+cfg = config_from('shapes_smoke', **eval(sys.argv[1]))
+out = Path(os.environ['VIDLAB_OUTPUTS'])
+def interrupt(): # when the run has its folder and its processes begin
+    while not list(out.glob('*/*/launch.log')): threading.Event().wait(.1)
+    os.kill(os.getpid(), signal.SIGINT)
+threading.Thread(target=interrupt, daemon=True).start()
+folder = launch(cfg, 2)
+assert start_folder(cfg, str(folder.path)).path == folder.path
+print(folder.status()['state'], *(p.name for p in folder.path.glob('error_*')))
+"""
+
+def test_launched_and_interrupted_before_the_first_step(shapes, outputs):
     "Ctrl-C while the processes start: the run is stopped, not failed, and can be gone on with"
-    cfg = small(shapes, epochs=50)
-    threading.Timer(3., lambda: os.kill(os.getpid(), signal.SIGINT)).start()
-    folder = launch(cfg, 2)
-    assert folder.status()['state'] == 'stopped' and 'error' not in ''.join(p.name for p in folder.path.iterdir())
-    assert start_folder(cfg, str(folder.path)).path == folder.path
+    words = dict(data_path=str(shapes), clip='random', batch_size=8, workers=0, device='cpu', epochs=50)
+    r = subprocess.run([sys.executable, '-c', INTERRUPTED, repr(words)], capture_output=True, text=True)
+    assert r.stdout.split()[-1:] == ['stopped'], r.stdout + r.stderr[-2000:]

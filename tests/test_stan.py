@@ -227,5 +227,5 @@ def test_classes_of_folders_and_zero_shot(shapes, tmp_path):
     for i in range(6):
         r = rows.row(i); d = tmp_path/'v'/'test'/MOTIONS[int(r['label'])]; d.mkdir(parents=True, exist_ok=True)
         (d/f'{i}.mp4').write_bytes(Path(r['path']).read_bytes())
-    f = run_eval(config_from('ucf101_zeroshot_stan_b16', preset='tiny', weights='random', depth=2, video_root=str(tmp_path/'v'), max_frames=4, max_words=12, device='cpu', precision='fp32', workers=0))
+    f = run_eval(config_from('ucf101_zeroshot_stan_b16', preset='tiny', weights='random', depth=2, video_root=str(tmp_path/'v'), classes='', max_frames=4, max_words=12, device='cpu', precision='fp32', workers=0))
     assert read_json(f/'eval'/'test.json')['metrics']['clips'] == 6

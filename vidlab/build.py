@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['tell', 'for_evaluation', 'load_manifest', 'class_names', 'sampler_of', 'make_clips', 'make_loader', 'train_loader',
-           'eval_loaders', 'runs_of', 'latest_run', 'weights_path', 'build_model', 'build_task', 'rates',
-           'build_optimizer', 'build_learner', 'evaluate_with']
+           'complete', 'eval_loaders', 'runs_of', 'latest_run', 'weights_path', 'build_model', 'trained_classes',
+           'build_task', 'rates', 'build_optimizer', 'build_learner', 'evaluate_with']
 
 # %% ../nbs/48_build.ipynb #0f01884a
 import dataclasses, inspect, math
+import numpy as np
 from functools import partial
 from pathlib import Path
 from .callbacks import CALLBACKS, Log, Progress
@@ -18,7 +19,7 @@ from .contract import Card
 from .core import RunFolder, find_path, outputs_dir, read_json, say, tilde, unknown
 from .data.asr import Narration
 from .data.clips import Clips, Loader, Mixed
-from .data.manifest import Manifest
+from .data.manifest import Manifest, told_twice
 from .data.sample import RULES, make_sampler
 from .data.shards import shard_of, window_order
 from .data.names import SHIPPED, is_word
@@ -79,10 +80,10 @@ def tell(m:Manifest, # of `load_manifest`
     if lines: say('\n'.join(lines))
 
 # %% ../nbs/48_build.ipynb #5d0e1c03
-def _rows(cfg, split) -> Manifest:
+def _rows(cfg, split, classes) -> Manifest:
     "The rows of a split as the data set of a config has them"
     takes = options('data', cfg.data)
-    given = dict(split=split, missing=cfg.missing, captions=cfg.captions)
+    given = dict(split=split, missing=cfg.missing, captions=cfg.captions) | (dict(classes=classes) if classes and not cfg.classes else {})
     opts = options_of(cfg, 'data')
     if '{split}' in cfg.data_path and 'whole' in takes: opts['whole'] = True        # a file or folder for each split is that split
     m = create('data', cfg.data, **_places(cfg, takes, split), **{k: v for k,v in given.items() if k in takes}, **opts)
@@ -94,12 +95,30 @@ def for_evaluation(cfg:RunConfig) -> RunConfig:
     d = dict(data=cfg.eval_data, data_path=cfg.eval_path, video_root=cfg.eval_root) if cfg.eval_data else {}
     return dataclasses.replace(cfg, **d, max_frames=cfg.eval_frames or cfg.max_frames, max_words=cfg.eval_words or cfg.max_words)
 
+def _names_of_training(cfg, split) -> list: # None: nothing has to be looked up
+    "Where every split has a file of its own, names get their numbers from that of the training split"
+    own = split == cfg.train_split or cfg.classes or cfg.eval_data or '{split}' not in cfg.data_path
+    if own or 'label' not in lookup('task', cfg.task).needs or 'classes' not in options('data', cfg.data): return None
+    if not find_path(cfg.data_path.replace('{split}', cfg.train_split)).exists(): return None
+    return _rows(cfg, cfg.train_split, None).classes
+
+def _same_classes(m, classes, split):
+    "An error where the numbers of a split mean other classes than those of the run"
+    own = m.classes
+    if not own or list(own) == list(classes): return
+    i = next((i for i,(a,b) in enumerate(zip(own, classes)) if a != b), min(len(own), len(classes)))
+    at = lambda names: repr(names[i]) if i < len(names) else 'nothing'
+    raise ValueError(f'split {split!r}: class {i} is {at(own)} there and {at(classes)} in the run: set `classes`, one list of names for all splits')
+
 def load_manifest(cfg:RunConfig,
-                  split:str # 'train', 'val', 'test', or another name in the split column; all but the training split come from `eval_data` if that is set
+                  split:str, # 'train', 'val', 'test', or another name in the split column; all but the training split come from `eval_data` if that is set
+                  classes:list=None # names that the run has given its numbers already: labels count by them
                  ) -> Manifest: # the rows of that split
     "Rows of a run's data set"
     train = split == cfg.train_split
-    m = _rows(cfg if train else for_evaluation(cfg), split)
+    classes = classes or _names_of_training(cfg, split)
+    m = _rows(cfg if train else for_evaluation(cfg), split, classes)
+    if classes: _same_classes(m, classes, split)
     return m.windows(cfg.cut_windows, cfg.window_stride, first=cfg.first_window and not train) if cfg.cut_windows else m
 
 def class_names(cfg:RunConfig, m:Manifest=None # rows of a split, when they are loaded already
@@ -178,10 +197,25 @@ def train_loader(cfg:RunConfig, card, engine, manifest=None # rows of `data` tha
     further = {str(i + 1): one(further_set(cfg, i)) for i in range(len(cfg.more))}
     return Mixed({'0': one(cfg, manifest), **further}, seed=cfg.seed, order=cfg.mixing)
 
-def eval_loaders(cfg:RunConfig, split:str, card, engine, manifest=None # rows that are loaded already
+def complete(m:Manifest, cfg:RunConfig, split:str):
+    "An error for rows that the task can neither train on nor measure"
+    told = cfg.pieces and {'asr', 'transcripts'} & set(m.cols)        # their words are texts
+    for name in lookup('task', cfg.task).needs:
+        if name == 'text' and told: continue
+        bad = np.flatnonzero(m.lacking(name)) if len(m) else ()
+        if not len(bad): continue
+        word = dict.fromkeys([cfg.train_split], '') | {s: f"; {w}='' does without" for w,s in (('val_split', cfg.val_split), ('test_split', cfg.test_split)) if s}
+        which = 'no row has' if len(bad) == len(m) else f'{len(bad)} of {len(m)} rows have no'
+        said = dict(text='caption (column text)').get(name, name)
+        ids = ', '.join(str(m.row(int(i))['id']) for i in bad[:3])
+        raise ValueError(f"data {cfg.data!r}, split {split!r}: {which} {said}, which task {cfg.task!r} needs (id {ids}...): give every row one, or take such rows out{word.get(split, '')}")
+
+def eval_loaders(cfg:RunConfig, split:str, card, engine, manifest=None, # rows that are loaded already
+                 classes:list=None # as in `load_manifest`
                 ) -> dict: # side of the task -> loader
     "What the task's evaluation runs over"
-    m = manifest if manifest is not None else load_manifest(cfg, split)
+    m = manifest if manifest is not None else load_manifest(cfg, split, classes)
+    complete(m, for_evaluation(cfg), split)
     if manifest is None: tell(m, for_evaluation(cfg))
     if not len(m): raise ValueError(f'data {for_evaluation(cfg).data!r} has no rows of split {split!r}')
     sides = lookup('task', cfg.task).sides
@@ -238,13 +272,20 @@ def build_model(cfg:RunConfig, exact:bool=False, # evaluation: `start` must be o
     if cfg.compile: model.compile()
     return model
 
+def trained_classes(path # as in `weights_path`; '' none
+                   ) -> list: # names; None: the weights are of no classifier, or do not say
+    "The names that a checkpoint has given the outputs of its classifier"
+    card = weights_path(path).with_name('card.json') if path else None
+    said = read_json(card) if card and card.exists() else {}
+    return said.get('classes') if said.get('model', {}).get('classes') else None
+
 def build_task(cfg:RunConfig, exact:bool=False, # as in `build_model`
                manifest=None, # rows that are loaded already; they may name the classes
                classes:list=None # names of the classes; None: those of the data set
               ):
     "The model inside its task"
     takes,task = options('task', cfg.task),lookup('task', cfg.task)
-    names = (classes or class_names(cfg, manifest)) if 'classes' in takes else None
+    names = (classes or exact and trained_classes(cfg.start) or class_names(cfg, manifest)) if 'classes' in takes else None
     model = build_model(cfg, exact, **task.model_options(names))
     given = dict(classes=names, max_words=cfg.max_words, seed=cfg.seed)
     return create('task', cfg.task, model, **options_of(cfg, 'task'), **{k: v for k,v in given.items() if k in takes})
@@ -275,9 +316,13 @@ def build_learner(cfg:RunConfig, folder:RunFolder, engine) -> Learner:
     "Everything a run needs"
     for c in cfg.callbacks:
         if c not in CALLBACKS: raise unknown('callback', c, CALLBACKS)
-    rows = {s: load_manifest(cfg, s) for s in dict.fromkeys([cfg.train_split, cfg.val_split, cfg.test_split]) if s}
+    rows = {cfg.train_split: load_manifest(cfg, cfg.train_split)}
+    names = class_names(cfg, rows[cfg.train_split]) if 'classes' in options('task', cfg.task) else None
+    rows |= {s: load_manifest(cfg, s, names) for s in (cfg.val_split, cfg.test_split) if s and s not in rows}
     tell(rows[cfg.train_split], cfg)
-    task = build_task(cfg, manifest=rows[cfg.train_split])
+    for s,m in rows.items(): complete(m, cfg, s)
+    if twice := told_twice(rows, cfg.train_split): say('\n'.join(twice))
+    task = build_task(cfg, manifest=rows[cfg.train_split], classes=names)
     card = task.model.card
     train = train_loader(cfg, card, engine, rows[cfg.train_split])
     few = dataclasses.replace(cfg, eval_clips=cfg.val_clips, eval_crops=cfg.val_crops)

@@ -17,7 +17,7 @@ from .core import unknown
 from .data.clips import collate
 from .learner import to_device
 from .masks import fold_tokens
-from .build import build_task, load_manifest, make_clips
+from .build import build_task, load_manifest, make_clips, trained_classes
 from .config import load_config
 
 from .data.text import pieces
@@ -269,7 +269,7 @@ def clip_of_run(cfg, card, # config; the model's card
                 split:str='test', sid:int=0, caption=None # text, or a list of K transcripts in their order; None: the clip's own
                ) -> dict: # batch of one
     "One clip of a run's data with a caption"
-    rows = load_manifest(cfg, split)
+    rows = load_manifest(cfg, split, trained_classes(cfg.start))
     one_view = dataclasses.replace(cfg, eval_clips=1, eval_crops=1)
     ds = make_clips(one_view, split, card, 'row', manifest=rows)
     if not 0 <= sid < ds.n_clips: raise ValueError(f'sid {sid}: split {split!r} has clips 0..{ds.n_clips-1}')

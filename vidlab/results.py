@@ -17,7 +17,7 @@ from .cost import noise_batch
 from .data.manifest import Manifest
 from .registry import create, create_model, lookup, options
 from .tasks.base import Evaluation
-from .build import class_names, load_manifest
+from .build import class_names, load_manifest, trained_classes
 from .config import added_to, config_from, options_of, read_tables
 from .viz import plot_metrics, show_bars, show_confusion, show_note, show_predictions, show_similarity, show_spread
 
@@ -165,8 +165,10 @@ def compare_summary(out:RunFolder, # folder of the comparison
 DRAW = dict(similarity=show_similarity, confusion=show_confusion, bars=show_bars, predictions=show_predictions, spread=show_spread, note=show_note)
 
 def _read(folder, cfg, split): # the task and the evaluation with its rows and the names of its classes
-    rows = load_manifest(cfg, split)
-    return read_back(folder, split, rows, lambda: class_names(cfg, rows))
+    weights = path_of(folder)/'ckpt'/'best'
+    known = trained_classes(weights if weights.exists() else cfg.start)
+    rows = load_manifest(cfg, split, known)
+    return read_back(folder, split, rows, lambda: known or class_names(cfg, rows))
 
 def show_eval(folder, cfg, # RunConfig
               split:str='test'): # Figure

@@ -132,7 +132,7 @@ def evaluate_split(cfg:RunConfig, task, engine, folder:RunFolder, split:str, wei
                   ) -> dict: # metrics
     "Evaluate a task on a split and save numbers, protocol and similarity matrix"
     card = task.model.card
-    loaders = eval_loaders(cfg, split, card, engine)
+    loaders = eval_loaders(cfg, split, card, engine, classes=getattr(task, 'classes', None))
     res = evaluate(task, loaders, engine)
     said = dict(name=card.name, untrained=card.untrained)       # what tables call it
     if engine.is_main_process: save_eval(folder, split, res, dict(protocol(cfg, task, loaders, split, weights), model=said))

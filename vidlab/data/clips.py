@@ -263,12 +263,23 @@ def _named(self:Clips, r:int, gen, view:int) -> tuple: # row of the manifest, si
     row = self.manifest.row(r)
     out = dict(sid=int(self.sids[r]), view=0 if self.unit == 'clip' and not self.windows else int(self.views[r]))
     if self.n_views > 1: out['view'] = out['view']*self.n_views + view_number(view, self.clips, self.crops)
-    return row, out | {k: row[k] for k in ('label', 'target') if row.get(k) is not None}
+    out |= {k: row[k] for k in ('label', 'target') if row.get(k) is not None}
+    if isinstance(out.get('label'), list): out['label'] = self._row_of_labels(out['label'])
+    return row, out
+
+@patch
+def _row_of_labels(self:Clips, labels:list # numbers of classes
+                  ) -> torch.Tensor: # (classes,) 0 or 1
+    if not (names := self.manifest.classes): raise ValueError('a clip with several labels is a row of 0 and 1, one for each class: the manifest needs the names of all classes')
+    out = torch.zeros(len(names), dtype=torch.long)
+    out[labels] = 1
+    return out
 
 @patch
 def _sides(self:Clips, out:dict, mirrored:bool) -> dict:
     "The label of a mirrored clip, where classes change places with left and right"
     if not mirrored or self.swap is None or out.get('label') is None: return {}
+    if isinstance(out['label'], torch.Tensor): return dict(label=out['label'][torch.from_numpy(self.swap)])      # exchanging twice changes nothing
     return dict(label=int(self.swap[out['label']]))
 
 # %% ../../nbs/data/15_clips.ipynb #c5ddc876

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'LABELS', 'MISSING', 'PARTS', 'UNREADABLE', 'DUPLICATES', 'inside_root', 'absent', 'MissingVideos',
-           'public_videos', 'missing_policy', 'Manifest', 'Groups', 'part_of_own', 'mirrored_classes', 'walk_files',
-           'named_files', 'find_videos', 'from_rows', 'composed', 'from_columns', 'pictures_of', 'checked_template']
+           'public_videos', 'missing_policy', 'Manifest', 'Groups', 'told_twice', 'part_of_own', 'mirrored_classes',
+           'walk_files', 'named_files', 'find_videos', 'from_rows', 'composed', 'from_columns', 'pictures_of',
+           'checked_template']
 
 # %% ../../nbs/data/14_manifest.ipynb #282f3648
-import contextlib, difflib, hashlib, json, math, os, re, unicodedata
+import contextlib, difflib, hashlib, json, math, os, re, unicodedata, warnings
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -237,7 +239,7 @@ class MissingVideos(ValueError): "Listed videos are not there"
 def public_videos():
     "Around the rows of a set that everybody downloads for himself: what is missing there is no surprise"
     try: yield
-    except MissingVideos as e: raise MissingVideos(f'{e}, as the original code does: videos vanish from the web') from None
+    except MissingVideos as e: raise MissingVideos(f'{e}. The original code leaves them out: videos vanish from the web') from None
 
 def missing_policy(what:str, # in the message, e.g. 'videos are missing'
                    gone:list, # names
@@ -343,6 +345,31 @@ def splits(self:Manifest) -> dict:
     "Rows in each split"
     if 'split' not in self.cols: return {}
     return {o['values']: o['counts'] for o in self.cols['split'].value_counts().to_pylist()}
+
+# %% ../../nbs/data/14_manifest.ipynb #5e0db21f
+@patch
+def lacking(self:Manifest, name:str # of a column
+           ) -> np.ndarray: # (rows,) bool
+    "Rows without a value there; all of them, when there is no such column"
+    if name not in self.cols: return np.ones(len(self), bool)
+    col = self.cols[name]
+    if name == 'label': return ~_labelled(col)
+    if isinstance(col, (pa.Array, pa.ChunkedArray)): return pc.is_null(col).to_numpy(zero_copy_only=False)
+    return col != col if col.dtype.kind == 'f' else np.zeros(len(self), bool)
+
+# %% ../../nbs/data/14_manifest.ipynb #e71abedd
+@patch
+def shares(self:Manifest, other:Manifest) -> list: # paths, sorted
+    "Videos that both have"
+    full = lambda m: {os.path.normpath(os.path.join(m.root, p)) for p in pc.unique(m.cols['path']).to_pylist()}
+    return sorted(full(self) & full(other))
+
+def told_twice(parts:dict, train:str # split -> Manifest; the one that trains
+              ) -> list: # lines
+    "What is said about videos that lie in the training split and in another one"
+    both = {s: parts[train].shares(m) for s,m in parts.items() if s != train} if train in parts else {}
+    return [f'in two splits, {train} and {s}, which makes the numbers of {s} too good: {len(v)} video{"s"*(len(v) > 1)}, {some([os.path.basename(p) for p in v])}'
+            for s,v in both.items() if v]
 
 # %% ../../nbs/data/14_manifest.ipynb #5c9776c5
 @patch
@@ -576,13 +603,37 @@ def _without_repeats(m, duplicates, source):
 
 # %% ../../nbs/data/14_manifest.ipynb #e874d3c5
 def _spelled(gone, root) -> dict: # path as the table has it -> as the disk has it
-    "Files that the disk writes in another way: accents in one sign or two, slashes the other way round"
+    "Files that the disk writes in another way: accents in one sign or two, slashes the other way round, another ending or none"
+    beside = lru_cache(maxsize=None)(lambda folder: _stems(os.path.join(root, folder)))
     out = {}
     for p in gone:
         tries = [unicodedata.normalize(form, q) for q in (p, p.replace('\\', '/')) for form in ('NFC', 'NFD')]
-        found = next((q for q in tries if q != p and os.path.exists(os.path.join(root, q))), None)
-        if found: out[p] = found
+        found = [q for q in dict.fromkeys(tries) if q != p and os.path.exists(os.path.join(root, q))]
+        for folder,name in () if found else dict.fromkeys(map(os.path.split, tries)):
+            found += [os.path.join(folder, n) for n in beside(folder).get(_stem(name), ())]
+        if len(found) == 1: out[p] = found[0]
     return out
+
+def _stem(name): # without the ending of a video
+    bare, end = os.path.splitext(name)
+    return bare if end.lower() in VIDEO else name
+
+def _stems(folder) -> dict: # name without the ending of a video -> names
+    try: names = os.listdir(folder)
+    except OSError: return {}
+    out = defaultdict(list)
+    for n in names:
+        if os.path.splitext(n)[1].lower() in VIDEO: out[_stem(n)].append(n)
+    return out
+
+def _elsewhere(gone, root) -> str: # of an error
+    "Where files of the missing names lie"
+    want, found = {_stem(os.path.basename(p)): p for p in gone}, {}
+    for n,(d,_,names) in enumerate(os.walk(root)):
+        for o in names:
+            if os.path.splitext(o)[1].lower() in VIDEO and _stem(o) in want: found.setdefault(_stem(o), os.path.relpath(os.path.join(d, o), root))
+        if len(found) == 3 or n > 5000: break
+    return f'. Files of such names lie elsewhere: {", ".join(map(repr, list(found.values())[:3]))}' if found else ''
 
 def _there(m, missing, limit, source):
     "The policy for videos that are not there"
@@ -593,7 +644,8 @@ def _there(m, missing, limit, source):
         m = m.with_columns(m.cols | dict(path=pa.array(named, pa.large_string())))
         m.report |= dict(other_spelling=other)
         gone = [p for p in gone if p not in other]
-    missing_policy('videos are missing', gone, len(videos), missing, limit, source, m.root)
+    try: missing_policy('videos are missing', gone, len(videos), missing, limit, source, m.root)
+    except ValueError as e: raise type(e)(f'{e}{_elsewhere(gone, m.root)}') from None
     if not gone: return m
     keep = pc.invert(pc.is_in(m.cols['path'], pa.array(gone, pa.large_string()))).to_numpy(zero_copy_only=False)
     m.report |= dict(missing=gone, dropped_rows=int((~keep).sum()))
@@ -720,7 +772,8 @@ def walk_files(root # folder
     "All folders below root in sorted order, links followed, each folder once"
     root, seen = os.fspath(root), set()
     if not os.path.isdir(root): raise ValueError(f'{root!r}: no such folder')
-    for d,dirs,files in os.walk(root, followlinks=True):
+    told = lambda e: warnings.warn(f'{e.filename}: {e.strerror}: what lies below is left out')
+    for d,dirs,files in os.walk(root, followlinks=True, onerror=told):
         real = os.path.realpath(d)
         if real in seen:
             dirs[:] = []

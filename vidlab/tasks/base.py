@@ -49,6 +49,7 @@ class Task(nn.Module):
     sides = dict(video='clip')  # what an evaluation runs over: name of the part -> unit of `Clips`
     columns = {}                # metric -> Column, in the order of the table
     measured = ()               # options that change its numbers: they belong to the protocol
+    needs = ()                  # columns of the manifest without which a row can neither train nor be measured
     noise = {}                  # options of a task that is made without data and weights, to measure what a step costs
 
     def __init__(self, model # a `vidlab.contract.VideoModel`

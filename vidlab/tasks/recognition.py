@@ -20,7 +20,7 @@ from .base import AVERAGES, SHARE, Evaluation, Task, merge_views
 class RecognitionTask(Task):
     "Cross-entropy over a model's logits, or over the scores of the class names"
     monitor,columns = 'top1',dict(top1=SHARE, top5=SHARE, mAP=SHARE)
-    measured = 'classes','templates','average'
+    measured,needs = ('classes','templates','average'),('label',)
     def __init__(self, model, # a classifier, or with `encode_video`, `encode_text`, `similarity`
                  classes:list, # name of class i at place i
                  templates:list=['{}'], # texts made of a class name, such as 'a video of {}'

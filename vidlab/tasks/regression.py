@@ -15,7 +15,7 @@ from .base import ERROR, NUMBER, Evaluation, Task, merge_views
 class RegressionTask(Task):
     "Squared error of a model's one output"
     monitor,lower = 'mse',True
-    columns = dict(mse=ERROR, mae=ERROR, r2=NUMBER, spearman=NUMBER)
+    columns,needs = dict(mse=ERROR, mae=ERROR, r2=NUMBER, spearman=NUMBER),('target',)
     def __init__(self, model, # with one output: a classifier with classes=1
                  target_mean:float=0., # the model learns (target - target_mean) / target_std, so that its output is about a unit normal
                  target_std:float=1. # likewise; numbers are reported in the target's own unit

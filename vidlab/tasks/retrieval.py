@@ -22,7 +22,7 @@ BOTH_WAYS = {f'{d}/{k}': c for d in ('t2v', 'v2t') for k,c in RANKS.items()}
 
 class RetrievalTask(Task):
     "Contrastive training and ranked evaluation of a model with `encode_video`, `encode_text`, `similarity`"
-    monitor,columns,measured = 't2v/R1',BOTH_WAYS,('post',)
+    monitor,columns,measured,needs = 't2v/R1',BOTH_WAYS,('post',),('text',)
     sides = dict(video='clip', text='text')                     # every clip once, every caption once
     def __init__(self, model, # see `vidlab.contract`
                  gather:str='full', # contrast across processes: 'full' | 'official' (1/world gradients; a tight head its own batch alone) | 'local', see `vidlab.losses.gather`

@@ -110,6 +110,9 @@ def from_class_folders(root, # root/class/video or root/split/class/video
     paths = _clips_below(root, frames)
     tops = sorted({p.split(os.sep)[0] for p in paths if os.sep in p})
     deep = bool(tops) and all(t.lower() in SPLITS for t in tops)
+    named, other = ([t for t in tops if (t.lower() in SPLITS) == k] for k in (True, False))
+    if named and other and any(p.count(os.sep) > 1 for p in paths if p.split(os.sep)[0] in named):
+        raise ValueError(f'{root}: {", ".join(named)} are splits with folders of classes in them, and {", ".join(other)} beside them is none: take it out of this folder')
     paths, label, where = map(list, zip(*_class_rows(root, paths, deep, split)))
     empty = [] if deep else sorted(d.name for d in os.scandir(root) if d.is_dir() and not d.name.startswith('.')
                                    and d.name not in set(label))
