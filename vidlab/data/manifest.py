@@ -239,8 +239,7 @@ class MissingVideos(ValueError): "Listed videos are not there"
 def public_videos():
     "Around the rows of a set that everybody downloads for himself: what is missing there is no surprise"
     try: yield
-    except MissingVideos as e:
-        raise MissingVideos(str(e).replace('to go on without them', 'to go on without them, as the original code does: videos vanish from the web')) from None
+    except MissingVideos as e: raise MissingVideos(f'{e}. The original code leaves them out: videos vanish from the web') from None
 
 def missing_policy(what:str, # in the message, e.g. 'videos are missing'
                    gone:list, # names
@@ -646,7 +645,7 @@ def _there(m, missing, limit, source):
         m.report |= dict(other_spelling=other)
         gone = [p for p in gone if p not in other]
     try: missing_policy('videos are missing', gone, len(videos), missing, limit, source, m.root)
-    except MissingVideos as e: raise MissingVideos(f'{e}{_elsewhere(gone, m.root)}') from None
+    except ValueError as e: raise type(e)(f'{e}{_elsewhere(gone, m.root)}') from None
     if not gone: return m
     keep = pc.invert(pc.is_in(m.cols['path'], pa.array(gone, pa.large_string()))).to_numpy(zero_copy_only=False)
     m.report |= dict(missing=gone, dropped_rows=int((~keep).sum()))
