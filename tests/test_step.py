@@ -427,3 +427,20 @@ def test_logged_numbers_are_those_of_all_processes(tmp_path):
     log.after_step(learn)
     row, = RunFolder(tmp_path).metrics()
     assert (row['loss'], row['acc'], row['clips_per_s']) == (2., 1.75, 40.)
+
+
+def test_a_failing_evaluation_costs_nothing_that_was_trained(tmp_path):
+    "The weights of the epoch are there, and a resumed run evaluates them before it goes on; the result is that of an unbroken run"
+    def fails(learn):
+        if learn.epoch == 2: raise RuntimeError('no room')
+        return dict(m=float(learn.epoch))
+    learn, _ = learner(tmp_path/'a', epochs=2, evaluate=fails)
+    with pytest.raises(RuntimeError, match='no room'): learn.fit()
+    assert load_checkpoint(tmp_path/'a'/'ckpt'/'last')['card']['epoch'] == 2 and load_checkpoint(tmp_path/'a'/'ckpt'/'best')['card']['epoch'] == 1
+    again, watch = learner(tmp_path/'a', epochs=2, evaluate=lambda learn: dict(m=float(learn.epoch)))
+    assert again.resume()
+    again.fit()
+    whole, _ = learner(tmp_path/'b', epochs=2, evaluate=lambda learn: dict(m=float(learn.epoch)))
+    whole.fit()
+    assert torch.equal(flat(again._model()), flat(whole._model())) and again.best == whole.best == 2.
+    assert load_checkpoint(tmp_path/'a'/'ckpt'/'best')['card']['epoch'] == 2 and not watch.weights

@@ -1227,6 +1227,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'vidlab.learner.Learner.call': ('learner.html#learner.call', 'vidlab/learner.py'),
                                 'vidlab.learner.Learner.fit': ('learner.html#learner.fit', 'vidlab/learner.py'),
                                 'vidlab.learner.Learner.main': ('learner.html#learner.main', 'vidlab/learner.py'),
+                                'vidlab.learner.Learner.measure': ('learner.html#learner.measure', 'vidlab/learner.py'),
                                 'vidlab.learner.Learner.one_epoch': ('learner.html#learner.one_epoch', 'vidlab/learner.py'),
                                 'vidlab.learner.Learner.one_step': ('learner.html#learner.one_step', 'vidlab/learner.py'),
                                 'vidlab.learner.Learner.resume': ('learner.html#learner.resume', 'vidlab/learner.py'),

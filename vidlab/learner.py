@@ -126,7 +126,7 @@ class Learner:
         for g in opt.param_groups: g.setdefault('base_lr', g['lr'])
         self.task, self.opt = self.engine.prepare(task.to(self.engine.device), opt)
         self.epoch = self.batch = self.step = 0    # where the run stands: epoch, batch within it, optimiser steps
-        self.best, self.metrics, self.skipped = None, {}, 0
+        self.best, self.metrics, self.skipped, self.measured = None, {}, 0, True
         self.ema = _averaged(task.model, ema, ema_cpu) if ema else None
 
 # %% ../nbs/40_learner.ipynb #81ee4c87
@@ -218,8 +218,15 @@ def one_epoch(self:Learner, asked):
         if self.save_every and self.step % self.save_every == 0 and self.batch < len(self.train): self.save()
         t = time.perf_counter()
     self.epoch += 1
-    self.batch = 0
+    self.batch, self.measured = 0, not self.evaluate
+    if self.evaluate: self.save()                               # an evaluation that fails costs nothing that was trained
+    self.measure()
+
+@patch
+def measure(self:Learner):
+    "Evaluate the epoch that has ended, and note whether it is the best"
     self.metrics = self.evaluate(self) if self.evaluate else {}
+    self.measured = True
     self.call('after_epoch')
     self.save(best=self._improved())
 
@@ -244,6 +251,7 @@ def fit(self:Learner):
     self.call('before_fit')
     try:
         with stop_signals() as asked:
+            if not self.measured: self.measure()                # the run ended in the evaluation of its last epoch
             while self.epoch < self.epochs: self.one_epoch(asked)
         end = dict(state='done', reason='all epochs done')
     except Stopped as e: end = dict(state='stopped', reason=f'{e}; resume from {self.folder.path.name}/ckpt/last')
@@ -275,13 +283,13 @@ def save(self:Learner, best:bool=False # also as `best`
 @patch
 def _write(self:Learner, rngs, best):
     opt = getattr(self.opt, 'optimizer', self.opt)
-    state = dict(epoch=self.epoch, batch=self.batch, step=self.step, best=self.best, optimizer=opt.state_dict(),
+    state = dict(epoch=self.epoch, batch=self.batch, step=self.step, best=self.best, measured=self.measured, optimizer=opt.state_dict(),
                  rng=rngs, total_steps=self.total_steps, world=self.engine.num_processes,
                  scaler=self.engine.scaler.state_dict() if self.engine.scaler is not None else None)
     more = dict(ema=self.ema.module.state_dict()) if self.ema else {}
     card = dict(self.card, step=self.step, epoch=self.epoch, metrics=self.metrics)
     save_checkpoint(self.folder/'ckpt'/'last', self._model().state_dict(), card, state, **more)
-    kept = self.keep_every and not self.batch and self.epoch % self.keep_every == 0
+    kept = self.keep_every and self.measured and not self.batch and self.epoch % self.keep_every == 0
     for name in ['best']*best + [f'epoch{self.epoch}']*bool(kept):
         save_checkpoint(self.folder/'ckpt'/name, (self.ema.module if self.ema else self._model()).state_dict(), card)
 
@@ -305,5 +313,6 @@ def resume(self:Learner, path=None # checkpoint folder; default this run's `last
     if self.ema: self.ema.module.load_state_dict(ck['ema'])
     if s['scaler'] and self.engine.scaler is not None: self.engine.scaler.load_state_dict(s['scaler'])
     self.epoch, self.batch, self.step, self.best = (s[k] for k in ('epoch', 'batch', 'step', 'best'))
+    self.measured = s.get('measured', True)
     set_rng_state(s['rng'][self.engine.process_index])
     return True
