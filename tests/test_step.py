@@ -444,3 +444,9 @@ def test_a_failing_evaluation_costs_nothing_that_was_trained(tmp_path):
     whole.fit()
     assert torch.equal(flat(again._model()), flat(whole._model())) and again.best == whole.best == 2.
     assert load_checkpoint(tmp_path/'a'/'ckpt'/'best')['card']['epoch'] == 2 and not watch.weights
+
+
+def test_clips_without_numbers_count_as_wrong():
+    from vidlab.tasks.recognition import hits
+    prob = torch.tensor([[.9, .1, 0.], [float('nan')]*3, [0., .2, .8]])
+    assert hits(prob, torch.tensor([0, 0, 2]), 1).tolist() == [True, False, True] and hits(prob, torch.tensor([[1, 1, 1]]*3), 2).tolist() == [True, False, True]

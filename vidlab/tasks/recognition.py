@@ -143,9 +143,9 @@ def eval_step(self:RecognitionTask, batch:dict) -> dict: # sid, view, logits, la
 
 # %% ../../nbs/tasks/30_recognition.ipynb #417b7528
 def hits(prob, y, k): # (n,C); labels (n) or (n,C) -> (n) bool
-    "Is the class, or one of them, among the first k?"
-    top = prob.topk(k).indices
-    return (y.gather(1, top) > 0).any(1) if y.ndim == 2 else (top == y[:, None]).any(1)
+    "Is the class, or one of them, among the first k? Of a clip whose numbers are nan it is not"
+    top, told = prob.topk(k).indices, ~prob.isnan().any(1)
+    return told & ((y.gather(1, top) > 0).any(1) if y.ndim == 2 else (top == y[:, None]).any(1))
 
 def average_precision(prob, y, average='macro'): # (n,C) both
     "Area under the precision-recall curve of every class, or its mean"
@@ -179,6 +179,7 @@ def score(self:RecognitionTask, parts:dict, # {'video': {sid, view, logits, labe
     n = max((expected or {}).get('video') or 0, len(sids))
     ks = [k for k in (1, 5) if k < prob.shape[1] or k == 1]
     m = {f'top{k}': 100*float(hits(prob, y, k).sum())/n for k in ks} | dict(clips=n, unread=n - len(sids))
+    if lost := int(prob.isnan().any(1).sum()): m['nan_clips'] = lost                # counted as wrong
     if y.ndim == 2: m['mAP'] = 100*float(average_precision(prob, y))
     elif self.mean_ap: m['mAP'] = 100*float(average_precision(prob, F.one_hot(y, prob.shape[1]), 'none')[y.unique()].mean())
     return dict(metrics=m, arrays=dict(prob=prob, label=y, sid=sids))
