@@ -591,3 +591,12 @@ def test_bad_media(row):
         if true is not None: assert ix.n == len(true)
         if row['frames_ffmpeg'] and not expect.startswith('tolerate'): assert ix.n == int(row['frames_ffmpeg'])
         if row['kind'] == 'bad' and ix.n < 112: assert ix.verdict == 'warn'
+
+
+def test_pictures_of_flow_are_no_frames(tmp_path):
+    from PIL import Image
+    from vidlab.data.files import _pictures_in
+    for n in ('img_00001.jpg', 'img_00002.jpg', 'flow_x_00001.jpg', 'flow_y_00001.jpg', 'flower1.jpg'): Image.new('RGB', (8, 8)).save(tmp_path/n)
+    assert _pictures_in(tmp_path) == ['flower1.jpg', 'img_00001.jpg', 'img_00002.jpg']
+    for n in ('img_00001.jpg', 'img_00002.jpg', 'flower1.jpg'): (tmp_path/n).unlink()
+    with pytest.raises(VideoError, match='optical flow alone'): _pictures_in(tmp_path)

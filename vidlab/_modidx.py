@@ -777,6 +777,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'vidlab.data.sample._half_open': ('data/sample.html#_half_open', 'vidlab/data/sample.py'),
                                     'vidlab.data.sample._inclusive': ('data/sample.html#_inclusive', 'vidlab/data/sample.py'),
                                     'vidlab.data.sample._kinetics': ('data/sample.html#_kinetics', 'vidlab/data/sample.py'),
+                                    'vidlab.data.sample._slides': ('data/sample.html#_slides', 'vidlab/data/sample.py'),
                                     'vidlab.data.sample._something': ('data/sample.html#_something', 'vidlab/data/sample.py'),
                                     'vidlab.data.sample._tvts': ('data/sample.html#_tvts', 'vidlab/data/sample.py'),
                                     'vidlab.data.sample._window': ('data/sample.html#_window', 'vidlab/data/sample.py'),

@@ -8,6 +8,7 @@ __all__ = ['POSITIONS', 'ORDERS', 'RULES', 'SHORT', 'WINDOWS', 'SAMPLERS', 'fram
            'SegmentSampler', 'DenseSampler', 'make_sampler', 'windows']
 
 # %% ../../nbs/data/10_sample.ipynb #dbe701b6
+import math
 from dataclasses import dataclass, fields
 from functools import partial
 
@@ -235,6 +236,11 @@ def _clip(times, n, start, end):
     return (0, n) if start is None and end is None else _window(times, n, start, end)
 
 # %% ../../nbs/data/10_sample.ipynb #89886842
+def _slides(n, fps, start, end): # int64 frames that are on screen at whole seconds; the published code needs a frame per second
+    last = math.ceil(n/fps)
+    shown = np.arange(start or 0, min(last if end is None else end, last) + 1)*fps
+    return np.unique(shown.astype(np.int64)[shown < n])
+
 @dataclass
 class GridSampler:
     "Frames on a one-second grid, then at most `max_frames`: CLIP4Clip's choice, in training and test alike"
@@ -253,7 +259,7 @@ class GridSampler:
         if start is not None or end is not None:             # an open end is the end of the video
             start = 0 if start is None else start
             end = max(n, start + 1) if end is None else end
-        idx = frames_per_second(n, fps, self.rate, start, end)
+        idx = frames_per_second(n, fps, self.rate, start, end) if not 0 < fps < 1 else _slides(n, fps, start, end)
         if not len(idx):
             raise ValueError(f'no frame lies within {start}..{end} s of a video of {n} frames at '
                              f'{fps:g} frames per second')
