@@ -13,13 +13,13 @@ STATUS = {'2': '2 - Pre-Alpha', '3': '3 - Alpha', '4': '4 - Beta', '5': '5 - Pro
 
 
 class WithPages(build_py):
-    "An installed copy brings the run pages and their recipes along; in a checkout they lie in nbs/runs alone"
+    "An installed copy brings the run pages, their recipes and lists along; in a checkout they lie in nbs/runs alone"
     def run(self):
         super().run()
         if self.editable_mode: return
         runs, inside = HERE/'nbs'/'runs', Path(self.build_lib)/'vidlab'/'_pages'
         shutil.rmtree(inside, ignore_errors=True)
-        for file in [*runs.glob('*.ipynb'), *runs.glob('*/*.yaml')]:
+        for file in [*runs.glob('*.ipynb'), *runs.glob('*/*.yaml'), *runs.glob('*/*.txt')]:
             to = inside/file.relative_to(runs)
             to.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, to)
@@ -35,7 +35,6 @@ setup(name=cfg['lib_name'], version=cfg['version'], description=cfg['description
                    'Typing :: Typed'],
       long_description=(HERE/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
       packages=find_packages(include=['vidlab', 'vidlab.*', 'data_tools']),
-      package_data={'vidlab.data': ['class_names/*.txt']},
       cmdclass={'build_py': WithPages},
       entry_points={'console_scripts': ['vidlab = vidlab.cli:main']},
       install_requires=cfg['requirements'].split(),

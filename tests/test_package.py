@@ -44,7 +44,7 @@ def test_the_wheel_holds_all_that_a_run_needs(made):
     runs = ROOT/'nbs'/'runs'
     assert {f'vidlab/_pages/{p.relative_to(runs).as_posix()}' for p in [*runs.glob('*.ipynb'), *runs.glob('recipes/*.yaml')]} <= inside
     assert {p.relative_to(ROOT).as_posix() for d in ('vidlab', 'data_tools') for p in (ROOT/d).rglob('*.py')} | {'vidlab/py.typed'} <= inside
-    assert {f'vidlab/data/class_names/{w}.txt' for w in SHIPPED} <= inside
+    assert {f'vidlab/_pages/classes/{w}.txt' for w in SHIPPED} <= inside
     assert {n.split('/')[0] for n in inside} == {'vidlab', 'data_tools', next(n for n in inside if 'dist-info' in n).split('/')[0]}
 
 

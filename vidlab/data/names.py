@@ -7,8 +7,7 @@ __all__ = ['SHIPPED', 'shipped_names', 'is_word', 'spoken']
 
 # %% ../../nbs/data/08_names.ipynb #0295c6c0
 import re
-from importlib.resources import files
-from ..core import unknown
+from ..core import pages_dir, unknown
 
 # %% ../../nbs/data/08_names.ipynb #98e11b2c
 SHIPPED = dict(kinetics400='Kinetics-400, in alphabetical order', something1="Something-Something v1, in the order of its owners' csv",
@@ -19,7 +18,7 @@ def shipped_names(word:str # of SHIPPED
                  ) -> list: # names; the place is the number
     "The classes of a public set"
     if word not in SHIPPED: raise unknown('list of classes', word, SHIPPED)
-    return (files('vidlab.data')/'class_names'/f'{word}.txt').read_text(encoding='utf-8').split('\n')[:-1]
+    return (pages_dir()/'classes'/f'{word}.txt').read_text(encoding='utf-8').split('\n')[:-1]
 
 def is_word(classes # as a run says it
            ) -> bool: # a word of SHIPPED, or a number: then numbers are the names
