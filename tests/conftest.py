@@ -14,10 +14,18 @@ import vidlab                          # noqa: before torch, whose threads it se
 def pytest_addoption(parser):
     parser.addoption('--golden', default=str(HERE/'golden'), metavar='DIR',
                      help='folder with golden cases: one system or the parent of several (default: tests/golden)')
+    parser.addoption('--long', action='store_true', help='run also what takes minutes: every recipe on official forms, what README and CONTRIBUTING say')
 
 
 def pytest_configure(config):
     config.addinivalue_line('markers', "slow: takes more than about seven seconds; `-m 'not slow'` runs the fast tests")
+    config.addinivalue_line('markers', 'long: takes minutes together with others of its kind; runs with --long')
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption('--long'): return
+    for item in items:
+        if 'long' in item.keywords: item.add_marker(pytest.mark.skip(reason='takes minutes: --long'))
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ def test_the_names_are_free():
         others = [p.stem for p in page.parent.glob('*.ipynb') if p != page]
         assert not [n for n in others if n[:2] == page.stem[:2] or n[3:] == page.stem[3:]]
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_three_pages_to_type_in(copy):
     for what, part in PARTS.items():
         call(copy, '-c', f'from nbdev.test import nbdev_test; nbdev_test(path="{page_of(part)}", n_workers=0)')

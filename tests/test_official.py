@@ -99,25 +99,25 @@ def joins():
 @pytest.mark.parametrize('recipe', FAST)
 def test_starts(recipe, mini): dry_run(recipe, mini)
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize('recipe', SLOW)
 def test_starts_too(recipe, mini): dry_run(recipe, mini)
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize('table', sorted({ROWS[n].table for n in RECIPES}))
 def test_every_recipe_finds_its_rows(table, mini):
     for n in (n for n in RECIPES if ROWS[n].table == table):
         cfg = small(n, mini)
         for split in {cfg.train_split if ROWS[n].page == 'train' else cfg.test_split, cfg.val_split, cfg.test_split} - {''}: assert len(load_manifest(cfg, split)), (n, split)
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize('recipe', joins())
 def test_starts_with_an_addon(recipe, mini): dry_run(recipe, mini)
 
 @pytest.mark.parametrize('form', OTHERS)
 def test_other_forms(form, mini): dry_run(OTHERS[form], mini, form)
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize('recipe', ['msrvtt9k_meanP_b32', 'yttemporal_tvts', 'k400_videomamba_m_pretrain', 'ssv2_tdsclip_b16', 'lvu_videomamba_view_count'])
 def test_starts_in_two_processes(recipe, mini):
     "One of each task that trains"

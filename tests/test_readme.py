@@ -138,7 +138,7 @@ def run_here():
 def states(here):
     return {(p.parent.parent.name, json.loads(p.read_text())['state']) for p in (here/'outputs').glob('*/*/status.json')}
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_videos_of_ones_own(here):
     "The five lines in their order, on a folder per class and a table beside it"
     rows = [('path', 'text')]
@@ -154,7 +154,7 @@ def test_videos_of_ones_own(here):
     assert len(list(here.glob('small_videos/*/*.mp4'))) == 36
     assert states(here) == {(r, 'done') for r in ('own_classes', 'own_captions', 'own_videos')}
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_evaluating_looking(here):
     "The other lines in their order, on a small embedded data set; then the newest run as a library takes it, where it can"
     made = make_shapes(here/'made', kinds=('clips',), sizes=dict(clips=dict(train=16, val=8, test=8)))
