@@ -223,6 +223,7 @@ INTERRUPTED = """
 import os, signal, sys, threading
 from pathlib import Path
 from vidlab.train import config_from, launch, start_folder
+signal.signal(signal.SIGINT, signal.default_int_handler)              # a shell's background processes ignore it
 cfg = config_from('shapes_smoke', **eval(sys.argv[1]))
 out = Path(os.environ['VIDLAB_OUTPUTS'])
 def interrupt(): # when the run has its folder and its processes begin

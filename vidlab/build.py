@@ -108,7 +108,7 @@ def _same_classes(m, classes, split):
     if not own or list(own) == list(classes): return
     i = next((i for i,(a,b) in enumerate(zip(own, classes)) if a != b), min(len(own), len(classes)))
     at = lambda names: repr(names[i]) if i < len(names) else 'nothing'
-    raise ValueError(f'split {split!r}: class {i} is {at(own)} there and {at(classes)} in the run: set `classes`, one list of names for all splits')
+    raise ValueError(f'split {split!r}: the run has {len(classes)} class names and these rows {len(own)}; class {i} is {at(classes)} and there {at(own)}: set `classes`, one list of names for all splits')
 
 def load_manifest(cfg:RunConfig,
                   split:str, # 'train', 'val', 'test', or another name in the split column; all but the training split come from `eval_data` if that is set
