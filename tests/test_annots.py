@@ -549,7 +549,8 @@ def test_files_of_names_in_their_usual_forms(tmp_path):
     assert A.read_class_names(put(tmp_path, f__txt='action\n100 metres\n200 metres\n')/'f.txt') == ['action', '100 metres', '200 metres']
 
 def test_class_folders_beside_splits(tmp_path):
+    from vidlab.data.sets.folders import class_folders
     for n in ('train/run/1.mp4', 'val/run/2.mp4', 'samples/3.mp4'):
         (tmp_path/n).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path/n).touch()
-    with pytest.raises(ValueError, match='train, val are splits with folders of classes in them, and samples beside them is none'): A.class_folders(tmp_path) if hasattr(A, 'class_folders') else __import__('vidlab.data.sets.folders', fromlist=['x']).class_folders(tmp_path)
+    with pytest.raises(ValueError, match='train, val are splits with folders of classes in them, and samples beside them is none'): class_folders(tmp_path)

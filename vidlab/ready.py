@@ -103,7 +103,9 @@ def _listed(videos) -> list: # paths
     "The files that are meant"
     if not isinstance(videos, (str, os.PathLike)): files = [os.fspath(v) for v in videos]
     elif not os.path.isdir(videos) or any(os.path.splitext(n)[1].lower() in PICTURES for n in os.listdir(videos)): files = [os.fspath(videos)]
-    else: files = [r['path'] for r in map(from_folder(videos).row, range(len(from_folder(videos))))]
+    else:
+        m = from_folder(videos)
+        files = [m.row(i)['path'] for i in range(len(m))]
     if not files: raise ValueError('no videos: give the path of a file or a folder, or a list of them')
     return files
 
