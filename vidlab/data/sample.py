@@ -8,7 +8,6 @@ __all__ = ['POSITIONS', 'ORDERS', 'RULES', 'SHORT', 'WINDOWS', 'SAMPLERS', 'fram
            'SegmentSampler', 'DenseSampler', 'make_sampler', 'windows']
 
 # %% ../../nbs/data/10_sample.ipynb #dbe701b6
-import math
 from dataclasses import dataclass, fields
 from functools import partial
 
@@ -236,10 +235,9 @@ def _clip(times, n, start, end):
     return (0, n) if start is None and end is None else _window(times, n, start, end)
 
 # %% ../../nbs/data/10_sample.ipynb #89886842
-def _slides(n, fps, start, end): # int64 frames that are on screen at whole seconds; the published code needs a frame per second
-    last = math.ceil(n/fps)
-    shown = np.arange(start or 0, min(last if end is None else end, last) + 1)*fps
-    return np.unique(shown.astype(np.int64)[shown < n])
+def _slides(n, fps, start, end): # int64 frames on screen at whole seconds below 1 fps, where the published code divides by zero
+    last = n if end is None else min(n, int(end*fps) + 1)     # each lasts more than a second, so that none is skipped
+    return np.arange(int((start or 0)*fps), last)
 
 @dataclass
 class GridSampler:
