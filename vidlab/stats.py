@@ -69,9 +69,11 @@ def effective(hits, # (n,) 0 or 1
     n,count = len(hits),np.bincount(g)
     if len(count) == n: return n, _quantile(level, None)
     p,v = hits.mean(),_variance(hits, g)
+    worst = n*n/(count**2).sum(), _quantile(level, _kish(count) - 1)      # every group answers as one
+    if not v: return worst
     rare = np.bincount(g, hits if p <= .5 else 1 - hits)
-    if not v: return _kish(count), _quantile(level, _kish(count) - 1)
-    return p*(1 - p)/v, _quantile(level, max(2, min(_kish(count), 3*_kish(rare)) - 1))
+    seen = p*(1 - p)/v, _quantile(level, max(2, min(_kish(count), 3*_kish(rare)) - 1))
+    return min(worst, seen, key=lambda s: s[1]**2/s[0])
 
 # %% ../nbs/07_stats.ipynb #85c7e0e0
 def share_interval(hits, # (n,) 0 or 1 (bool)
