@@ -10,6 +10,8 @@ import time
 import torch
 from .core import progress, write_json
 from .learner import make_engine, to_device
+from .registry import lookup
+from .tasks.base import Evaluation
 
 # %% ../nbs/42_evaluate.ipynb #fcf1328a
 def unique_samples(part:dict # per-sample tensors with `sid` and `view`
@@ -59,9 +61,17 @@ def evaluate(task, # vidlab.tasks.Task, the bare one
 def save_eval(folder, # RunFolder
               name:str, # e.g. 'test'
               res:dict, # from `evaluate`
-              protocol:dict # data set, split, hash, frames, sampler, post-processing, decoder, weights, seed ...
+              protocol:dict, # data set, split, hash, frames, sampler, post-processing, decoder, weights, seed ...
+             rows=None # Manifest of the rows that were evaluated: which clips belong together
              ):
-    "Write metrics, protocol and arrays of an evaluation"
+    "Write metrics, protocol and arrays of an evaluation, then the intervals of the metrics"
     from safetensors.torch import save_file
-    write_json(folder/'eval'/f'{name}.json', dict(metrics=res['metrics'], protocol=protocol, seconds=res['seconds']))
-    save_file({k: v.contiguous().clone() for k, v in res['arrays'].items()}, folder/'eval'/f'{name}.safetensors')
+    path, said = folder/'eval'/f'{name}.json', dict(metrics=res['metrics'], protocol=protocol, seconds=res['seconds'])
+    arrays = {k: v.contiguous().clone() for k, v in res['arrays'].items()}
+    if rows is not None: arrays['together'] = torch.as_tensor(rows.related())
+    write_json(path, said)
+    save_file(arrays, path.with_suffix('.safetensors'))
+    if 'task' not in protocol: return
+    found = lookup('task', protocol['task']).intervals(Evaluation(arrays, rows), res['metrics'])
+    write_json(path, dict(said, intervals={k: {f: getattr(v, f) for f in ('low', 'high', 'n', 'groups')} for k, v in found.items()}))
+

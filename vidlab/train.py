@@ -135,7 +135,8 @@ def evaluate_split(cfg:RunConfig, task, engine, folder:RunFolder, split:str, wei
     loaders = eval_loaders(cfg, split, card, engine, classes=getattr(task, 'classes', None))
     res = evaluate(task, loaders, engine)
     said = dict(name=card.name, untrained=card.untrained)       # what tables call it
-    if engine.is_main_process: save_eval(folder, split, res, dict(protocol(cfg, task, loaders, split, weights), model=said))
+    if engine.is_main_process:
+        save_eval(folder, split, res, dict(protocol(cfg, task, loaders, split, weights), model=said), next(iter(loaders.values())).ds.manifest)
     return res['metrics']
 
 # %% ../nbs/50_train.ipynb #065ad0e2
