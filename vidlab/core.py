@@ -11,7 +11,7 @@ __all__ = ['CLIP_MEAN', 'CLIP_STD', 'IMAGENET_MEAN', 'IMAGENET_STD', 'PACKAGES',
 
 # %% ../nbs/00_core.ipynb #3be0f88b
 import contextlib, dataclasses, difflib, hashlib, importlib, importlib.metadata, json, math, os
-import platform, random, subprocess, sys, time, uuid
+import platform, random, subprocess, sys, threading, time, uuid
 from pathlib import Path
 import numpy as np
 
@@ -127,7 +127,7 @@ def atomic_write(path, # final name
     "Open a temporary neighbour of `path`; it takes the name only when the block ends without an error"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    tmp = path.with_name(f'.{path.name}.{os.getpid()}.{threading.get_ident()}.tmp')
     try:
         with open(tmp, mode, encoding=None if 'b' in mode else 'utf-8') as f:
             yield f

@@ -232,10 +232,10 @@ def one_epoch(self:Learner, asked):
         self.batch += len(batches)
         self.step_time = time.perf_counter() - t
         self.call('after_step')
-        if self.main: self.folder.beat(step=self.step, epoch=self.epoch)
         if sig := _agreed(self.engine, asked()):
             self.save()
             raise Stopped(sig)
+        if self.main: self.folder.beat(step=self.step, epoch=self.epoch)
         if self.save_every and self.step % self.save_every == 0 and self.batch < len(self.train): self.save()
         t = time.perf_counter()
     self.epoch += 1

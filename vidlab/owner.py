@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['BEAT', 'STALE', 'NAME', 'LAST', 'started', 'place', 'owner_of', 'InUse', 'in_use', 'Owner', 'take', 'owned',
-           'state_of', 'end_with']
+           'state_of', 'tied_to']
 
 # %% ../nbs/07_owner.ipynb #d43dc9b2
-import contextlib, os, platform, threading, time, uuid
+import contextlib, os, platform, signal, sys, threading, time, uuid
 from pathlib import Path
+from types import SimpleNamespace
 from .core import RunFolder, read_json, say, tilde, write_json
 from .machine import one_at_a_time
 
@@ -140,13 +141,28 @@ def state_of(run # folder
 # %% ../nbs/07_owner.ipynb #c2f58395
 LAST = 10.                # seconds that a process without its parent has for the end of its step
 
-def end_with(parent:int # number of the process that started this one
-            ):
-    "End this process when its parent has ended"
-    import signal
+@contextlib.contextmanager
+def _kernel_waits(parent):
+    "The watch of ipykernel sees a living parent"
+    poller = sys.modules.get('ipykernel.parentpoller') if os.getppid() == parent else None
+    if poller: poller.os = SimpleNamespace(getppid=lambda: parent, _exit=os._exit)
+    try: yield
+    finally:
+        if poller: poller.os = os
+
+@contextlib.contextmanager
+def tied_to(parent:int, # number of the process that started this one
+            folder:RunFolder=None # whose status tells the end
+           ):
+    "End this process when its parent ends before the block does"
+    over = threading.Event()
     def look():
-        while os.getppid() == parent: time.sleep(1)
+        while os.getppid() == parent:
+            if over.wait(.05): return
+        if folder: folder.status('stopped', reason=f'process {parent}, which had started this one, has ended; go on with resume={tilde(folder.path)}')
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(LAST)
-        os._exit(1)
-    if os.name == 'posix': threading.Thread(target=look, daemon=True).start()
+        if not over.wait(LAST): os._exit(1)
+    if os.name == 'posix' and os.getppid() == parent: threading.Thread(target=look, daemon=True).start()
+    try:
+        with _kernel_waits(parent): yield
+    finally: over.set()
