@@ -20,8 +20,8 @@ def videos(tmp_path):
 
 BAD = {   # name -> (file name, content, words the error must hold)
     'missing column':  ('m.csv', 'pth,text\n0.mp4,a\n', ["'pth'", "did you mean 'path'"]),
-    'usual other name': ('m.csv', 'video,caption\n0.mp4,a\n', ["columns={'video': 'path'}"]),
-    'misspelt column': ('m.csv', 'path,texts\n0.mp4,a\n', ["did you mean 'text'"]),
+    'unusual name':    ('m.csv', 'paht,caption\n0.mp4,a\n', ["did you mean 'path'"]),
+    'misspelt column': ('m.csv', 'path,txet\n0.mp4,a\n', ["did you mean 'text'"]),
     'two alike':       ('m.csv', 'path,text,text\n0.mp4,a,b\n', ["two columns are called 'text'"]),
     'index column':    ('m.csv', ',path\n0,0.mp4\n', ['index=False']),
     'nan caption':     ('m.csv', 'path,text\n0.mp4,a\n1.mp4,\n', ['row 2', "'text'", 'empty or NaN']),
@@ -58,7 +58,7 @@ BAD = {   # name -> (file name, content, words the error must hold)
     'broken json':     ('m.jsonl', '{"path": "0.mp4"}\n{"path"\n', ['line 2', 'JSON']),
     'json list':       ('m.jsonl', '["0.mp4"]\n', ['line 1', 'list']),
     'no parquet':      ('m.parquet', 'path\n', ['parquet']),
-    'other ending':    ('m.xlsx', 'x', ['.parquet']),
+    'other ending':    ('m.doc', 'x', ['.parquet']),
 }
 
 

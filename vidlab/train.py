@@ -24,6 +24,7 @@ from .data.names import is_word
 from .evaluate import evaluate, save_eval
 from .learner import make_engine
 from .machine import threads_each, threads_record
+from .preflight import preflight
 from .registry import lookup
 _all_ = ['FIELDS', 'Recipe', 'RunConfig', 'build_learner', 'build_task', 'changed', 'check_page', 'class_names', 'config_from',
          'eval_loaders', 'evaluate_with', 'flat', 'latest_run', 'list_addons', 'list_recipes', 'load_config', 'load_manifest',
@@ -164,6 +165,7 @@ def run(cfg:RunConfig, resume:str='', # run folder to go on with, under the same
     note_paths(folder, learn.raw_task, engine)
     try:
         learn.resume()
+        preflight(learn)
         learn.fit()
         if learn.epoch < cfg.epochs or not cfg.test_split: return folder      # stopped, or nothing to measure
         learn.raw_task.model.load_state_dict(read_weights(weights_path(folder.path)))
