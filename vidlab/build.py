@@ -8,7 +8,7 @@ __all__ = ['tell', 'for_evaluation', 'load_manifest', 'class_names', 'sampler_of
            'build_task', 'rates', 'build_optimizer', 'all_rows', 'build_learner', 'evaluate_with']
 
 # %% ../nbs/48_build.ipynb #0f01884a
-import dataclasses, inspect, math
+import dataclasses, inspect, math, re
 import numpy as np
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from .contract import Card
 from .core import RunFolder, find_path, outputs_dir, read_json, say, tilde, unknown, write_json
 from .data.asr import Narration
 from .data.clips import Clips, Loader, Mixed
-from .data.manifest import Manifest, told_twice
+from .data.manifest import Manifest, MissingVideos, told_twice
 from .data.sample import RULES, make_sampler
 from .data.shards import shard_of, window_order
 from .data.names import SHIPPED, is_word
@@ -87,8 +87,19 @@ def _rows(cfg, split, classes) -> Manifest:
     given = dict(split=split, missing=cfg.missing, captions=cfg.captions) | (dict(classes=classes) if classes and not cfg.classes else {})
     opts = options_of(cfg, 'data')
     if '{split}' in cfg.data_path and 'whole' in takes: opts['whole'] = True        # a file or folder for each split is that split
-    m = create('data', cfg.data, **_places(cfg, takes, split), **{k: v for k,v in given.items() if k in takes}, **opts)
-    return m if 'split' in takes or '{split}' in cfg.data_path else m.split(split)
+    places = _places(cfg, takes, split)
+    try:
+        m = create('data', cfg.data, **places, **{k: v for k,v in given.items() if k in takes}, **opts)
+        return m if 'split' in takes or '{split}' in cfg.data_path else m.split(split)
+    except ValueError as e: raise _in_a_run(e, cfg, split) from None
+
+def _in_a_run(e, cfg, split):
+    "The same error in the words of a run, which gives a data set its places and splits under other names"
+    text = str(e)
+    for theirs,ours in (('Check the root folder', 'Check video_root'), ('is the root folder right?', 'is video_root right?'), ('name no root', 'leave video_root empty')): text = text.replace(theirs, ours)
+    word = next((w for w in ('train_split', 'val_split', 'test_split') if getattr(cfg, w) == split), 'split')
+    text = re.sub(r'unknown split (?=\S)', f'{word}: unknown split ', text)
+    return e if text == str(e) or type(e) not in (ValueError, MissingVideos) else type(e)(text)
 
 # %% ../nbs/48_build.ipynb #22ded31b
 def for_evaluation(cfg:RunConfig) -> RunConfig:
@@ -361,7 +372,7 @@ def build_learner(cfg:RunConfig, folder:RunFolder, engine) -> Learner: # its `la
     rows, names = all_rows(cfg)
     tell(rows[cfg.train_split], cfg)
     _same_data(folder, {s: m.hash() for s,m in rows.items()}, engine)
-    if twice := told_twice(rows, cfg.train_split): say('\n'.join(twice))
+    if engine.is_main_process and (twice := told_twice(rows, cfg.train_split, cfg.check)): say('\n'.join(twice))
     task = build_task(cfg, manifest=rows[cfg.train_split], classes=names)
     card = task.model.card
     train = train_loader(cfg, card, engine, rows[cfg.train_split])

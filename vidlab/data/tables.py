@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLUMN_WORDS', 'FORMATS', 'READABLE', 'HEADERS', 'NUMBERED', 'some', 'beside', 'no_file', 'not_utf8', 'read_rows',
-           'pick_columns', 'guess_encoding', 'read_table', 'write_table', 'load_json', 'lines_of', 'read_class_names',
-           'class_list', 'given', 'separator', 'load_plain_pickle']
+           'pick_columns', 'guess_encoding', 'read_table', 'write_table', 'text_of', 'load_json', 'lines_of',
+           'read_class_names', 'class_list', 'given', 'separator', 'load_plain_pickle']
 
 # %% ../../nbs/data/09_tables.ipynb #aba8dac2
 import contextlib, csv, itertools, json, os, pickle, re
@@ -42,15 +42,16 @@ def no_file(path # an annotation file that is not there
 # %% ../../nbs/data/09_tables.ipynb #4cfe5554
 def not_utf8(path, # text file
              encoding:str, # that was tried
-             err # what Python said
+             err, # what Python said
+             choice:bool=True # can the caller say another one?
             ) -> ValueError: # to be raised
     "Error that names the first line that does not decode"
     with open(path, 'rb') as f:
         for n,line in enumerate(f, 1):
             try: line.decode(encoding)
             except UnicodeDecodeError:
-                return ValueError(f"{path}: line {n} is not {encoding}: {line[:60]!r}; save the file as UTF-8 or pass "
-                                  f"its encoding, e.g. encoding='latin-1'")
+                hint = " or pass its encoding, e.g. encoding='latin-1'" if choice else ''
+                return ValueError(f'{path}: line {n} is not {encoding}: {line[:60]!r}; save the file as UTF-8{hint}')
     return ValueError(f'{path}: not {encoding}: {err}')
 
 # %% ../../nbs/data/09_tables.ipynb #290c5bdf
@@ -75,6 +76,8 @@ def _blocks(rows, head, path, block):
     for row in rows:
         if not any(row): continue                               # a blank line is no row, nor are the empty ones of a spreadsheet
         n += 1
+        if len(head) == 1 and len(row) > 1 and n == 1:
+            raise ValueError(f'{path}: the first line, {head[0]!r}, is not the header of rows with {len(row)} fields: it must hold their names')
         if len(row) != len(head):
             raise ValueError(f'{path}: row {n} (line {rows.line_num}) has {len(row)} fields, the header '
                              f'{len(head)}: {some(row)}; a separator inside a field needs quotes')
@@ -249,7 +252,7 @@ def guess_encoding(path # text file
     "The encoding that a text file can be read with"
     with open(path, 'rb') as f: start = f.read(64)
     if start[:2] in (b'\xff\xfe', b'\xfe\xff'): return 'utf-16'
-    if b'\0' in start: return 'utf-16-le' if start[1::2].count(0) > start[::2].count(0) else 'utf-16-be'   # saved without the mark
+    if start.count(0) > len(start)/4: return 'utf-16-le' if start[1::2].count(0) > start[::2].count(0) else 'utf-16-be'   # saved without the mark
     try:
         with open(path, encoding='utf-8') as f:
             for _ in f: pass
@@ -309,10 +312,17 @@ def write_table(path, # .csv, .tsv, .jsonl or .parquet; replaced in one step
     return path
 
 # %% ../../nbs/data/09_tables.ipynb #7f64ca1d
+def text_of(path # UTF-8, or UTF-16
+           ) -> str:
+    "The text of an annotation file; an encoding that nothing tells is an error"
+    code = guess_encoding(path)
+    try: return Path(path).read_text(encoding=code if code.startswith('utf-16') else 'utf-8-sig')
+    except UnicodeDecodeError as e: raise not_utf8(path, 'utf-8', e, choice=False) from None
+
 def load_json(path # annotation file
              ): # what it holds
     "The JSON of an annotation file"
-    try: return json.loads(Path(path).read_text(encoding='utf-8-sig'))
+    try: return json.loads(text_of(path))
     except FileNotFoundError: raise no_file(path) from None
     except (ValueError, RecursionError) as e: raise ValueError(f'{path}: not readable as JSON: {e}') from None
 
@@ -320,16 +330,14 @@ def load_json(path # annotation file
 def lines_of(path # text file
             ) -> list: # lines without their ends, blank ones left out
     "The lines of an annotation file"
-    try: return [o.strip() for o in Path(path).read_text(encoding='utf-8-sig').split('\n') if o.strip()]
+    try: return [o.strip() for o in text_of(path).split('\n') if o.strip()]
     except FileNotFoundError: raise no_file(path) from None
-    except UnicodeDecodeError as e: raise not_utf8(path, 'utf-8', e) from None
 
 # %% ../../nbs/data/09_tables.ipynb #19339518
 def _lines_of_names(path):
     "The lines of a file of class names, those at the end that are empty left out"
-    try: return [o.strip() for o in Path(path).read_text(encoding='utf-8-sig').rstrip().split('\n')]
+    try: return [o.strip() for o in text_of(path).rstrip().split('\n')]
     except FileNotFoundError: raise FileNotFoundError(f'{path}: no such file of class names{beside(path)}') from None
-    except UnicodeDecodeError as e: raise not_utf8(path, 'utf-8', e) from None
 
 HEADERS = ('name', 'names', 'class', 'classes', 'class_name', 'classname', 'label', 'labels', 'category', 'action')
 
@@ -339,12 +347,12 @@ def _bare_lines(lines, path):
     quoted = all(len(o) > 2 and o[0] == o[-1] == '"' and '"' not in o[1:-1].replace('""', '') for o in lines)
     return [o[1:-1].replace('""', '"') for o in lines] if quoted else lines
 
-def read_class_names(path # text file, one class a line; or with numbers before or behind the names, from 0 or from 1, with a header or without
+def read_class_names(path # text file, one class a line; or with numbers before or behind the names, from 0 or from 1, with a header or without; or JSON
                     ) -> list: # names; the place (from 0) is the label
     "Class names in order; empty and repeated lines are errors"
     lines = _lines_of_names(path)
     if lines == ['']: raise ValueError(f'{path}: the file is empty')
-    names = _unnumbered(_bare_lines(lines, path), path)
+    names = _json_names(load_json(path), path) if Path(path).suffix.lower() == '.json' else _unnumbered(_bare_lines(lines, path), path)
     seen = {}
     for n,o in enumerate(names, 1 + len(lines) - len(names)):
         if not o: raise ValueError(f'{path}: line {n} is empty; one class name a line is expected')
@@ -363,11 +371,33 @@ def _unnumbered(lines, path):
         header = 1 < len(words) and {*words} <= {*HEADERS, 'id', 'class_id', 'index', 'number'} and len(lines) > 1
         if not all(found := found[header:]): continue
         number = [int(m['i']) for m in found]
-        if not header and (number[0] > 1 or sorted(set(number)) != number): continue         # names that begin with a number
-        wrong = next((m[0] for n,m in enumerate(found) if number[n] != min(1, number[0]) + n), None)
-        if wrong: raise ValueError(f'{path}: the numbers of the classes are not 0 to {len(found)-1}, or 1 to {len(found)}, in order: {wrong!r}')
-        return [m['name'].strip().strip('"') for m in found]
+        whole = sorted(number) == [*range(min(number), min(number) + len(number))] and min(number) < 2
+        if not header and not whole and (number[0] > 1 or sorted(set(number)) != number): continue         # names that begin with a number
+        return _placed([(i, m['name'].strip().strip('"')) for i,m in zip(number, found)], path)
     return lines
+
+def _placed(pairs, path): # of number and name
+    "The names by their numbers, which begin with 0 or 1"
+    pairs, first = sorted(pairs), min(1, min(i for i,_ in pairs))
+    wrong = next((f'{i} {name}' for n,(i,name) in enumerate(pairs) if i != first + n), None)
+    if wrong: raise ValueError(f'{path}: the numbers of the classes are not 0 to {len(pairs)-1}, or 1 to {len(pairs)}: {wrong!r}')
+    return [name for _,name in pairs]
+
+# %% ../../nbs/data/09_tables.ipynb #12c932de
+def _number(v): return int(v) if isinstance(v, str) and v.isdigit() or type(v) is int else None
+
+def _json_names(said, path) -> list:
+    "The class names of a JSON"
+    pairs = None
+    if isinstance(said, list) and said and all(isinstance(o, str) for o in said): return said
+    if isinstance(said, dict):
+        pairs = [(_number(k), v) for k,v in said.items()]
+        if not all(i is not None and isinstance(v, str) for i,v in pairs): pairs = [(_number(v), k) for k,v in said.items()]
+    elif isinstance(said, list) and all(isinstance(o, dict) for o in said):
+        name, number = (next((k for k in words if said and k in said[0]), None) for words in (HEADERS, ('id', 'class_id', 'index', 'number', 'label')))
+        pairs = [(_number(o.get(number)), o.get(name)) for o in said]
+    if pairs and all(i is not None and isinstance(v, str) for i,v in pairs): return _placed(pairs, path)
+    raise ValueError(f'{path}: class names in JSON are a list of names, or an object from name to number or from number to name')
 
 # %% ../../nbs/data/09_tables.ipynb #31e598eb
 def class_list(classes # names in order, the file that holds them, a public set ('kinetics400', ...), how many ('10'), or None
