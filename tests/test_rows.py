@@ -208,6 +208,73 @@ def test_a_file_of_class_names_that_is_none(tmp_path, text, said):
     with pytest.raises(ValueError, match=said): read_class_names(table(tmp_path, 'c.json' if isinstance(text, str) and text[0] in '{[' else 'c.txt', text))
 
 
+def classes_of(d, **kw):
+    "{split: labels}, names of the classes, or what the error says"
+    from vidlab.build import all_rows
+    cfg = make_config(**{**dict(model='videomamba', preset='tiny', task='recognition', data='manifest', val_split=''), **kw})
+    rows, names = all_rows(cfg)
+    return {s: m.column('label').to_pylist() if hasattr(m.column('label'), 'to_pylist') else m.column('label').tolist() for s, m in rows.items()}, names
+
+
+@pytest.fixture
+def labelled(videos, tmp_path):
+    "Folders of classes, tables for each split, a second set; test lacks the first class everywhere"
+    shutil.copytree(videos/'v', tmp_path/'v')
+    for s, cs in (('train', ('bird', 'cat', 'dog')), ('test', ('cat', 'dog'))):
+        for c in cs: (tmp_path/'f'/s/c).mkdir(parents=True); shutil.copy(videos/'v'/'0.mp4', tmp_path/'f'/s/c/f'{c}.mp4')
+        table(tmp_path/'v', f'{s}.csv', 'path,label\n' + ''.join(f'{i}.mp4,{c}\n' for i, c in enumerate(cs)))
+        table(tmp_path/'v', f'{s}.txt', ''.join(f'{i}.mp4 {c}\n' for i, c in enumerate(cs)))
+    table(tmp_path/'v', 'other.csv', 'path,label,split\n0.mp4,dog,test\n1.mp4,cat,test\n2.mp4,cat,train\n')
+    table(tmp_path, 'names.txt', 'dog\nbird\ncat\n')
+    return tmp_path
+
+PLACES = {'folders': dict(data='class_folders', video_root='f'), 'a folder for each split': dict(data='class_folders', video_root='f/{split}'), 'a table for each split': dict(data_path='v/{split}.csv'),
+          'a list for each split': dict(data='list', data_path='v/{split}.txt', video_root='v'), 'a second set': dict(data_path='v/{split}.csv', eval_data='manifest', eval_path='v/other.csv'),
+          'a second set of folders': dict(data_path='v/{split}.csv', eval_data='class_folders', eval_root='f')}
+
+@pytest.mark.parametrize('where', PLACES)
+@pytest.mark.parametrize('named', [False, True])
+def test_a_name_is_one_number_in_every_split(labelled, where, named):
+    "By the training rows, or in the order of the file of names; a name that is not there is told with the nearest"
+    kw = {k: str(labelled/v) if k.endswith(('path', 'root')) else v for k, v in PLACES[where].items()}
+    if named: kw['classes'] = str(labelled/'names.txt')
+    rows, names = classes_of(labelled, **kw)
+    assert names == (['dog', 'bird', 'cat'] if named else ['bird', 'cat', 'dog'])
+    said = lambda s: [names[i] for i in rows[s]]
+    assert said('train') == ['bird', 'cat', 'dog'] and said('test') == (['dog', 'cat'] if 'manifest' in kw.values() else ['cat', 'dog'])
+    table(labelled, 'names.txt', 'dog\nbirds\ncat\n')
+    if named:
+        with pytest.raises(ValueError, match="'bird' is not in the class list of 3; nearest: birds"): classes_of(labelled, **kw)
+
+
+@pytest.mark.parametrize('name,text', [('m.csv', 'path,label,split\n0.mp4,cat;dog,train\n1.mp4,dog,train\n2.mp4,cat,test\n'), ('m.csv', 'path,label,split\n0.mp4,dog | cat,train\n1.mp4,dog,train\n2.mp4,cat,test\n'),
+                                       ('m.json', json.dumps([dict(path=f'{i}.mp4', labels=l, split=s) for i, l, s in ((0, ['cat', 'dog'], 'train'), (1, ['dog'], 'train'), (2, ['cat'], 'test'))]))])
+def test_several_names_of_a_clip(videos, name, text):
+    rows, names = classes_of(videos, data_path=str(table(videos/'v', name, text)))
+    assert names == ['cat', 'dog'] and {s: [sorted(o) for o in v] for s, v in rows.items()} == dict(train=[[0, 1], [1]], test=[[0]])
+    with pytest.raises(ValueError, match=r"row 1.*\('(cat|dog)'\) is not in the class list"): classes_of(videos, data_path=str(videos/'v'/name), classes='5')
+
+
+@pytest.mark.parametrize('labels,said', [(('1.0', '0.0', '1.0'), "label='class' reads 1.0"), (('0.5', '1', '2'), "id 0.mp4: 0.5.*task 'regression'"), (('-1', '0', '1'), "'-1' is not a class number"), (('1', '2', '3'), 'label 3 is not a class'), (('1', '', '0'), "1 of 2 rows have no label.*id 1.mp4")])
+def test_odd_labels_are_refused_by_row(videos, labels, said):
+    file = table(videos/'v', 'm.csv', 'path,label,split\n' + ''.join(f'{i}.mp4,{l},{"test" if i == 2 else "train"}\n' for i, l in enumerate(labels)))
+    with pytest.raises(ValueError, match=said): classes_of(videos, data_path=str(file), classes='3')
+    if labels[0] == '1.0': assert classes_of(videos, data_path=str(file), classes='3', label='class')[0] == dict(train=[1, 0], test=[1])
+
+
+# --------------------------------------------------------------------------------------------------- parameters
+
+@pytest.mark.parametrize('key,value', [('lr', float('inf')), ('lr', float('nan')), ('optimizer', 'adm'), ('decoder', 'decrd'), ('callbacks', ['tensorbord']), ('augment', 'rcc'), ('augment', 'rrc-q3'), ('milestones', [2]), ('wave', [.1]), ('warmup', 2), ('keep_every', -1), ('layer_decay', 0.)])
+def test_a_value_that_no_run_can_have_names_its_parameter(key, value):
+    with pytest.raises(ValueError, match=f'^(unknown )?{key.removesuffix("s")}'): make_config(**{key: value})
+
+def test_a_page_names_its_own_parameter(capsys):
+    from vidlab.config import page_config, page_parameters
+    for word, own, meant in (('resme', ('resume', 'nproc'), 'resume'), ('spilt', ('run', 'split'), 'split'), ('rnu', ('run', 'split'), 'run')):
+        with pytest.raises(ValueError, match=f"unknown parameter '{word}'; did you mean '{meant}'"): page_parameters({word: 'x'}, own)
+    assert page_config(dict(classes=10)).classes == '10'
+
+
 # --------------------------------------------------------------------------------------------------- time
 
 @pytest.mark.parametrize('what', ['label', 'word', 'columns', 'folder'])

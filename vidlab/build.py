@@ -55,6 +55,10 @@ def _places(cfg, takes, split) -> dict: # path, root, classes: those that the da
     return out
 
 # %% ../nbs/48_build.ipynb #5d0e1c02
+def _own_place(cfg, takes) -> bool: # `takes`: options of its data set
+    "Has every split a file of its own, or a folder where no file is asked for?"
+    return '{split}' in cfg.data_path or 'path' not in takes and '{split}' in cfg.video_root
+
 def _gone(what, names): # lines on files that are left out; names, or name -> why
     why = names if isinstance(names, dict) else dict.fromkeys(names, '')
     lines = [f'  {n}: {w}'.rstrip(': ') for n,w in list(why.items())[:20]]
@@ -86,11 +90,12 @@ def _rows(cfg, split, classes) -> Manifest:
     takes = options('data', cfg.data)
     given = dict(split=split, missing=cfg.missing, captions=cfg.captions) | (dict(classes=classes) if classes and not cfg.classes else {})
     opts = options_of(cfg, 'data')
-    if '{split}' in cfg.data_path and 'whole' in takes: opts['whole'] = True        # a file or folder for each split is that split
+    own = _own_place(cfg, takes)
+    if own and 'whole' in takes: opts['whole'] = True        # a file or folder for each split is that split
     places = _places(cfg, takes, split)
     try:
         m = create('data', cfg.data, **places, **{k: v for k,v in given.items() if k in takes}, **opts)
-        return m if 'split' in takes or '{split}' in cfg.data_path else m.split(split)
+        return m if 'split' in takes or own else m.split(split)
     except ValueError as e: raise _in_a_run(e, cfg, split) from None
 
 def _in_a_run(e, cfg, split):
@@ -109,9 +114,10 @@ def for_evaluation(cfg:RunConfig) -> RunConfig:
 
 def _names_of_training(cfg, split) -> list: # None: nothing has to be looked up
     "Where every split has a file of its own, names get their numbers from that of the training split"
-    own = split == cfg.train_split or cfg.classes or cfg.eval_data or '{split}' not in cfg.data_path
-    if own or 'label' not in lookup('task', cfg.task).needs or 'classes' not in options('data', cfg.data): return None
-    if not find_path(cfg.data_path.replace('{split}', cfg.train_split)).exists(): return None
+    takes = options('data', cfg.data)
+    if split == cfg.train_split or cfg.classes or cfg.eval_data or not _own_place(cfg, takes): return None
+    if 'label' not in lookup('task', cfg.task).needs or 'classes' not in takes: return None
+    if not find_path((cfg.data_path or cfg.video_root).replace('{split}', cfg.train_split)).exists(): return None
     return _rows(cfg, cfg.train_split, None).classes
 
 def _same_classes(m, classes, split):
@@ -221,6 +227,7 @@ def complete(m:Manifest, cfg:RunConfig, split:str):
         word = dict.fromkeys([cfg.train_split], '') | {s: f"; {w}='' does without" for w,s in (('val_split', cfg.val_split), ('test_split', cfg.test_split)) if s}
         which = 'no row has' if len(bad) == len(m) else f'{len(bad)} of {len(m)} rows have no'
         said = dict(text='caption (column text)').get(name, name)
+        if name == 'target' and 'label' in m.cols: said += ' (there are labels: numbers to be predicted stand in a column called target)'
         ids = ', '.join(str(m.row(int(i))['id']) for i in bad[:3])
         raise ValueError(f"data {cfg.data!r}, split {split!r}: {which} {said}, which task {cfg.task!r} needs (id {ids}...): give every row one, or take such rows out{word.get(split, '')}")
     _kind_of_labels(m, cfg, split)
@@ -229,9 +236,12 @@ def _kind_of_labels(m, cfg, split):
     "An error for labels that are no classes, where the task wants classes"
     task, kind = lookup('task', cfg.task), m.label_kind
     if 'label' not in task.needs or not len(m) or kind in task.label_kinds: return
-    said = dict(float='numbers with a fraction', several='several classes of a clip')[kind]
-    i = int(np.flatnonzero(~m.lacking('label'))[0])
-    hint = dict(float="call the column target for task 'regression', or set label: name where they are names", several="task 'recognition' takes several")[kind]
+    there = ~m.lacking('label')
+    if kind == 'float': there &= (m.column('label') % 1 != 0) | (m.column('label')[there] % 1 == 0).all()
+    i = int(np.flatnonzero(there)[0])
+    whole = kind == 'float' and m.row(i)['label'] % 1 == 0
+    said = 'several of a clip' if kind == 'several' else 'numbers with a point' if whole else 'numbers with a fraction'
+    hint = "task 'recognition' takes several" if kind == 'several' else "label='class' reads 1.0 as class 1" if whole else "for task 'regression' call the column target"
     raise ValueError(f"data {cfg.data!r}, split {split!r}: the labels are {said} (id {m.row(i)['id']}: {m.row(i)['label']}), "
                      f'and task {cfg.task!r} wants one class a clip: {hint}')
 

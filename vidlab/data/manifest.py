@@ -168,6 +168,15 @@ def _known(names, classes, fail):
     return known
 
 # %% ../../nbs/data/14_manifest.ipynb #da43f0e5
+def _several_names(names, enc, classes, fail):
+    "As `_labels`, of names between ; or |"
+    parts = [[o for o in map(str.strip, re.split('[;|]', v)) if o] for v in names]
+    each = [(i, o) for i,part in enumerate(parts) for o in part]
+    known = _known([o for _,o in each], classes, lambda k, what: fail(each[k][0], f'({each[k][1]!r}) {what}'))
+    number = {v: i for i,v in enumerate(known)}
+    several = pa.array([[number[o] for o in part] for part in parts], pa.large_list(pa.int64()))
+    return several.take(enc.indices), pa.array(names, pa.large_string()).take(enc.indices), known
+
 def _labels(values, kind, classes, source):
     "Label column -> (array, name of each row or None, all names or None); int64 with -1 missing, float64 with NaN missing, or a list array"
     if kind not in LABELS: raise unknown('label kind', kind, LABELS)
@@ -176,6 +185,8 @@ def _labels(values, kind, classes, source):
     if not names: return None, None, None
     kind = _label_kind(names) if kind == 'auto' else kind
     def fail(i, what): raise ValueError(f"{source}: row {_first(codes == i)+1}, column 'label': {names[i]!r} {what}")
+    if kind == 'several' and not all(re.fullmatch(r'[\d ,;]+', v) for v in names) or kind == 'name' and any(re.search('[;|]', v) for v in names):
+        return _several_names(names, enc, classes, fail)
     if kind == 'name':
         known = _known(names, classes, fail)
         number = {v: i for i,v in enumerate(known)}

@@ -177,7 +177,7 @@ def _cell(v, name):
     "A JSON value as the string a CSV would hold"
     if v is None or isinstance(v, str): return v
     if isinstance(v, float) and v != v: return None
-    if isinstance(v, list) and name == 'label': return ' '.join(map(str, v))
+    if isinstance(v, list) and name in ('label', 'labels'): return (' ' if all(isinstance(o, int) for o in v) else ';').join(map(str, v))
     return json.dumps(v, ensure_ascii=False)
 
 # %% ../../nbs/data/09_tables.ipynb #821dcc84
