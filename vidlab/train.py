@@ -29,6 +29,7 @@ from .evaluate import evaluate, save_eval
 from .learner import Stopped, make_engine, stop_at_once, stop_signals
 from .machine import threads_each, threads_record
 from .owner import InUse, Owner, owned, tied_to
+from .preflight import preflight
 from .registry import lookup
 _all_ = ['FIELDS', 'Recipe', 'RunConfig', 'build_learner', 'build_task', 'changed', 'check_page', 'class_names', 'config_from',
          'eval_loaders', 'evaluate_with', 'flat', 'latest_run', 'list_addons', 'list_recipes', 'load_config', 'load_manifest',
@@ -205,6 +206,7 @@ def train_in(folder:RunFolder, engine):
     note_paths(folder, learn.raw_task, engine)
     try:
         learn.resume()
+        preflight(learn)
         learn.fit(partial(_measure_best, cfg, learn, engine, folder) if cfg.test_split else None)
     finally: _note_files(folder, learn.train, engine)
 
