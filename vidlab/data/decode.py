@@ -11,8 +11,8 @@ __all__ = ['AUTO', 'register_decoder', 'get_decoder', 'PyAV', 'Images', 'Decord'
 import contextlib, functools, importlib, importlib.util, os, pickle, sys, threading, warnings
 import numpy as np
 from fastcore.basics import patch
-from .files import (INTERFACE, LIMITS, ReaderError, VideoError, VideoWarning, beat, read_clock, write_clock,
-    _open, _over, _picture, _stat, _url, _why)
+from .files import (INTERFACE, LIMITS, ReaderError, VideoError, VideoWarning, around, beat, check_bytes, read_clock, write_clock,
+    _animation, _open, _over, _picture, _stat, _url, _why)
 from ..machine import cores
 from .packets import MKV, MOV
 from .child import Child, DecodeSlots, _child, _fault
@@ -210,8 +210,12 @@ class PyAV:
         import av
         canvas = _Canvas(ix, len(idx), size)
         try: lost = self.fill(ix, idx, canvas)
-        except (av.FFmpegError, OSError, ValueError) as e: raise VideoError(ix.path, 'decode', _why(e)) from e
-        if lost: raise _lost(ix, idx, lost)
+        except (av.FFmpegError, OSError, ValueError) as e:
+            check_bytes(ix.path, ix.at, e)
+            raise VideoError(ix.path, 'decode', _why(e)) from e
+        if lost:
+            check_bytes(ix.path, ix.at)
+            raise _lost(ix, idx, lost)
         return canvas.out
 
     def fill(self, ix, idx, canvas):
@@ -228,14 +232,19 @@ class Images:
     "Folders of pictures and single ones, through PIL"
     def refuses(self, ix): return None if ix.pictures else 'a video, not pictures'
 
-    def read(self, ix, idx, size): return np.stack([self.one(ix, i, size) for i in idx.tolist()])
+    def read(self, ix, idx, size):
+        out = np.empty((len(idx), *(size or (ix.height, ix.width)), 3), np.uint8)
+        pictures = None if ix.files else _animation(ix.path, ix.at, idx)
+        for x, i in zip(out, idx.tolist()): x[:] = self.one(ix, i, size, pictures)
+        return out
 
-    def one(self, ix, i, size):
-        "Picture `i`, (H, W, 3)"
-        try: x = _picture(os.path.join(ix.path, ix.files[i]) if ix.files else ix.path, ix.at)
-        except (OSError, ValueError) as e:
+    def one(self, ix, i, size, pictures):
+        "Picture `i`, (H, W, 3), of a folder or the next one of a file"
+        file = os.path.join(ix.path, ix.files[i]) if ix.files else ix.path
+        try: x = _picture(file) if ix.files else next(pictures)
+        except (OSError, ValueError, EOFError) as e:
             named = f'{ix.files[i]!r}: ' if ix.files else ''
-            raise VideoError(ix.path, 'decode', f'{named}{e}', frame=i, lost=[i]) from e
+            raise around(file, e) or VideoError(ix.path, 'decode', f'{named}{e}', frame=i, lost=[i]) from e
         if x.shape[:2] != (ix.height, ix.width) and size is None:
             raise VideoError(ix.path, 'decode',
                              f'{ix.files[i]!r} is {x.shape[1]}x{x.shape[0]}, the first picture is '
@@ -337,7 +346,7 @@ def read(self:TorchCodec, ix, idx, size):
     return np.stack([_scale(x, size) for x in got.data.numpy()])
 
 # %% ../../nbs/data/11_decode.ipynb #02cc228e
-AUTO = ('images', 'decord', 'pyav')    # the first that does not refuse
+AUTO = ('images', 'pyav')    # the first that does not refuse
 
 def _insist(ix, decoder):
     "VideoError where a decoder that was asked for by name refuses the file"
@@ -349,14 +358,9 @@ def _insist(ix, decoder):
 
 def _read(ix, idx, decoder, size):
     "Rising distinct frames through a named decoder, or the first of AUTO"
-    if decoder != 'auto':
-        _insist(ix, decoder)
-        return _decoders[decoder].read(ix, idx, size)
-    names = [n for n in AUTO if _decoders[n].refuses(ix) is None]
-    for last, name in zip([False]*(len(names)-1) + [True], names):
-        try: return _decoders[name].read(ix, idx, size)
-        except VideoError:
-            if last: raise
+    if decoder != 'auto': _insist(ix, decoder)
+    name = decoder if decoder != 'auto' else next(n for n in AUTO if _decoders[n].refuses(ix) is None)
+    return _decoders[name].read(ix, idx, size)
 
 # %% ../../nbs/data/11_decode.ipynb #8c5b4044
 def _check(ix, indices, size, missing, decoder):
@@ -388,8 +392,8 @@ def _check_limits(ix, size, n):
 # %% ../../nbs/data/11_decode.ipynb #a2e3aa45
 def _opens(ix, i):
     "Can picture `i` of a folder be read?"
-    try: return _picture(os.path.join(ix.path, ix.files[i]) if ix.files else ix.path, ix.at) is not None
-    except (OSError, ValueError): return False
+    try: return next(_animation(os.path.join(ix.path, ix.files[i]) if ix.files else ix.path, ix.at, [0 if ix.files else i])) is not None
+    except (OSError, ValueError, EOFError): return False
 
 def _nearest(ix, idx, # rising distinct frames wanted
              size, error):
@@ -412,6 +416,7 @@ def _read_here(path, ix, idx, decoder, size, missing):
     if isinstance(ix, dict): ix = VideoIndex(**ix)
     u, inv = np.unique(idx, return_inverse=True)
     try: out = _read(ix, u, decoder, size)
+    except MemoryError as e: raise around(path, e) from e
     except VideoError as e:
         if missing == 'raise' or not e.lost: raise
         out = _nearest(ix, u, size, e)

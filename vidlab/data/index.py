@@ -11,9 +11,9 @@ from collections import OrderedDict
 from fractions import Fraction
 import numpy as np
 from fastcore.basics import patch
-from .files import (LIMITS, PICTURES, VideoError, beat, read_clock, _cache_name, _display_matrix, _image,
+from .files import (LIMITS, PICTURES, VideoError, around, beat, check_bytes, full_path, read_clock, _cache_name, _display_matrix, _image,
     _open, _over, _picture, _pictures_in, _ratio, _reader, _real_streams, _stat, _why)
-from .packets import MKV, MOV, _packets, _scan
+from .packets import INTRA, LOOK, MKV, MOV, _packets, _scan
 from .child import Child, _child
 
 # %% ../../nbs/data/07_index.ipynb #22b468e1
@@ -85,6 +85,7 @@ def _frames(c, s, # container, stream
     for p in _packets(c, s, log):
         try: yield from cc.decode(p if p.size else None)
         except (av.FFmpegError, ValueError) as e:
+            if isinstance(e, MemoryError): raise                         # says nothing about the file
             if not isinstance(e, av.EOFError): log.append(_why(e))
 
 # %% ../../nbs/data/07_index.ipynb #a86743d8
@@ -115,10 +116,11 @@ class _Shown:
     log:list = dataclasses.field(default_factory=list)     # error texts
 
 def _first_frame(path, stream, at=None):
-    "The first frame that decodes, or None"
+    "The first frame, or None where anything is wrong before it or with it"
     log = []
     with _open(path, at) as c:
-        for f in _frames(c, c.streams[stream], log): return _Shown([f.pts], *_first(f))
+        for f in _frames(c, c.streams[stream], log):
+            return None if log or f.is_corrupt else _Shown([f.pts], *_first(f))
     return None
 
 # %% ../../nbs/data/07_index.ipynb #4d3246d3
@@ -228,7 +230,8 @@ def _settle(path, c, s, # file, container, stream
     reasons = _reasons(c, s, scan, seen, decoded, proved)
     times, fps = _times(seen.pts, s, reasons, usual=c.format.name == 'avi')
     seen.facts['interlaced'] |= 'interlaced' in scan.doubts
-    seek = proved and c.format.name in (MOV, MKV) and len(scan.key) and len(seen.sizes) < 2
+    seek = (proved and c.format.name in (MOV, MKV) and s.codec_context.name in {*LOOK, *INTRA} and len(scan.key)
+            and len(seen.sizes) < 2)
     return dict(path=path, pts=np.array(seen.pts, np.int64), times=times, key=scan.key, key_dts=scan.key_dts, fps=fps,
                 codec=s.codec_context.name, container=c.format.name, time_base=_ratio(s.time_base),
                 stream=s.index, streams=streams, packets=scan.packets, discarded=scan.discarded,
@@ -237,11 +240,8 @@ def _settle(path, c, s, # file, container, stream
                 verdict='warn' if reasons else 'ok', reasons=reasons, at=at, **seen.facts)
 
 # %% ../../nbs/data/07_index.ipynb #de083089
-def _index_file(path, # file
-                deep:bool, # decode every frame whatever the packets say
-                at:tuple=None # (offset, bytes) of a member of a tar
-               ) -> dict: # fields of VideoIndex
-    "Index one file, in this process"
+def _look_into(path, deep, at) -> dict: # fields of VideoIndex
+    "What demuxing, or decoding, says of a file"
     import av
     av.logging.set_level(None)
     try: c = _open(path, at)
@@ -252,21 +252,51 @@ def _index_file(path, # file
         if not real: raise VideoError(path, 'index', 'no video stream' + (' (audio only)' if c.streams.audio else ''))
         s = real[0]
         cc = s.codec_context
-        if cc is None: raise VideoError(path, 'index', 'no decoder for its video codec')
+        if cc is None: raise VideoError(path, 'read', f'PyAV {_reader()} has no decoder for its video codec')
         if cc.width * cc.height > LIMITS.pixels:
             raise VideoError(path, 'index', _over(cc.width, cc.height))
         return _settle(path, c, s, _scan(c, s), len(real), deep, at)
+
+def _index_file(path, # file
+                deep:bool, # decode every frame whatever the packets say
+                at:tuple=None # (offset, bytes) of a member of a tar
+               ) -> dict: # fields of VideoIndex
+    "Index one file, in this process; a file that is not well is read once more as bytes"
+    import av
+    try: rec = _look_into(path, deep, at)
+    except (VideoError, av.FFmpegError, OSError, ValueError) as e:
+        check_bytes(path, at, e.__cause__ or e)
+        if isinstance(e, VideoError): raise
+        raise VideoError(path, 'index', _why(e)) from e
+    if rec['verdict'] != 'ok': check_bytes(path, at)
+    return rec
+
+# %% ../../nbs/data/07_index.ipynb #323105d7
+def _index_animation(path, at) -> dict: # fields of VideoIndex
+    "Index an animated WebP by decoding it"
+    stay, none = [], np.zeros(0, np.int64)
+    with _image(path, at) as im:
+        w, h = im.size
+        for i in range(im.n_frames):
+            im.seek(i)
+            im.load()
+            stay.append((im.info.get('duration') or 100)/1000)
+            beat(i)
+    return dict(path=path, pts=np.arange(len(stay)), times=np.cumsum([0., *stay[:-1]]), key=none, key_dts=none, width=w, height=h,
+                fps=len(stay)/sum(stay), codec='webp', container='image', pix_fmt='rgb24', packets=len(stay), how='image', seek=False,
+                closed=False, deep=True, at=at)
 
 # %% ../../nbs/data/07_index.ipynb #5fd26dfc
 def _index_image(path, deep, at=None):
     "Index a single picture by its header, decoding it only if `deep`; None for an animation, which is a video"
     try:
         with _image(path, at) as im:
-            if getattr(im, 'is_animated', False): return None
+            if getattr(im, 'is_animated', False): return _index_animation(path, at) if im.format == 'WEBP' else None
             (w, h), codec = im.size, im.format.lower()
             if im.getexif().get(0x112, 1) > 4: w, h = h, w                          # EXIF: turned by 90 degrees
         if deep: _picture(path, at)
-    except (OSError, ValueError) as e: raise VideoError(path, 'index', f'not a readable picture ({_why(e)})') from e
+    except (OSError, ValueError, MemoryError) as e:
+        raise around(path, e) or VideoError(path, 'index', f'not a readable picture ({_why(e)})') from e
     one, none = np.zeros(1, np.int64), np.zeros(0, np.int64)
     return dict(path=path, pts=one, times=one/1., key=none, key_dts=none, width=w, height=h, fps=1., codec=codec,
                 container='image', pix_fmt='rgb24', packets=1, how='image', seek=False, closed=True, deep=deep, at=at)
@@ -279,9 +309,9 @@ def _index_folder(path, # folder
     "Index a folder of pictures"
     files = _pictures_in(path)
     for i, name in enumerate(files if deep else files[:1]):
-        try: x = _picture(os.path.join(path, name))
-        except (OSError, ValueError) as e:
-            raise VideoError(path, 'index', f'{name!r}: {e}', frame=i) from e
+        try: x = _picture(file := os.path.join(path, name))
+        except (OSError, ValueError, MemoryError) as e:
+            raise around(file, e) or VideoError(path, 'index', f'{name!r}: {e}', frame=i) from e
         if i == 0: h, w = x.shape[:2]
         elif x.shape[:2] != (h, w):
             raise VideoError(path, 'index', f'{name!r} is {x.shape[1]}x{x.shape[0]}, the first picture is {w}x{h}',
@@ -320,28 +350,30 @@ def _is_picture(path, at):
     "Whether a file is called a picture, or has no ending and begins like one, as pictures of CC3M are saved"
     if path.lower().endswith(PICTURES): return True
     if at or os.path.splitext(path)[1] or not os.path.isfile(path): return False
-    with open(path, 'rb') as f: return f.read(12).startswith(_BEGIN)
+    try:
+        with open(path, 'rb') as f: return f.read(12).startswith(_BEGIN)
+    except OSError as e: raise around(path, e) or e
 
 def _make_record(path, deep, fps, size, mtime, folder, at, child, timeout):
-    "A fresh record: fields of VideoIndex, or `error`; and whether it may be kept on disk"
+    "A fresh record: fields of VideoIndex, or `error`; and where it may be kept: 'disk', 'here' or ''"
     try:
         if not folder and _is_picture(path, at) and (rec := _index_image(path, deep, at)): folder = True
         elif not folder: rec = child.call('vidlab.data.index:_index_file', path, deep, at, timeout=timeout)
         elif deep: rec = child.call('vidlab.data.index:_index_folder', path, True, fps, timeout=timeout)
         else: rec = _index_folder(path, False, fps)
-        keep = True
+        keep = 'here' if folder else 'disk'
     except VideoError as e:
         lost = e.stage == 'decode'                              # the child hung or died
-        error = ['index' if lost else e.stage, e.reason, e.frame]
-        rec, keep = dict(path=path, deep=deep, by=_reader(), error=error), not lost
-    return rec | dict(bytes=size, mtime=mtime), keep and not folder and 'LIMITS.' not in str(rec.get('error'))
+        rec = dict(path=path, deep=deep, error=['index' if lost else e.stage, e.reason, e.frame])
+        keep = '' if e.stage == 'read' or folder or 'LIMITS.' in e.reason else 'here' if lost else 'disk'
+    return rec | dict(bytes=size, mtime=mtime), keep
 
 # %% ../../nbs/data/07_index.ipynb #59dca4a6
 _recent = OrderedDict()    # absolute path -> (size, mtime, fps), record
 
 def _fits(rec, deep):
     "Does a record answer the question?"
-    return rec is not None and (rec['deep'] or not deep) and rec.get('by', _reader()) == _reader()
+    return rec is not None and (rec['deep'] or not deep)
 
 def _from_disk(file, path):
     "A kept record, under the name it is asked for now, or None"
@@ -349,8 +381,8 @@ def _from_disk(file, path):
 
 def _to_disk(file, rec):
     "Keep a record; a full or forbidden disk is no reason to fail"
-    from vidlab.core import atomic_write
-    with contextlib.suppress(OSError), atomic_write(file, 'wb') as f: f.write(_pack(rec))
+    from vidlab.core import keep_cached
+    keep_cached(file, lambda f: f.write(_pack(rec)))
 
 def _check_fps(path, fps, folder):
     "Only pictures need a clock from outside"
@@ -363,14 +395,15 @@ def _record(path, cache, timeout, deep, fps, child):
     "The record of a path, from memory, disk or the child"
     size, mtime, folder, at = _stat(path)
     _check_fps(path, fps, folder)
-    tag, name = (size, mtime, fps), os.path.abspath(path)
+    tag, name = (size, mtime, fps), full_path(path)
     if cache and (hit := _recent.get(name)) and hit[0] == tag and _fits(hit[1], deep): return hit[1]
     file = None if folder else _cache_name(path, size, mtime)
     rec = _from_disk(file, path) if cache and file else None
     if not _fits(rec, deep):
         rec, keep = _make_record(path, deep, fps, size, mtime, folder, at, child or _child(), timeout)
-        if keep: _to_disk(file, rec)
-    if 'LIMITS.' not in str(rec.get('error')): _recent[name] = tag, rec       # a limit may be raised
+        if keep == 'disk': _to_disk(file, rec)
+        if not keep: return rec
+    _recent[name] = tag, rec
     if len(_recent) > 4096: _recent.popitem(last=False)
     return rec
 
