@@ -132,7 +132,8 @@ def _look_ffv1(b, lead): return 1, int.from_bytes(b[:2], 'big') >= 0x7f80, False
 LOOK = dict(h264=_look_h264, hevc=_look_hevc, mpeg4=_look_mpeg4, vp8=_look_vp8, vp9=_look_vp9, ffv1=_look_ffv1,
             **dict.fromkeys(('av1', 'libdav1d', 'libaom-av1'), _look_av1))
 # one packet, one picture
-INTRA = {'mjpeg', 'prores', 'dnxhd', 'png', 'rawvideo', 'huffyuv', 'ffvhuff', 'utvideo', 'v210', 'dvvideo'}
+INTRA = {'mjpeg', 'prores', 'dnxhd', 'png', 'rawvideo', 'huffyuv', 'ffvhuff', 'utvideo', 'v210', 'dvvideo',
+         'jpeg2000', 'magicyuv'}
 SKIPS = {'h264', 'hevc', 'mpeg4', 'vp8'}                     # decoders that obey skip_frame packet by packet
 
 # %% ../../nbs/data/05_packets.ipynb #a728b931
