@@ -42,7 +42,7 @@ def check(path, jumps=8):
 
 CODECS = dict(h263=('a.3gp', dict(codec='h263', w=176, h=144, g=50)), h263_mov=('a.mov', dict(codec='h263', w=176, h=144, g=50)),
               mpeg4=('a.mp4', dict(codec='mpeg4', g=50, bf=2)), mpeg2=('a.mkv', dict(codec='mpeg2video', g=50)),
-              h264=('a.mp4', dict(g=50)), h264_open=('a.mkv', {X264: 'open-gop=1:keyint=10:min-keyint=5'}),
+              h264=('a.mp4', dict(g=50)), h264_open=('a.mp4', {X264: 'open-gop=1:keyint=10:min-keyint=5'}),
               hevc=('a.mp4', dict(codec='libx265', **{'x265-params': 'keyint=50:log-level=none'})),
               vp8=('a.webm', dict(codec='libvpx', g=50)), vp9=('a.mp4', {'codec': 'libvpx-vp9', 'g': 50, 'cpu-used': 8}),
               av1=('a.mp4', dict(codec='libsvtav1', preset=12, g=20)), ffv1=('a.mkv', dict(codec='ffv1', g=20)),

@@ -266,7 +266,7 @@ def _index_file(path, # file
     try: rec = _look_into(path, deep, at)
     except (VideoError, av.FFmpegError, OSError, ValueError) as e:
         check_bytes(path, at, e.__cause__ or e)
-        if isinstance(e, VideoError): raise
+        if isinstance(e, VideoError): raise VideoError(path, e.stage, e.reason, e.frame, e.lost) from e
         raise VideoError(path, 'index', _why(e)) from e
     if rec['verdict'] != 'ok': check_bytes(path, at)
     return rec

@@ -167,11 +167,16 @@ class _Row(NamedTuple):
     layered:bool     # of a temporal layer above the first
     key:bool         # called a key frame by the container
 
+def _encrypted(p):
+    "Does the container say how a packet could be decrypted? (PyAV asks since 16)"
+    return hasattr(p, 'has_sidedata') and p.has_sidedata('encryption_info')
+
 def _rows(c, s, log):
     "Demux everything and look into each packet"
     look, lead, rows = LOOK.get(s.codec_context.name), _lead(s.codec_context), []
     for p in _packets(c, s, log):
         if not p.size and p.dts is None: continue                    # the flush packet
+        if _encrypted(p): raise VideoError(c.name, 'index', 'its pictures are encrypted')
         b = bytes(p) if look and p.size else b''
         pics, start, bpic, layered = look(b, lead) if b else (1 if p.size else -1, p.is_keyframe, False, False)
         dts = p.dts if p.dts is not None else p.pts
