@@ -135,7 +135,8 @@ def evaluate_split(cfg:RunConfig, task, engine, folder:RunFolder, split:str, wei
     loaders = eval_loaders(cfg, split, card, engine, classes=getattr(task, 'classes', None))
     res = evaluate(task, loaders, engine)
     said = dict(name=card.name, untrained=card.untrained)       # what tables call it
-    if engine.is_main_process: save_eval(folder, split, res, dict(protocol(cfg, task, loaders, split, weights), model=said))
+    told = {p: text for dl in loaders.values() for p,text in getattr(dl, 'told', {}).items()}
+    if engine.is_main_process: save_eval(folder, split, res, dict(protocol(cfg, task, loaders, split, weights), model=said, **(dict(warned=told) if told else {})))
     return res['metrics']
 
 # %% ../nbs/50_train.ipynb #065ad0e2
@@ -149,6 +150,7 @@ def _note_files(folder, train, engine):
     train.close()
     if engine.is_main_process and train.unread: write_json(folder/'unread.json', train.unread)
     if engine.is_main_process and train.notes: write_json(folder/'left_out.json', train.notes)
+    if engine.is_main_process and train.told: write_json(folder/'warned.json', train.told)
 
 # %% ../nbs/50_train.ipynb #84f32ced
 def run(cfg:RunConfig, resume:str='', # run folder to go on with, under the same parameters, or 'auto'

@@ -153,7 +153,7 @@ def scan_tar(tar # plain tar file
     return rows, fault
 
 # %% ../../nbs/data/04_files.ipynb #a34072dc
-VERSION = 4        # of the records on disk; changed when the code that makes them changes its mind about a file
+VERSION = 5        # of the records on disk; changed when the code that makes them changes its mind about a file
 
 def _cache_name(path, size, mtime, kind='index'):
     "Where the record of this file lies: of these bytes, by these versions"
