@@ -344,3 +344,33 @@ def test_slots_find_their_room(monkeypatch):
     slots = DecodeSlots(2)
     with slots.using('a.mp4', 1): assert slots.paths() == ['a.mp4']
     assert not slots.file.startswith('/dev/shm') and not (asked[0].startswith('/dev/shm') and os.path.exists(asked[0]))
+
+
+def test_too_many_open_files_are_named():
+    "In the workers or on the way from them: no video is blamed"
+    from types import SimpleNamespace
+    from vidlab.data.clips import Loader
+    closed = []
+    loader = SimpleNamespace(workers=2, close=lambda **k: closed.append(1))
+    for e in (OSError(errno.EMFILE, 'Too many open files'), RuntimeError('received 0 items of ancdata')):
+        said = str(Loader.blame(loader, e))
+        assert 'ulimit -n' in said and 'too many open files' in said and closed
+    assert Loader.blame(loader, ValueError('x')) is None
+
+
+@pytest.mark.parametrize('n', [3, 12])
+def test_a_closed_folder_is_told(n, tmp_path, monkeypatch):
+    "Videos in a folder that cannot be looked into are not simply missing"
+    from vidlab.data.manifest import absent
+    real = os.scandir
+    def closed(p='.'):
+        if str(p).endswith('locked'): raise PermissionError(errno.EACCES, 'Permission denied', str(p))
+        return real(p)
+    monkeypatch.setattr(os, 'scandir', closed)
+    (tmp_path/'locked').mkdir()
+    paths = [f'locked/{i}.mp4' for i in range(n)]
+    with pytest.warns(UserWarning, match='locked: Permission denied: what lies below counts as missing'): assert absent(paths, tmp_path) == paths
+    import warnings
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert absent([f'none/{i}.mp4' for i in range(n)], tmp_path)

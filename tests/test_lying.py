@@ -245,3 +245,15 @@ def test_what_the_decoder_says_reaches_the_report(workers, tmp_path):
         batch, = dl
         dl.close()
     assert 'told' not in batch and [os.path.basename(p) for p in dl.told] == ['b.mp4'] and 'damaged' in str(dl.told)
+
+
+def test_a_size_that_grows_on_the_way(tmp_path, monkeypatch):
+    "A stream whose later pictures are over the limit: they are not decoded, and the file is not ok"
+    from types import SimpleNamespace
+    small, large = (Path(encode(tmp_path/f'{w}.h264', w=w, h=w, n=6, fmt='h264')).read_bytes() for w in (64, 256))
+    (tmp_path/'a.h264').write_bytes(small + large)
+    assert index_video(tmp_path/'a.h264').n == 12
+    monkeypatch.setattr(F.LIMITS, 'pixels', 100*100)
+    try: ix = index_video(tmp_path/'a.h264', cache=False)
+    except VideoError: return
+    assert ix.n == 6 and ix.verdict == 'warn'

@@ -743,6 +743,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'vidlab.data.manifest._stems': ('data/manifest.html#_stems', 'vidlab/data/manifest.py'),
                                       'vidlab.data.manifest._strings': ('data/manifest.html#_strings', 'vidlab/data/manifest.py'),
                                       'vidlab.data.manifest._targets': ('data/manifest.html#_targets', 'vidlab/data/manifest.py'),
+                                      'vidlab.data.manifest._tell_closed': ('data/manifest.html#_tell_closed', 'vidlab/data/manifest.py'),
                                       'vidlab.data.manifest._there': ('data/manifest.html#_there', 'vidlab/data/manifest.py'),
                                       'vidlab.data.manifest._whole': ('data/manifest.html#_whole', 'vidlab/data/manifest.py'),
                                       'vidlab.data.manifest._without_repeats': ( 'data/manifest.html#_without_repeats',

@@ -605,7 +605,7 @@ def epoch(self:Loader, epoch:int=0, # number of the epoch: decides the permutati
             if batch: yield batch
             elif getattr(self.ds, 'train', False):
                 raise TooManyUnread(f'no sample of a whole batch could be read: {list(self.unread.items())[:4]}')
-    except RuntimeError as e: raise self.blame(e) or e
+    except (RuntimeError, OSError) as e: raise self.blame(e) or e
     finally: self.order.start = 0
 
 # %% ../../nbs/data/15_clips.ipynb #8b021f4d
@@ -617,10 +617,16 @@ def _read_by(self:Loader, dead:set) -> list: # paths
     return [d['path'] for d in busy]
 
 # %% ../../nbs/data/15_clips.ipynb #a4456cb2
+_TOO_MANY = 'Too many open files', 'items of ancdata'      # the second is what a process hears that is sent one
+
 @patch
 def blame(self:Loader, e:BaseException # raised while iterating, or, by torch's signal handler, anywhere in between
          ) -> Exception: # `VideoError` with the file, or a RuntimeError about memory; None when no worker is to blame
     "What a worker was reading when it hung or died, or what it ran out of; ends all workers"
+    if self.workers and any(o in str(e) for o in _TOO_MANY):
+        self.close()
+        return RuntimeError('too many open files: workers hand batches over as open files. Raise the limit (ulimit -n), use fewer workers '
+                            f"or torch.multiprocessing.set_sharing_strategy('file_system') ({str(e).strip().splitlines()[-1]})")
     if not (self.workers and isinstance(e, RuntimeError)): return None
     if 'DataLoader worker' in str(e) and 'shared memory' in str(e):
         self.close()

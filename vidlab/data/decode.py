@@ -196,7 +196,7 @@ def _read_strict(ix, idx, canvas):
         with _open(ix.path, ix.at) as c:
             s = c.streams[ix.stream]
             s.codec_context.thread_count = 1
-            s.codec_context.options = dict(err_detect='explode')
+            s.codec_context.options = dict(err_detect='explode', max_pixels=str(LIMITS.pixels))
             row = dict(zip(ix.pts[idx].tolist(), range(len(idx))))
             for i, (k, want) in enumerate(_groups(ix, ix.pts[idx])):
                 _read_group(c, s, ix, k, want, lambda f: canvas.put(row[f.pts], f), i == 0)
@@ -456,7 +456,6 @@ def _read_here(path, ix, idx, decoder, size, missing, each=None):
     if isinstance(ix, dict): ix = VideoIndex(**ix)
     u, inv = np.unique(idx, return_inverse=True)
     try: out = _read(ix, u, decoder, size, each)
-    except MemoryError as e: raise around(path, e) from e
     except VideoError as e:
         if missing == 'raise' or not e.lost: raise
         out = _nearest(ix, u, size, e, each)
@@ -499,7 +498,8 @@ def read_frames(path_or_index, # file, folder of pictures, or `VideoIndex`
     if ix.verdict == 'warn': _warn(ix.path, '; '.join(ix.reasons), aloud=ix.damaged or ix.hdr)
     if not len(idx): return np.zeros((0, *(size or (ix.height, ix.width)), 3), np.uint8)
     if contained: return _read_contained(ix, idx, decoder, size, missing, timeout)
-    return _read_here(ix.path, ix, idx, decoder, size, missing, each)
+    try: return _read_here(ix.path, ix, idx, decoder, size, missing, each)
+    except MemoryError as e: raise around(ix.path, e) from e
 
 # %% ../../nbs/data/11_decode.ipynb #da01dc09
 def _walk(ix, idx, size):

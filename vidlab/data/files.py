@@ -56,7 +56,8 @@ def check_bytes(path, # file, or member of a tar
                 e:Exception=None # what was raised while it was read
                ):
     "Raise what is wrong around a file whose bytes cannot be read now; nothing where they can"
-    if isinstance(e, MemoryError) or getattr(e, 'errno', None) in _PROCESS: raise around(path, e) from e
+    if isinstance(e, MemoryError): raise MemoryError from e                 # for whom it concerns: the child has a limit of its own
+    if getattr(e, 'errno', None) in _PROCESS: raise around(path, e) from e
     start, left = at or (0, None)
     try:
         with open(split_member(path)[0] if at else path, 'rb', buffering=0) as f:

@@ -83,6 +83,7 @@ def _frames(c, s, # container, stream
     import av
     cc = s.codec_context
     cc.thread_count = 1
+    cc.options = dict(max_pixels=str(LIMITS.pixels))                     # a size that grows on the way
     for p in _packets(c, s, log):
         try: yield from cc.decode(p if p.size else None)
         except (av.FFmpegError, ValueError) as e:

@@ -220,6 +220,12 @@ def _rename(names, columns, source):
     return out
 
 # %% ../../nbs/data/14_manifest.ipynb #606bed8c
+def _tell_closed(folder):
+    "A folder that is there and cannot be looked into is another thing than a missing one"
+    try: os.scandir(folder).close()
+    except (FileNotFoundError, NotADirectoryError): pass
+    except OSError as e: warnings.warn(f'{folder}: {e.strerror}: what lies below counts as missing', stacklevel=4)
+
 def absent(paths, # distinct paths relative to root
            root # folder
           ) -> list: # those that do not exist
@@ -234,6 +240,7 @@ def absent(paths, # distinct paths relative to root
         else:
             try: there = set(os.listdir(full))
             except OSError: there = set()
+        if not there.issuperset(names): _tell_closed(full)
         out |= {os.path.join(d, n) for n in names if n not in there}
     return [p for p in paths if p in out]
 
