@@ -171,6 +171,8 @@ def test_a_number_is_no_memory(tmp_path):
         (tmp_path/'m.csv').write_text(f'path,label\na.mp4,0\nb.mp4,{label}\n')
         with soon(), pytest.raises(ValueError, match="row 2, column 'label'"):
             Manifest.read(tmp_path/'m.csv', missing='keep', label='several' if ' ' in label else 'class')
+    from vidlab.data.tables import class_list
+    with soon(), pytest.raises(ValueError, match='classes=2000000000'): class_list('2000000000')
 
 
 def test_members_are_no_way_out(tmp_path):
