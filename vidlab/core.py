@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['CLIP_MEAN', 'CLIP_STD', 'IMAGENET_MEAN', 'IMAGENET_STD', 'PACKAGES', 'nearest', 'unknown', 'need', 'from_hub', 'rng',
-           'seed_everything', 'project_root', 'pages_dir', 'cache_dir', 'outputs_dir', 'tilde', 'find_path',
-           'atomic_write', 'write_json', 'read_json', 'append_jsonl', 'read_jsonl', 'file_hash', 'text_hash', 'say',
-           'leave_signs', 'tick', 'signs', 'progress', 'git_commit', 'env_record', 'peak_memory', 'saved_bytes',
-           'RunFolder']
+           'seed_everything', 'project_root', 'pages_dir', 'cache_dir', 'keep_cached', 'outputs_dir', 'tilde',
+           'find_path', 'atomic_write', 'write_json', 'read_json', 'append_jsonl', 'read_jsonl', 'file_hash',
+           'text_hash', 'say', 'leave_signs', 'tick', 'signs', 'progress', 'git_commit', 'env_record', 'peak_memory',
+           'saved_bytes', 'RunFolder']
 
 # %% ../nbs/00_core.ipynb #3be0f88b
 import contextlib, dataclasses, difflib, hashlib, importlib, importlib.metadata, json, math, os
-import platform, random, subprocess, sys, threading, time, uuid
+import platform, random, subprocess, sys, tempfile, threading, time, uuid, warnings
 from pathlib import Path
 import numpy as np
 
@@ -103,12 +103,41 @@ def pages_dir() -> Path:
     top = _checkout()
     return top/'nbs'/'runs' if top else Path(__file__).resolve().parent/'_pages'
 
+# %% ../nbs/00_core.ipynb #461a582a
+def _cache_trouble(why):
+    "Warn about the cache, once: what is started from here knows that it has been said"
+    if os.environ.get('VIDLAB_CACHE_SAID'): return
+    os.environ['VIDLAB_CACHE_SAID'] = why
+    warnings.warn(f'cache: {why}', stacklevel=3)
+
+def _spare_cache():
+    "A folder of this user among the temporary ones"
+    p = Path(tempfile.gettempdir())/f'vidlab-{os.getuid()}'
+    p.mkdir(mode=0o700, exist_ok=True)
+    if p.stat().st_uid != os.getuid(): raise PermissionError(f'{p} belongs to somebody else: set $VIDLAB_CACHE')
+    return p
+
 def cache_dir(*parts:str # sub-folders, made when missing
              ) -> Path:
     "Folder below `$VIDLAB_CACHE` (default `~/.cache/vidlab`)"
-    p = Path(os.environ.get('VIDLAB_CACHE') or Path.home()/'.cache'/'vidlab').expanduser().joinpath(*parts)
+    try:
+        p = Path(os.environ.get('VIDLAB_CACHE') or Path.home()/'.cache'/'vidlab').expanduser().joinpath(*parts)
+        p.mkdir(parents=True, exist_ok=True)
+        if os.access(p, os.W_OK): return p
+        why = f'{p} cannot be written'
+    except (OSError, RuntimeError) as e: why = str(e)         # RuntimeError: nobody knows the home folder
+    _cache_trouble(f'{why}; what is kept between runs goes to {_spare_cache()}')
+    p = _spare_cache().joinpath(*parts)
     p.mkdir(parents=True, exist_ok=True)
     return p
+
+def keep_cached(path, # file below `cache_dir()`
+                write # function of an open binary file
+               ):
+    "Write a file of the cache; where that fails, there is a warning and no file"
+    try:
+        with atomic_write(path, 'wb') as f: write(f)
+    except OSError as e: _cache_trouble(f'{Path(path).parent}: {e.strerror or e}; what is found out is not kept')
 
 # %% ../nbs/00_core.ipynb #b5d1605f
 def outputs_dir() -> Path:
@@ -119,8 +148,9 @@ def tilde(path # any path
          ) -> str:
     "`path` as a person would write it: relative to the project or to the home folder where it lies below them"
     p = Path(path).expanduser().absolute()
-    for base, mark in ((project_root().absolute(), ''), (Path.home(), '~/')):
-        if p.is_relative_to(base): return mark + str(p.relative_to(base))
+    if p.is_relative_to(root := project_root().absolute()): return str(p.relative_to(root))
+    with contextlib.suppress(RuntimeError):                   # of a user without a home
+        if p.is_relative_to(Path.home()): return f'~/{p.relative_to(Path.home())}'
     return str(p)
 
 # %% ../nbs/00_core.ipynb #ddda204e

@@ -153,8 +153,10 @@ def evaluate_split(cfg:RunConfig, task, engine, folder:RunFolder, split:str, wei
     loaders = eval_loaders(cfg, split, card, engine, classes=getattr(task, 'classes', None))
     res = evaluate(task, loaders, engine)
     said = dict(name=card.name, untrained=card.untrained)       # what tables call it
+    told = {p: text for dl in loaders.values() for p,text in getattr(dl, 'told', {}).items()}
     if engine.is_main_process:
-        save_eval(folder, split, res, dict(protocol(cfg, task, loaders, split, weights), model=said), next(iter(loaders.values())).ds.manifest)
+        record = dict(protocol(cfg, task, loaders, split, weights), model=said, **(dict(warned=told) if told else {}))
+        save_eval(folder, split, res, record, next(iter(loaders.values())).ds.manifest)
     return res['metrics']
 
 # %% ../nbs/50_train.ipynb #065ad0e2
@@ -168,6 +170,7 @@ def _note_files(folder, train, engine):
     train.close()
     if engine.is_main_process and train.unread: write_json(folder/'unread.json', train.unread)
     if engine.is_main_process and train.notes: write_json(folder/'left_out.json', train.notes)
+    if engine.is_main_process and train.told: write_json(folder/'warned.json', train.told)
 
 # %% ../nbs/50_train.ipynb #84f32ced
 def first_error(folder:RunFolder) -> tuple: # its number, the text; None: no process of the run has left one

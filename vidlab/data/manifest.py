@@ -22,9 +22,9 @@ from fastcore.basics import patch
 
 from ..core import nearest, rng, unknown
 from ..stats import linked
-from .files import VIDEO, holds_member, split_member
+from .files import VIDEO, full_path, holds_member, split_member
 from .sample import windows as cut_windows
-from .tables import read_table, some, write_table
+from .tables import MOST_CLASSES, read_table, some, write_table
 
 # %% ../../nbs/data/14_manifest.ipynb #457b6d52
 COLUMNS = ('id', 'path', 'start', 'end', 'text', 'label', 'split', 'target')
@@ -91,7 +91,8 @@ def _targets(values, split, source):
 def inside_root(path:str, # absolute, or relative to the root
                 root # folder
                ): # tidied, relative to the root; None when it leaves the root
-    "The path of a file below the root"
+    "The path of a file below the root; what stands behind `::` is the name of a member and no way"
+    if member := split_member(path): return (tar := inside_root(member[0], root)) and f'{tar}::{member[1]}'
     if os.path.isabs(path): path = os.path.relpath(path, root)
     if '\0' in path or '..' in path.replace('\\', '/').split('/') and os.path.normpath(path).split(os.sep)[0] == '..':
         return None
@@ -138,15 +139,19 @@ def _label_strings(values):
     return pc.utf8_trim_whitespace(_strings(values)).dictionary_encode()
 
 # %% ../../nbs/data/14_manifest.ipynb #f381ec7b
-def _several(v): return [int(o) for o in re.split(r'[ ,;]+', v)]
+def _number(n):
+    if not 0 <= n < MOST_CLASSES: raise ValueError
+    return n
+
+def _several(v): return [_number(int(o)) for o in re.split(r'[ ,;]+', v)]
 
 def _whole(v):
     "A class number; pandas writes 3.0 where a column has gaps"
-    if int(float(v)) != float(v) or float(v) < 0: raise ValueError
-    return int(float(v))
+    if int(float(v)) != float(v): raise ValueError
+    return _number(int(float(v)))
 
-_READ = dict(several=(_several, 'is not a list of class numbers'), float=(float, 'is not a number'),
-             **{'class': (_whole, 'is not a class number (0, 1, ...)')})
+_READ = dict(several=(_several, f'is not a list of class numbers (0 to {MOST_CLASSES - 1})'), float=(float, 'is not a number'),
+             **{'class': (_whole, f'is not a class number (0, 1, ... up to {MOST_CLASSES - 1})')})
 
 def _numbers(names, kind, fail):
     "Every distinct label as what it stands for"
@@ -154,7 +159,7 @@ def _numbers(names, kind, fail):
     out = []
     for i,v in enumerate(names):
         try: out.append(read(v))
-        except ValueError: fail(i, what)
+        except (ValueError, OverflowError): fail(i, what)
     return out
 
 # %% ../../nbs/data/14_manifest.ipynb #e05f8321
@@ -251,6 +256,12 @@ def _no_path(names, out, source):
     return ValueError(f"{source}: no column 'path'{hint}. Columns: {', '.join(names[:40])}; known: {', '.join(COLUMNS)}")
 
 # %% ../../nbs/data/14_manifest.ipynb #606bed8c
+def _tell_closed(folder):
+    "A folder that is there and cannot be looked into is another thing than a missing one"
+    try: os.scandir(folder).close()
+    except (FileNotFoundError, NotADirectoryError): pass
+    except OSError as e: warnings.warn(f'{folder}: {e.strerror}: what lies below counts as missing', stacklevel=4)
+
 def absent(paths, # distinct paths relative to root
            root # folder
           ) -> list: # those that do not exist
@@ -265,6 +276,7 @@ def absent(paths, # distinct paths relative to root
         else:
             try: there = set(os.listdir(full))
             except OSError: there = set()
+        if not there.issuperset(names): _tell_closed(full)
         out |= {os.path.join(d, n) for n in names if n not in there}
     return [p for p in paths if p in out]
 
@@ -411,7 +423,7 @@ def lacking(self:Manifest, name:str # of a column
 @patch
 def shares(self:Manifest, other:Manifest) -> list: # paths, sorted
     "Videos that both have"
-    full = lambda m: {os.path.normpath(os.path.join(m.root, p)) for p in pc.unique(m.cols['path']).to_pylist()}
+    full = lambda m: {full_path(os.path.join(m.root, p)) for p in pc.unique(m.cols['path']).to_pylist()}
     return sorted(full(self) & full(other))
 
 def _print(path, size): # of a file

@@ -6,7 +6,7 @@
 __all__ = ['samples', 'Lacking', 'index_shard', 'shard_files', 'from_shards', 'shard_of', 'window_order']
 
 # %% ../../nbs/data/17_shards.ipynb #6ab57638
-import glob, hashlib, json, os, re, threading
+import contextlib, glob, hashlib, json, os, re, threading
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pyarrow as pa
@@ -147,17 +147,20 @@ def _kept(tar, st, spec):
 # %% ../../nbs/data/17_shards.ipynb #718f264b
 def _table(tar, spec, cache, timeout, child):
     "Arrow table of one shard; what it lacks is in the schema's metadata"
-    from vidlab.core import atomic_write
+    from vidlab.core import keep_cached
     try: file = _kept(tar, os.stat(tar), spec)
     except OSError as e: return pa.table({}).replace_schema_metadata(dict(fault=e.strerror or str(e)))
     if cache and file.exists():
-        with pa.memory_map(str(file)) as f: return pa.ipc.open_file(f).read_all()
+        with contextlib.suppress(OSError, pa.ArrowInvalid), pa.memory_map(str(file)) as f:      # torn: made anew
+            return pa.ipc.open_file(f).read_all()
     try: found = child().call('vidlab.data.shards:index_shard', tar, *spec, timeout=timeout)
     except VideoError as e: return pa.table({}).replace_schema_metadata(dict(fault=e.reason))
     keep_table(tar, found['rows'], found['fault'])
     table = pa.table({k: pa.array(v, pa.large_string()) for k, v in found['cols'].items()})
     table = table.replace_schema_metadata({k: json.dumps(found[k]) for k in ('lost', 'bare', 'fault')} | dict(ok='1'))
-    with atomic_write(file, 'wb') as f, pa.ipc.new_file(f, table.schema) as w: w.write_table(table)
+    def write(f):
+        with pa.ipc.new_file(f, table.schema) as w: w.write_table(table)
+    keep_cached(file, write)
     return table
 
 # %% ../../nbs/data/17_shards.ipynb #b0af46c4
