@@ -159,7 +159,7 @@ def run(cfg:RunConfig, resume:str='', # run folder to go on with, under the same
     engine = make_engine(cfg.precision, cfg.device, unused=lookup('task', cfg.task).unused)
     folder = folder or start_folder(cfg, resume)
     cfg = load_config(folder.path)
-    seed_everything(cfg.seed)
+    seed_everything(cfg.seed, cfg.deterministic)
     learn = build_learner(cfg, folder, engine)
     note_paths(folder, learn.raw_task, engine)
     try:
@@ -181,7 +181,7 @@ def run_eval(cfg:RunConfig, # `start` names the checkpoint; '' measures the mode
     folder = start_folder(cfg)
     cfg = load_config(folder.path)
     folder.status('running')
-    seed_everything(cfg.seed)
+    seed_everything(cfg.seed, cfg.deterministic)
     try:
         task = build_task(cfg, exact=True)
         note_paths(folder, task, engine)
