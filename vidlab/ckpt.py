@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONTAINERS', 'WRAPPERS', 'WeightsError', 'read_file', 'state_dict_of', 'read_weights', 'rename', 'LoadReport',
-           'load_into', 'save_checkpoint', 'find_checkpoint', 'load_checkpoint']
+           'load_into', 'save_checkpoint', 'find_checkpoint', 'load_checkpoint', 'OfficialRun']
 
 # %% ../nbs/03_ckpt.ipynb #39e4a61a
 import argparse, re, shutil, zipfile
@@ -200,3 +200,12 @@ def load_checkpoint(path) -> dict: # weights, card, state (None without), and fu
     out = {f.stem: read_file(f) for f in p.glob('*.safetensors')}
     return dict(out, card=read_json(p/'card.json'),
                 state=_torch_load(p/'state.pt', ()) if (p/'state.pt').exists() else None)
+
+# %% ../nbs/03_ckpt.ipynb #7931ad4b
+@dataclass
+class OfficialRun:
+    "Where a run of the published code stands"
+    epochs:int      # that are done
+    optimizer:dict  # `state_dict` of its optimiser
+    kind:str        # which of ours that is
+    groups:list     # of each of its groups the official names of the parameters, in its order

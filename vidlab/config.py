@@ -87,6 +87,7 @@ class SystemFields:
     task:str = 'retrieval'      # for what it is trained and measured, see `vidlab.tasks`
     options:dict = field(default_factory=dict) # of the model, the task and the data set
     start:str = ''              # weights to start from or to evaluate: a run folder, a checkpoint folder, an official file, or 'latest:RECIPE', the newest finished run of a recipe (one on shapes is run first if there is none)
+    start_state:str = ''        # what the published code keeps beside these weights, to go on from: CLIP4Clip's pytorch_opt.bin.N (official: --resume_model), of TVTS's pretraining the same file (official: -r)
 
 # %% ../nbs/46_config.ipynb #cfea15d8
 @dataclass
@@ -246,6 +247,7 @@ def make_config(**keys # fields of `RunConfig` and options of its model, task an
     for k,v in own.items(): check_value(k, v)
     opts = {k: coerce(k, keys[k], _plain(o.default)) if k in keys else o.default for k,o in known.items()}
     cfg = RunConfig(**own, options={k: v for k,v in opts.items() if v is not inspect.Parameter.empty})
+    if cfg.start_state and not cfg.start: raise ValueError(f'start_state {cfg.start_state!r} belongs to weights: name them by start')
     if cfg.schedule == 'multistep' and bool(cfg.milestones) == bool(cfg.fall_every):
         raise ValueError(f"schedule 'multistep' with milestones {cfg.milestones} and fall_every {cfg.fall_every}: give one of them, shares of the run or epochs")
     for i in range(len(cfg.more)): further_set(cfg, i)

@@ -25,6 +25,7 @@ from .evaluate import evaluate, save_eval
 from .learner import make_engine
 from .machine import threads_each, threads_record
 from .registry import lookup
+from .takeover import take_over
 _all_ = ['FIELDS', 'Recipe', 'RunConfig', 'build_learner', 'build_task', 'changed', 'check_page', 'class_names', 'config_from',
          'eval_loaders', 'evaluate_with', 'flat', 'latest_run', 'list_addons', 'list_recipes', 'load_config', 'load_manifest',
          'make_clips', 'make_config', 'make_loader', 'options_of', 'page_config', 'page_parameters', 'read_recipe', 'runs_of',
@@ -46,7 +47,7 @@ def unfinished_run(cfg:RunConfig): # Path, or None
         if not set(_differ(p, cfg)) - set(MAY_CHANGE): return p
 
 # %% ../nbs/50_train.ipynb #15e31b87
-NAMED = ('data_path', 'video_root', 'classes', 'eval_path', 'eval_root', 'start')      # words of a run that name files
+NAMED = ('data_path', 'video_root', 'classes', 'eval_path', 'eval_root', 'start', 'start_state')      # words of a run that name files
 
 def _settled(d): # the words of a run, or of one of its further training sets
     here = lambda v: isinstance(v, str) and v and not is_word(v) and not Path(v).is_absolute() and Path(v).exists()
@@ -163,7 +164,7 @@ def run(cfg:RunConfig, resume:str='', # run folder to go on with, under the same
     learn = build_learner(cfg, folder, engine)
     note_paths(folder, learn.raw_task, engine)
     try:
-        learn.resume()
+        if not learn.resume() and cfg.start_state: take_over(learn, cfg)
         learn.fit()
         if learn.epoch < cfg.epochs or not cfg.test_split: return folder      # stopped, or nothing to measure
         learn.raw_task.model.load_state_dict(read_weights(weights_path(folder.path)))

@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint as recompute
 from ..core import IMAGENET_MEAN, IMAGENET_STD, from_hub, need, unknown
 from ..attend import Attend
-from ..ckpt import LoadReport, WeightsError, load_into, read_weights, rename, state_dict_of
+from ..ckpt import LoadReport, OfficialRun, WeightsError, load_into, read_file, read_weights, rename, state_dict_of
 from ..contract import Card, VideoModel
 from ..layers import LayerNorm, key_padding
 from ..clip import CLIPBackbone, create_clip
@@ -497,6 +497,16 @@ def load_weights(self:TVTS, source, # path, or a state dict
     self.report = load_into(self, {**names, **{'video_model.' + k: v for k,v in fitted.items()}}, source=name)
     self.report.rows = [(a, b, 'resized' if b and b.removeprefix('video_model.') in done else w) for a,b,w in rows]
     return self.report
+
+# %% ../../nbs/models/35_tvts.ipynb #87c49111
+@patch
+def official_run(self:TVTS, path, # checkpoint-epochN.pth
+                 names:list # of the official parameters, in their order
+                ) -> OfficialRun:
+    "What the published code keeps beside the weights"
+    d = read_file(path, ALLOW)
+    if not isinstance(d, dict) or not {'epoch', 'optimizer'} <= set(d): raise WeightsError(f'{path}: no epoch and optimizer in it: not a checkpoint of TVTS\'s pretraining')
+    return OfficialRun(d['epoch'], d['optimizer'], 'hf_adamw', [list(names)])
 
 # %% ../../nbs/models/35_tvts.ipynb #0da881c2
 class TVTSClassifier(VideoEncoder, VideoModel):
