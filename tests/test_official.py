@@ -7,6 +7,7 @@ from vidlab.core import read_json
 from vidlab.data.names import shipped_names
 from vidlab.expects import sources_of
 from vidlab.registry import layout_of
+from vidlab.results import eval_table, load_eval
 from vidlab.train import build_task, class_names, config_from, launch, load_manifest, run, run_eval
 
 ROWS = {r.name: r for t in read_tables().values() if t.name not in ('shapes', 'own') for r in t.recipes}
@@ -225,6 +226,17 @@ def test_split_in_the_root_of_an_evaluation(mini):
     words = mini('webvid_tvts')
     m = load_manifest(small('webvid10m_stan_b32', mini, eval_data='pairs', eval_path=words['data_path'], eval_root=words['video_root']), 'val')
     assert len(m) == 4 and m.root.name == 'val'
+
+
+def test_lists_of_any_two_names(mini, outputs):
+    "data_path={split}: the splits are the lists themselves, wherever they lie; numbers stay in the run folder under the last part of the name"
+    folder = mini('something2_lists')['data_path'].parent
+    train, val = (str(folder/f'sthv2_{s}_list_videos.txt') for s in ('train', 'val'))
+    cfg = small('ssv2_stan_b16', mini, 'something2_lists', data_path='{split}', train_split=train, val_split=val, test_split=val)
+    f = run(cfg)
+    assert [p.name for p in (f/'eval').glob('*.json')] == ['sthv2_val_list_videos.txt.json'] and not list(folder.glob('*.json'))
+    assert load_eval(f, val)['metrics']['clips'] == 4 and len(eval_table([f], val)) == 1
+    assert [len(load_manifest(cfg, s)) for s in (train, val)] == [4, 4]
 
 
 def test_activitynet_has_no_test_of_its_own(mini):

@@ -380,7 +380,8 @@ def show_runs(word:str='' # part of a recipe, state or path
 # %% ../nbs/56_cli.ipynb #789cef47
 TOOLS = dict(check_videos='which files can be trusted', make_manifest='annotations -> one table',
              compress_videos='small copies, faster training', extract_frames='videos as folders of pictures',
-             make_shards='a table as webdataset shards', make_shapes='render the embedded data set')
+             make_shards='a table as webdataset shards', make_shapes='render the embedded data set',
+             convert_checkpoint='weights for the published code')
 SAID = dict(train='RECIPE', evaluate='RUN|RECIPE', attention='RUN', compare='RECIPE...', cost='RECIPE...')
 
 def overview() -> str:

@@ -7,6 +7,7 @@ __all__ = ['unique_samples', 'collect', 'evaluate', 'save_eval']
 
 # %% ../nbs/42_evaluate.ipynb #8f47a14c
 import time
+from pathlib import Path
 import torch
 from .core import progress, write_json
 from .learner import make_engine, to_device
@@ -57,11 +58,12 @@ def evaluate(task, # vidlab.tasks.Task, the bare one
 
 # %% ../nbs/42_evaluate.ipynb #d4e713c0
 def save_eval(folder, # RunFolder
-              name:str, # e.g. 'test'
+              name:str, # of the split, e.g. 'test'; of a path its last part
               res:dict, # from `evaluate`
               protocol:dict # data set, split, hash, frames, sampler, post-processing, decoder, weights, seed ...
              ):
     "Write metrics, protocol and arrays of an evaluation"
     from safetensors.torch import save_file
+    name = Path(name).name                                      # of a list that is a split itself
     write_json(folder/'eval'/f'{name}.json', dict(metrics=res['metrics'], protocol=protocol, seconds=res['seconds']))
     save_file({k: v.contiguous().clone() for k, v in res['arrays'].items()}, folder/'eval'/f'{name}.safetensors')

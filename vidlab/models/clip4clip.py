@@ -349,6 +349,10 @@ def to_official_state(self:CLIP4Clip) -> dict: # name -> CPU tensor
     half = {'clip.' + n for n in self.clip.half_names()}
     return {n: (p.half() if n in half else p.float()).detach().cpu().clone() for n,p in self.state_dict().items()}
 
+# %% ../../nbs/models/30_clip4clip.ipynb #88610f34
+@patch
+def official_file(self:CLIP4Clip) -> dict: return self.to_official_state()
+
 # %% ../../nbs/models/30_clip4clip.ipynb #1f1bcf70
 @patch
 def official_run(self:CLIP4Clip, path, # pytorch_opt.bin.N
