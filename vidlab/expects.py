@@ -122,5 +122,7 @@ def show_recipe(name:str, # of a recipe; with add-ons joined by `+`
         pages |= layout_of(s.data, s.words).pages
         words += [f'{w}=...' for w,k in zip(s.names, ('path', 'root')) if k in options('data', s.data) and '[' not in w]
     if pages: out += ['', *_column([('from', f'{what}: {page}') for what,page in pages.items()], 12, width)]
+    given = [w for w in words if w in {p for s in sources_of(keys, rows[0].page) for p,_ in files_of(s)}]
+    if rows[0].page == 'evaluate' and not keys.get('start') and keys.get('data') != RunConfig.data: given.append('start=...')
     where = f"Looked for below the current folder, then the project's; for other places add {' '.join(words)}"
-    return '\n'.join([*out, '', *_wrap(where, width), f'vidlab {rows[0].page} {name}'])
+    return '\n'.join([*out, '', *(_wrap(where, width) if words != given else []), ' '.join(['vidlab', rows[0].page, name, *given])])

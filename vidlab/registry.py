@@ -177,11 +177,10 @@ def layout_of(name:str, # of a data set
               words:dict # of a run; options that it does not name are the defaults
              ) -> Layout:
     "Where the files of a data set lie, as it declares it, else by the comments beside `path` and `root`"
-    takes = options('data', name, helps=True)
-    words = {o.name: o.default for o in takes.values() if not o.given} | words
-    said = getattr(lookup('data', name), 'layout', None)
-    if said: return Layout(*(_worded(x, words) for x in (said.path, said.root, said.pages)))
-    return Layout(*(takes[k].help if k in takes else '' for k in ('path', 'root')))
+    f = lookup('data', name)
+    words = {o.name: o.default for o in options('data', name).values() if not o.given} | words
+    if said := getattr(f, 'layout', None): return Layout(*(_worded(x, words) for x in (said.path, said.root, said.pages)))
+    return Layout(*(_helps(f).get(k, '') for k in ('path', 'root')))
 
 # %% ../nbs/01_registry.ipynb #f08c8fad
 def create(kind:str, # of KINDS
