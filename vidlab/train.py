@@ -31,6 +31,7 @@ from .machine import threads_each, threads_record
 from .owner import InUse, Owner, owned, tied_to
 from .preflight import preflight
 from .registry import lookup
+from .takeover import take_over
 _all_ = ['FIELDS', 'Recipe', 'RunConfig', 'build_learner', 'build_task', 'changed', 'check_page', 'class_names', 'config_from',
          'eval_loaders', 'evaluate_with', 'flat', 'latest_run', 'list_addons', 'list_recipes', 'load_config', 'load_manifest',
          'make_clips', 'make_config', 'make_loader', 'options_of', 'page_config', 'page_parameters', 'read_recipe', 'runs_of',
@@ -54,7 +55,7 @@ def unfinished_run(cfg:RunConfig): # Path, or None
         if not other: return p
 
 # %% ../nbs/50_train.ipynb #15e31b87
-NAMED = ('data_path', 'video_root', 'classes', 'eval_path', 'eval_root', 'start')      # words of a run that name files
+NAMED = ('data_path', 'video_root', 'classes', 'eval_path', 'eval_root', 'start', 'start_state')      # words of a run that name files
 
 def _settled(d): # the words of a run, or of one of its further training sets
     here = lambda v: isinstance(v, str) and v and not is_word(v) and not Path(v).is_absolute() and Path(v).exists()
@@ -204,11 +205,11 @@ def _measure_best(cfg, learn, engine, folder):
 def train_in(folder:RunFolder, engine):
     "Train what the config of a folder describes, from its last checkpoint on"
     cfg = load_config(folder.path)
-    seed_everything(cfg.seed)
+    seed_everything(cfg.seed, cfg.deterministic)
     learn = build_learner(cfg, folder, engine)
     note_paths(folder, learn.raw_task, engine)
     try:
-        learn.resume()
+        if not learn.resume() and cfg.start_state: take_over(learn, cfg)
         preflight(learn)
         learn.fit(partial(_measure_best, cfg, learn, engine, folder) if cfg.test_split else None)
     finally: _note_files(folder, learn.train, engine)
@@ -235,7 +236,7 @@ def run_eval(cfg:RunConfig, # `start` names the checkpoint; '' measures the mode
     with stop_at_once(), own_folder(cfg) as folder, told(folder):
         cfg = load_config(folder.path)
         folder.status('running')
-        seed_everything(cfg.seed)
+        seed_everything(cfg.seed, cfg.deterministic)
         task = build_task(cfg, exact=True)
         note_paths(folder, task, engine)
         evaluate_split(cfg, task, engine, folder, split or cfg.test_split, weights_record(cfg.start or cfg.options.get('checkpoint')))
