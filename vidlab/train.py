@@ -362,9 +362,10 @@ def _failed(folder, nproc, why) -> RuntimeError:
     return RuntimeError('\n'.join([*said, *end.splitlines()[-30:]]))
 
 def _stopped(folder, sig):
-    "The status of a launched run that was asked to stop before any process could save; that one lost the others is no error then"
+    "The status of a launched run that was asked to stop and could not save; that one process lost the others is no error then"
     if first_error(folder) is None: _tidy(folder)
-    folder.status('stopped', reason=f'{sig} before the first step was saved')
+    saved = f'in a step that took longer than {PATIENCE:g} s; go on with resume={tilde(folder.path)}'
+    folder.status('stopped', reason=f'{sig} {saved if find_checkpoint(folder/"ckpt"/"last") else "before the first step was saved"}')
 
 def launch(cfg:RunConfig, nproc:int, # processes; on one machine
            resume:str='' # as in `run`
@@ -392,7 +393,9 @@ def _one_of(folder):
     engine = _engine(load_config(folder.path))
     if not engine.is_main_process: return train_in(folder, engine)
     with owned(folder):
-        if not launcher: _tidy(folder)
+        if not launcher:
+            _tidy(folder)
+            folder.status('starting', reason=None)
         with told(folder): train_in(folder, engine)
 
 def _watched(folder, rank):
