@@ -11,6 +11,8 @@ import torch
 from .ckpt import save_tensors
 from .core import progress, tick, write_json
 from .learner import make_engine, stop_if_asked, to_device
+from .registry import lookup
+from .tasks.base import Evaluation
 
 # %% ../nbs/42_evaluate.ipynb #fcf1328a
 def unique_samples(part:dict # per-sample tensors with `sid` and `view`
@@ -62,9 +64,15 @@ def evaluate(task, # vidlab.tasks.Task, the bare one
 def save_eval(folder, # RunFolder
               name:str, # e.g. 'test'
               res:dict, # from `evaluate`
-              protocol:dict # data set, split, hash, frames, sampler, post-processing, decoder, weights, seed ...
+              protocol:dict, # data set, split, hash, frames, sampler, post-processing, decoder, weights, seed ...
+              rows=None # Manifest of the rows that were evaluated: which clips belong together
              ):
-    "Write metrics, protocol and arrays of an evaluation"
+    "Write metrics, protocol and arrays of an evaluation, then the intervals of the metrics"
     (folder/'eval').mkdir(parents=True, exist_ok=True)
-    save_tensors(folder/'eval'/f'{name}.safetensors', res['arrays'])
-    write_json(folder/'eval'/f'{name}.json', dict(metrics=res['metrics'], protocol=protocol, seconds=res['seconds']))
+    path, said = folder/'eval'/f'{name}.json', dict(metrics=res['metrics'], protocol=protocol, seconds=res['seconds'])
+    arrays = {**res['arrays'], **({} if rows is None else dict(together=torch.as_tensor(rows.related())))}
+    save_tensors(path.with_suffix('.safetensors'), arrays)
+    write_json(path, said)
+    if 'task' not in protocol: return
+    found = lookup('task', protocol['task']).intervals(Evaluation(arrays, rows), res['metrics'])
+    write_json(path, dict(said, intervals={k: {f: getattr(v, f) for f in ('low', 'high', 'n', 'groups')} for k, v in found.items()}))

@@ -29,6 +29,7 @@ from .evaluate import evaluate, save_eval
 from .learner import Stopped, make_engine, stop_at_once, stop_signals
 from .machine import threads_each, threads_record
 from .owner import InUse, Owner, owned, tied_to
+from .preflight import preflight
 from .registry import lookup
 _all_ = ['FIELDS', 'Recipe', 'RunConfig', 'build_learner', 'build_task', 'changed', 'check_page', 'class_names', 'config_from',
          'eval_loaders', 'evaluate_with', 'flat', 'latest_run', 'list_addons', 'list_recipes', 'load_config', 'load_manifest',
@@ -84,7 +85,7 @@ def _folder(cfg, resume) -> RunFolder: # nothing is written into one that exists
 
 def _tidy(folder):
     "Take away what was said of an earlier attempt, and what `atomic_write` leaves when it is killed"
-    for f in (*folder.path.glob('error_*.txt'), *folder.path.glob('.*.tmp')): f.unlink()
+    for f in (*folder.path.glob('error_*.txt'), *folder.path.rglob('.*.tmp')): f.unlink()
 
 @contextmanager
 def own_folder(cfg:RunConfig, resume:str='' # run folder to go on with, or 'auto'
@@ -152,7 +153,8 @@ def evaluate_split(cfg:RunConfig, task, engine, folder:RunFolder, split:str, wei
     loaders = eval_loaders(cfg, split, card, engine, classes=getattr(task, 'classes', None))
     res = evaluate(task, loaders, engine)
     said = dict(name=card.name, untrained=card.untrained)       # what tables call it
-    if engine.is_main_process: save_eval(folder, split, res, dict(protocol(cfg, task, loaders, split, weights), model=said))
+    if engine.is_main_process:
+        save_eval(folder, split, res, dict(protocol(cfg, task, loaders, split, weights), model=said), next(iter(loaders.values())).ds.manifest)
     return res['metrics']
 
 # %% ../nbs/50_train.ipynb #065ad0e2
@@ -204,6 +206,7 @@ def train_in(folder:RunFolder, engine):
     note_paths(folder, learn.raw_task, engine)
     try:
         learn.resume()
+        preflight(learn)
         learn.fit(partial(_measure_best, cfg, learn, engine, folder) if cfg.test_split else None)
     finally: _note_files(folder, learn.train, engine)
 
