@@ -86,7 +86,7 @@ def _folder(cfg, resume) -> RunFolder: # nothing is written into one that exists
 
 def _tidy(folder):
     "Take away what was said of an earlier attempt, and what `atomic_write` leaves when it is killed"
-    for f in (*folder.path.glob('error_*.txt'), *folder.path.glob('.*.tmp')): f.unlink()
+    for f in (*folder.path.glob('error_*.txt'), *folder.path.rglob('.*.tmp')): f.unlink()
 
 @contextmanager
 def own_folder(cfg:RunConfig, resume:str='' # run folder to go on with, or 'auto'
@@ -369,9 +369,10 @@ def _failed(folder, nproc, why) -> RuntimeError:
     return RuntimeError('\n'.join([*said, *end.splitlines()[-30:]]))
 
 def _stopped(folder, sig):
-    "The status of a launched run that was asked to stop before any process could save; that one lost the others is no error then"
+    "The status of a launched run that was asked to stop and could not save; that one process lost the others is no error then"
     if first_error(folder) is None: _tidy(folder)
-    folder.status('stopped', reason=f'{sig} before the first step was saved')
+    saved = f'in a step that took longer than {PATIENCE:g} s; go on with resume={tilde(folder.path)}'
+    folder.status('stopped', reason=f'{sig} {saved if find_checkpoint(folder/"ckpt"/"last") else "before the first step was saved"}')
 
 def launch(cfg:RunConfig, nproc:int, # processes; on one machine
            resume:str='' # as in `run`
@@ -399,7 +400,9 @@ def _one_of(folder):
     engine = _engine(load_config(folder.path))
     if not engine.is_main_process: return train_in(folder, engine)
     with owned(folder):
-        if not launcher: _tidy(folder)
+        if not launcher:
+            _tidy(folder)
+            folder.status('starting', reason=None)
         with told(folder): train_in(folder, engine)
 
 def _watched(folder, rank):
