@@ -124,7 +124,7 @@ def test_times_behind_the_end(videos, outputs, split, capsys):
         with pytest.raises(Exception, match=r'1 of 4 clips of the evaluation: .*8\.mp4.*no frame lies within 9'): run(cfg)
 
 
-@pytest.mark.parametrize('labels,task,said', [(['0.5', '1.5'], 'recognition', 'numbers with a fraction'), (['0 1', '2'], 'same_class', 'several classes'), (['0.5', '1'], 'same_class', 'fraction')])
+@pytest.mark.parametrize('labels,task,said', [(['0.5', '1.5'], 'recognition', 'numbers with a fraction'), (['0 1', '2'], 'same_class', 'several of a clip'), (['0.5', '1'], 'same_class', 'fraction')])
 def test_labels_of_another_kind(videos, labels, task, said):
     table = videos('path,label,split', lambda i, s: f'{i}.mp4,{labels[i%2]},{s}')
     base = {**CLASSES, 'data_path': table, 'classes': '3', 'task': task}

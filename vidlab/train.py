@@ -185,10 +185,12 @@ def told(folder:RunFolder):
     "What ends a run outside its loop is in its status, too"
     try: yield folder
     except BaseException as e:
-        other, state = first_error(folder), folder.status().get('state')
+        other, now = first_error(folder), folder.status()
+        state = now.get('state')
         stopped = isinstance(e, (Stopped, KeyboardInterrupt)) and not other
         why = f'{type(e).__name__}: {e}'.strip(': ') + (' while the run was set up' if stopped and state == 'starting' else '')
         if other: why = f'rank {other[0]} failed: {_last_line(other[1])}'
+        if why in (now.get('reason') or '') and state == 'failed': raise        # it says more already, such as what was tried
         if state not in ('done', 'stopped'): folder.status('stopped' if stopped else 'failed', reason=why)
         raise
 
