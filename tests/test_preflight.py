@@ -136,3 +136,19 @@ def test_labels_of_another_kind(videos, labels, task, said):
 def test_a_contrastive_batch_of_one_is_refused(videos, outputs):
     with pytest.raises(ValueError, match='batch_size to 2'): run(make_config(**{**CLIPS, 'data_path': videos(), 'batch_size': 1}))
     assert 'trying a batch of training' in folder_of(outputs).status()['reason']
+
+
+def test_a_long_evaluation_by_itself_is_tried_first(videos, outputs, monkeypatch):
+    "What fails in the score, fails before all clips are decoded; a short one goes straight on"
+    from vidlab.tasks import RetrievalTask
+    from vidlab.train import run_eval
+    seen = []
+    def eval_step(self, batch, real=RetrievalTask.eval_step):
+        seen.append(len(batch['sid'])); return real(self, batch)
+    def score(self, parts, expected=None): raise ZeroDivisionError('no numbers')
+    monkeypatch.setattr(RetrievalTask, 'eval_step', eval_step); monkeypatch.setattr(RetrievalTask, 'score', score)
+    table = videos(row=lambda i, s: f'{i}.mp4,clip {i},test')
+    for size, steps in ((1, 4), (4, 6)):
+        seen.clear()
+        with pytest.raises(ZeroDivisionError): run_eval(make_config(**{**CLIPS, 'data_path': table, 'eval_batch_size': size}))
+        assert len(seen) == steps, seen

@@ -29,7 +29,7 @@ from .evaluate import evaluate, save_eval
 from .learner import Stopped, make_engine, stop_at_once, stop_signals
 from .machine import threads_each, threads_record
 from .owner import InUse, Owner, owned, tied_to
-from .preflight import preflight
+from .preflight import preflight, try_evaluation
 from .registry import lookup
 _all_ = ['FIELDS', 'Recipe', 'RunConfig', 'build_learner', 'build_task', 'changed', 'check_page', 'class_names', 'config_from',
          'eval_loaders', 'evaluate_with', 'flat', 'latest_run', 'list_addons', 'list_recipes', 'load_config', 'load_manifest',
@@ -146,11 +146,13 @@ def weights_record(path # as in `weights_path`; '' none
     if not card.exists(): return dict(file=p.name, sha256=file_hash(p))
     return dict(file=f'ckpt/{p.parent.name}/{p.name}', sha256=file_hash(p), step=read_json(card)['step'])
 
-def evaluate_split(cfg:RunConfig, task, engine, folder:RunFolder, split:str, weights:dict # where the weights are from, with sha256
+def evaluate_split(cfg:RunConfig, task, engine, folder:RunFolder, split:str, weights:dict, # where the weights are from, with sha256
+                   first:bool=False # of a long evaluation try two batches first
                   ) -> dict: # metrics
     "Evaluate a task on a split and save numbers, protocol and similarity matrix"
     card = task.model.card
     loaders = eval_loaders(cfg, split, card, engine, classes=getattr(task, 'classes', None))
+    if first and max(map(len, loaders.values())) > 10: try_evaluation(task, loaders, engine)
     res = evaluate(task, loaders, engine)
     said = dict(name=card.name, untrained=card.untrained)       # what tables call it
     if engine.is_main_process:
@@ -237,7 +239,7 @@ def run_eval(cfg:RunConfig, # `start` names the checkpoint; '' measures the mode
         seed_everything(cfg.seed)
         task = build_task(cfg, exact=True)
         note_paths(folder, task, engine)
-        evaluate_split(cfg, task, engine, folder, split or cfg.test_split, weights_record(cfg.start or cfg.options.get('checkpoint')))
+        evaluate_split(cfg, task, engine, folder, split or cfg.test_split, weights_record(cfg.start or cfg.options.get('checkpoint')), first=True)
         folder.status('done')
     return folder
 
