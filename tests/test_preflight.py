@@ -152,3 +152,9 @@ def test_a_long_evaluation_by_itself_is_tried_first(videos, outputs, monkeypatch
         seen.clear()
         with pytest.raises(ZeroDivisionError): run_eval(make_config(**{**CLIPS, 'data_path': table, 'eval_batch_size': size}))
         assert len(seen) == steps, seen
+
+
+def test_a_rate_that_no_file_has_says_so(videos, outputs):
+    "Frames a second above those of every file: the reason, and not a batch that cannot be filled"
+    with pytest.raises(Exception, match=r'4 of 4 clips cannot be read, more than bad_limit.*rate 30 is more frames per second than the video has'):
+        run(make_config(**{**CLIPS, 'data_path': videos(), 'sampler': 'grid', 'rate': 30}))
