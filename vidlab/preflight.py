@@ -91,12 +91,12 @@ class First:
     def __iter__(self): return self.dl.epoch(0, 0, self.n)
     def close(self): self.dl.close()
 
-def try_evaluation(learn:Learner, loaders:dict # side of the task -> loader
-                  ):
+def try_evaluation(task, loaders:dict, # side of the task -> loader
+                   engine):
     "Two batches of an evaluation, scored"
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')                        # of metrics that two batches are too few for
-        evaluate(learn.raw_task, {side: First(dl) for side,dl in loaders.items()}, learn.engine)
+        evaluate(task, {side: First(dl) for side,dl in loaders.items()}, engine)
 
 # %% ../nbs/44_preflight.ipynb #4c94ee9f
 def _words(s): return f'{s:.0f} s' if s < 100 else f'{s/60:.0f} min' if s < 6000 else f'{s/3600:.1f} h'
@@ -142,7 +142,7 @@ def preflight(learn:Learner # as built, or resumed
     with _one_line('trying the whole path', learn.main), unchanged(learn.raw_task):
         with _marked(learn.folder, 'a batch of training'): forward, read = try_training(learn), reading(learn)
         for what,loaders in learn.later.items():
-            with _marked(learn.folder, f'the {what}'): try_evaluation(learn, loaders)
+            with _marked(learn.folder, f'the {what}'): try_evaluation(learn.raw_task, loaders, learn.engine)
     tried = ['a batch of training', *(f'two batches of the {w}' for w in learn.later)]
     said = f'tried before the first step: {", ".join(tried)}; {room}; the run takes about {_words(estimate(learn, read, forward))}'
     if learn.main: say(said)

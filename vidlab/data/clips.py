@@ -568,9 +568,9 @@ class Loader:
                  bad_limit:float=.5 # stop above this share of unreadable clips
                 ):
         self.ds, self.workers, self.timeout, self.bad_limit = ds, workers, timeout, bad_limit
-        self.order = Order(len(ds), batch_size, shuffle, seed, drop_last, rank, world, permute)
         self.unread, self.told = dict(getattr(ds, 'unread', {})), {}      # path -> reason, path -> what was said of a file that was read
         self._stop_above_limit()
+        self.order = Order(len(ds), batch_size, shuffle, seed, drop_last, rank, world, permute)
         if workers and isinstance(ds, Clips): ds.slots = DecodeSlots(workers)
         self.forks = not _travels((ds, collate, get_decoder(getattr(ds, 'decoder', ''))))
         context, source = self._start()
