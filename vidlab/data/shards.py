@@ -18,7 +18,14 @@ from .files import PICTURES, VIDEO, VideoError, beat, keep_table, scan_tar
 # %% ../../nbs/data/17_shards.ipynb #9cad76c1
 _KEY = re.compile(r'((?:.*/|)[^.]+)[.]([^/]*)', re.S)
 
-def samples(rows # [(member name, offset, bytes)] in the order of the tar
+def _dotted(key, parts, wanted): # yields (key, parts)
+    "Keys that hold dots themselves: all members have more than an ending, two of them the same before it, and nobody asks for such a field"
+    before = [p[0].rpartition('.')[0] for p in parts]
+    if not all(before) or len(set(before)) == len(before) or {p[0] for p in parts} & {*wanted}: return [(key, parts)]
+    return [(f'{key}.{b}', [(p[0].rpartition('.')[2], *p[1:]) for p,o in zip(parts, before) if o == b]) for b in dict.fromkeys(before)]
+
+def samples(rows, # [(member name, offset, bytes)] in the order of the tar
+            wanted=() # fields that are asked for
            ): # yields (key, [(field, member name, offset, bytes)])
     "Consecutive members that share a key"
     last, parts = None, []
@@ -26,10 +33,10 @@ def samples(rows # [(member name, offset, bytes)] in the order of the tar
         m = _KEY.fullmatch(name)
         if m is None or re.match(r'__[^/]*__($|/)', name): continue
         if m[1] != last:
-            if parts: yield last, parts
+            if parts: yield from _dotted(last, parts, wanted)
             last, parts = m[1], []
         parts.append((m[2].lower(), name, at, size))
-    if parts: yield last, parts
+    if parts: yield from _dotted(last, parts, wanted)
 
 # %% ../../nbs/data/17_shards.ipynb #c58fd9e9
 class Lacking(Exception): "A sample without something it needs"
@@ -91,7 +98,7 @@ def index_shard(tar:str, # plain tar file
         def read(at, size):
             f.seek(at)
             return f.read(size)
-        for i, (key, parts) in enumerate(samples(rows)):
+        for i, (key, parts) in enumerate(samples(rows, (caption, media, *columns.values()))):
             if i % 256 == 0: beat(i)
             lacks = lost
             try:
@@ -134,7 +141,7 @@ def shard_files(shards # folder, pattern with {00000..00031} or *, one .tar, or 
 def _kept(tar, st, spec):
     "Where the index of a shard lies"
     from vidlab.core import cache_dir
-    h = hashlib.sha1(json.dumps([os.path.abspath(tar), st.st_size, st.st_mtime_ns, spec, 1]).encode()).hexdigest()
+    h = hashlib.sha1(json.dumps([os.path.abspath(tar), st.st_size, st.st_mtime_ns, spec, 2]).encode()).hexdigest()
     return cache_dir('shards', h[:2])/f'{h[2:]}.arrow'
 
 # %% ../../nbs/data/17_shards.ipynb #718f264b
