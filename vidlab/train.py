@@ -157,9 +157,8 @@ def evaluate_split(cfg:RunConfig, task, engine, folder:RunFolder, split:str, wei
     res = evaluate(task, loaders, engine)
     said = dict(name=card.name, untrained=card.untrained)       # what tables call it
     told = {p: text for dl in loaders.values() for p,text in getattr(dl, 'told', {}).items()}
-    if engine.is_main_process:
-        record = dict(protocol(cfg, task, loaders, split, weights), model=said, **(dict(warned=told) if told else {}))
-        save_eval(folder, split, res, record, next(iter(loaders.values())).ds.manifest)
+    said_of = dict(protocol(cfg, task, loaders, split, weights), model=said, **(dict(warned=told) if told else {}))
+    if engine.is_main_process: save_eval(folder, split, res, said_of, next(iter(loaders.values())).ds.manifest)
     return res['metrics']
 
 # %% ../nbs/50_train.ipynb #065ad0e2

@@ -541,6 +541,9 @@ def stream_frames(path_or_index, # file, folder of pictures, or `VideoIndex`
             return
         except _Damage as e:
             if not ix.seek: raise VideoError(ix.path, 'decode', str(e), frame=int(idx[min(done, len(idx) - 1)])) from e
+        except OSError as e:                                         # FFmpeg's, too
+            check_bytes(ix.path, ix.at, e)
+            raise VideoError(ix.path, 'decode', _why(e)) from e
     for i in range(done, len(idx), chunk):
         yield from read_frames(ix, idx[i:i+chunk], 'images' if ix.pictures else decoder, size)
         beat(i)

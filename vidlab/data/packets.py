@@ -117,7 +117,7 @@ def _look_av1(b, lead):
         kind, sized = b[i] >> 3 & 15, b[i] & 2
         i += 1 + (b[i] >> 2 & 1)                                          # an extension takes one byte more
         size, i = _leb(b, i) if sized else (n - i, i)
-        if size > n - i: return BROKEN
+        if i > n or size > n - i: return BROKEN
         if kind in (3, 6) and size:                                       # header of a frame, alone or with the frame
             again, key, show = b[i] >> 7, b[i] >> 5 & 3 == 0, b[i] >> 4 & 1
             start |= bool(first and not again and key and show)
