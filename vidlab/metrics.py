@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TIES', 'KS', 'CAPTIONS', 'ranks_of', 'group_max', 'summarise', 'Direction', 'retrieval_ranks', 'retrieval_metrics',
-           'geometric_mean', 'dual_softmax', 'qb_norm', 'same_class_ranks', 'same_class_retrieval', 'sorted_right',
-           'official_ranks', 'official_metrics']
+           'flat_metrics', 'geometric_mean', 'rank_items', 'dual_softmax', 'qb_norm', 'same_class_ranks',
+           'same_class_retrieval', 'sorted_right', 'official_ranks', 'official_metrics']
 
 # %% ../nbs/24_metrics.ipynb #138ce78c
 from dataclasses import dataclass
@@ -110,8 +110,13 @@ def retrieval_metrics(sim, text_to_video=None, ties:str='mean', ks=KS, lower_med
                       more=() # further K; with them also `GM`, the geometric mean of R1, R5 and R10
                      ) -> dict: # flat: 't2v/R1', ...
     "Both directions as one flat dict of numbers (see `retrieval_ranks`)"
+    return flat_metrics(retrieval_ranks(sim, text_to_video, ties, (*ks, *more), lower_median, captions), more)
+
+def flat_metrics(directions:dict, # from `retrieval_ranks`
+                 more=()) -> dict: # flat: 't2v/R1', ...
+    "The metrics of both directions as one flat dict"
     out = {}
-    for name,d in retrieval_ranks(sim, text_to_video, ties, (*ks, *more), lower_median, captions).items():
+    for name,d in directions.items():
         if more: d.metrics['GM'] = geometric_mean(d.metrics)
         out.update({f'{name}/{k}':v for k,v in d.metrics.items()},
                    **{f'{name}/queries':len(d.ranks), f'{name}/ties':d.ties, f'{name}/nan_queries':d.nan_queries})
@@ -122,14 +127,23 @@ def geometric_mean(metrics:dict, # with R1, R5, ...
     "Geometric mean of the recalls, the one number that TVTS and Frozen in Time choose checkpoints by"
     return float(np.prod([metrics[f'R{k}'] for k in ks])**(1/len(ks)))
 
+def rank_items(ranks, # (Q,) 1-based
+               metric:str # R1, R5, ..., MdR, MnR, GM
+              ) -> tuple: # items (Q,), kind as in `vidlab.stats.interval`; None: another metric
+    "What a metric of ranks is made of"
+    if metric[:1] == 'R' and metric[1:].isdigit(): return ranks <= int(metric[1:]), 'share'
+    if metric == 'GM': return ranks, lambda r: geometric_mean(summarise(r))
+    return dict(MdR=(ranks, 'median'), MnR=(ranks, 'mean')).get(metric)
+
 # %% ../nbs/24_metrics.ipynb #76ddeb08
 def dual_softmax(sim, # (Nt,Nv) scores (cosines or scaled)
                  temperature:float=1. # multiplies the scores inside the softmax
                 ): # (Nt,Nv), same kind
     "sim * softmax over texts of (temperature * sim)"
-    if isinstance(sim, torch.Tensor): return sim*(sim*temperature).softmax(0)
+    if isinstance(sim, torch.Tensor): return sim*(sim*temperature).nan_to_num(nan=-torch.inf).softmax(0)     # what has no score takes nothing from the others
     s = np.asarray(sim)
-    e = np.exp(temperature*(s - s.max(0, keepdims=True)))
+    x = np.where(np.isnan(s), -np.inf, s)
+    with np.errstate(invalid='ignore'): e = np.exp(temperature*(x - x.max(0, keepdims=True)))
     return s*e/e.sum(0, keepdims=True)
 
 # %% ../nbs/24_metrics.ipynb #6205c7e5
@@ -165,7 +179,7 @@ def same_class_ranks(features, # (N,D) array or tensor
         raise ValueError(f'features must be (N,D) and labels (N), got {tuple(x.shape)} and {tuple(y.shape)}')
     y, x, out = y.to(x.device), torch.nn.functional.normalize(x, dim=1), []
     for i in range(0, len(x), block):
-        s, own = x[i:i+block] @ x.T, y[i:i+block, None] == y[None]
+        s, own = (x[i:i+block] @ x.T).nan_to_num(nan=-torch.inf), y[i:i+block, None] == y[None]
         me = torch.arange(i, min(i + block, len(x)), device=x.device)
         best = s.masked_fill(~own, -torch.inf).scatter(1, me[:,None], -torch.inf).amax(1, keepdim=True)
         above, equal = ((s > best) & ~own).sum(1), ((s == best) & ~own).sum(1)
@@ -185,7 +199,8 @@ def sorted_right(order:torch.Tensor, # (B,K,K) logits of the places
                  label:torch.Tensor=None # (B,K); None: they come in order
                 ) -> torch.Tensor: # (B,K) bool
     "Which transcripts are given their place"
-    return order.argmax(-1) == (torch.arange(order.shape[1], device=order.device) if label is None else label)
+    right = order.argmax(-1) == (torch.arange(order.shape[1], device=order.device) if label is None else label)
+    return right & ~order.isnan().any(-1)                      # what is no number has no place
 
 # %% ../nbs/24_metrics.ipynb #7149ae22
 def official_ranks(sim) -> np.ndarray: # zero-based entries; not one per query

@@ -6,6 +6,8 @@
 __all__ = ['RegressionTask']
 
 # %% ../../nbs/tasks/40_regression.ipynb #3acd0f83
+import math
+import numpy as np
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from ..registry import register_task
@@ -55,7 +57,8 @@ def score(self:RegressionTask, parts:dict, expected:dict=None) -> dict:
     n = max((expected or {}).get('video') or 0, len(sids))
     mse,var = float((x - y).square().mean()),float((y - y.mean()).square().mean())
     m = dict(mse=mse, mae=float((x - y).abs().mean()), clips=n, unread=n - len(sids))
-    if var: m |= dict(r2=1 - mse/var, spearman=float(spearman_corrcoef(x, y)))
+    if var: m |= dict(r2=1 - mse/var, spearman=float(spearman_corrcoef(x, y)) if mse == mse else math.nan)
+    if lost := int(x.isnan().sum()): m['nan_clips'] = lost      # then no number above is one, and no such epoch is the best
     return dict(metrics=m, arrays=dict(predicted=x, target=y, sid=sids))
 
 register_task(RegressionTask)
@@ -64,6 +67,18 @@ register_task(RegressionTask)
 @patch(cls_method=True)
 def per_clip(cls:RegressionTask, e:Evaluation) -> tuple:
     return dict(mae=(e.arrays['predicted'] - e.arrays['target']).abs().numpy()), e.arrays['sid'].numpy()
+
+def _r2(x): return 1 - ((x[:, 0] - x[:, 1])**2).mean()/x[:, 1].var()
+def _spearman(x): # (n,2)
+    from scipy.stats import spearmanr
+    return spearmanr(x[:, 0], x[:, 1])[0]
+
+@patch(cls_method=True)
+def items(cls:RegressionTask, e:Evaluation, metric:str) -> tuple:
+    x,y = e.arrays['predicted'].double().numpy(),e.arrays['target'].double().numpy()
+    rows = np.stack([x, y], 1)
+    made = dict(mse=((x - y)**2, 'mean'), mae=(abs(x - y), 'mean'), r2=(rows, _r2), spearman=(rows, _spearman)).get(metric)
+    return made and (made[0], e.arrays['sid'].numpy(), made[1])
 
 @patch(cls_method=True)
 def details(cls:RegressionTask, e:Evaluation, i:int) -> dict:

@@ -11,17 +11,17 @@ from fastcore.basics import patch
 from ..core import rng
 from ..losses import contrastive, gather_dict, sort_loss
 from ..masks import keep_indices
-from ..metrics import retrieval_metrics, sorted_right
+from ..metrics import KS, flat_metrics, retrieval_ranks, sorted_right
 from ..registry import register_task
 from .base import SHARE, Evaluation, Task, by_clip
-from .retrieval import BOTH_WAYS, eval_ranks, worst_queries
+from .retrieval import BOTH_WAYS, both_ways, eval_ranks, kept_ranks, worst_queries
 
 # %% ../../nbs/tasks/60_sorting.ipynb #8e5c4174
 class SortingTask(Task):
     "Contrast clip and transcripts, and put the transcripts in order"
     monitor,columns = 'sorted',dict(sorted=SHARE, places=SHARE, **BOTH_WAYS)
     unused = True                                               # captions leave the sort head without a gradient
-    measured = 'drop_tokens',
+    measured,needs = ('drop_tokens',),('text',)                 # or transcripts
     sides = dict(pairs='row')                                   # clip and transcripts at once
     def __init__(self, model, # with `order` among its outputs: TVTS
                  gather:str='full', # contrast across processes: 'full' | 'official' (1/world gradients) | 'local', see `vidlab.losses.gather`
@@ -78,10 +78,12 @@ def score(self:SortingTask, parts:dict, expected:dict=None) -> dict:
     p = parts['pairs']
     sids,inv,first = by_clip(p['sid'])
     with torch.no_grad(): sim = self.model.similarity(p['text'].to(self.device), p['video'][first].to(self.device)).float().cpu()
-    m,arrays = retrieval_metrics(sim, inv, more=self.more_recalls),dict(sim=sim, text_sid=p['sid'], text_view=p['view'], video_sid=sids)
+    found = retrieval_ranks(sim, inv, ks=(*KS, *self.more_recalls))
+    m,arrays = flat_metrics(found, self.more_recalls),dict(kept_ranks(found, sids), sim=sim, text_sid=p['sid'], text_view=p['view'], video_sid=sids)
     if 'right' in p:
         m |= {'sorted': 100*float(p['right'].all(1).float().mean()), 'places': 100*float(p['right'].float().mean())}
         arrays['right'] = p['right']
+    if lost := int(sim.isnan().all(0).sum()): m['nan_clips'] = lost
     n = max((expected or {}).get('pairs') or 0, len(sids))
     return dict(metrics=dict(m, texts=len(inv), videos=n, unread=n - len(sids)), arrays=arrays)
 
@@ -93,6 +95,9 @@ def per_clip(cls:SortingTask, e:Evaluation) -> tuple:
     right = e.arrays.get('right')
     order = {} if right is None else dict(sorted=100.*right.all(1).numpy(), places=100.*right.double().mean(1).numpy())
     return dict(order, R1=100.*(eval_ranks(e.arrays)[0] == 1)), e.arrays['text_sid'].numpy()
+
+@patch(cls_method=True)
+def items(cls:SortingTask, e:Evaluation, metric:str) -> tuple: return both_ways(e, metric) or super(SortingTask, cls).items(e, metric)
 
 @patch(cls_method=True)
 def figure(cls:SortingTask, e:Evaluation):
