@@ -103,14 +103,16 @@ def sampling_ssv2(case, tensors):
 
 @kind('videomamba', 'views')
 def views(case, tensors):
-    from vidlab.data.sample import SegmentSampler
+    from vidlab.data.sample import DenseSampler, SegmentSampler
     from vidlab.data.transforms import ClipTransform, normalise
     cfg, frames = case['config'], tensors['input/frames'].numpy()
     n, clips, crops = len(frames), cfg['test_num_segment'], cfg['test_num_crop']
+    t, short, seen = cfg['num_frames'], cfg['short_side_size'], set()
     rules = dict(kinetics_sparse='inclusive', ssv2='floor')
-    assert cfg['dataset'] in rules, f'unknown data set {cfg["dataset"]}'
-    sampler, short = SegmentSampler(cfg['num_frames'], rules[cfg['dataset']]), cfg['short_side_size']
-    seen = set()
+    dense = cfg['dataset'] in ('kinetics', 'kinetics_dense')     # a window of so many frames, as in `sampling_kinetics_dense`
+    assert dense or cfg['dataset'] in rules, f'unknown data set {cfg["dataset"]}; known: kinetics, {", ".join(rules)}'
+    rate = cfg.get('frame_sample_rate', cfg.get('sampling_rate', 2))
+    sampler = DenseSampler(t, t*rate, rule='ends') if dense else SegmentSampler(t, rules[cfg['dataset']])
     for name, want in tensors.items():
         if name.startswith('input/'): continue
         mode, i = name.removeprefix('output/').split('.')
@@ -121,11 +123,13 @@ def views(case, tensors):
         else:
             assert mode == 'validation'
             got, ids = ClipTransform(cfg['crop_size'], short=short, resize='opencv')(frames[sampler(n, 25., None)]), []
-        with sub('one crop of a test') if mode == 'test' and crops == 1 else sub(name):
+        odd = 'one crop of a test' if mode == 'test' and crops == 1 else 'one test clip' if dense and mode == 'test' and clips == 1 else \
+            'validation window' if dense and mode == 'validation' and n > t*rate else name
+        with sub(odd):
             close(name, normalise(got, MEAN, STD).transpose(0, 1), want, case['tolerance'])
-        assert cfg['derived']['label_id_chunk_crop'][f'{mode}.{i}'][2:] == ids
+        if said := cfg.get('derived', {}).get('label_id_chunk_crop'): assert said[f'{mode}.{i}'][2:] == ids
         seen.add(mode)
-    assert seen == set(cfg['modes'])
+    assert seen == set(cfg.get('modes', seen)) and seen
 
 
 class Crops(Python):
