@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from goldens import close, kind
+from goldens import close, kind, sub
 
 
 class Python:
@@ -87,11 +87,15 @@ def annotation_lists(case, tensors):
         with tempfile.TemporaryDirectory() as d:
             file = Path(d)/'list.txt'
             file.write_text(c['text'])
-            three = len(c['text'].split('\n')[0].split(' ')) == 3
+            counts = [len(o.split(' ')) for o in c['text'].split('\n') if o.strip()]
+            three = counts[:1] == [3]
             root = None if c['text'].startswith('/') else d
             least = case['config']['min_frames'] if three and not c['test_mode'] else 0
             try: m = read_list(file, root, 'path frames label' if three else 'path label', sep=' ', ext=None, missing='keep', min_frames=least)
             except ValueError as e:
+                if len(set(counts)) > 1:
+                    with sub('lines with different numbers of fields'): raise
+                    continue
                 assert not c['records'] and 'no row' in str(e), e  # a list without rows is an error here
                 continue
             got = [dict(path=str(Path(r['path']).relative_to(root)) if root else r['path'], num_frames=int(r['frames']) if three else r['label'], label=r['label'])
