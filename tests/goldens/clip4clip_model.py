@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from goldens import close, close_grad, kind, part, run_ranks, sub
+from goldens import close, close_grad, kind, only, part, run_ranks, sub
 from vidlab.clip import CLIPBackbone, clip_dims
 from vidlab.losses import contrastive, gather_dict
 from vidlab.metrics import official_metrics, retrieval_metrics, retrieval_ranks
@@ -317,6 +317,7 @@ def encoded(cuts, size):
 
 @kind('clip4clip', 'metrics')
 def metrics(case, tensors):
+    only(case, 'single', 'multi', 'multi_even', 'ties', 'nan_column')
     tol = max(case.get('tolerance') or 0, 1e-6)
     listed = lambda x: x if isinstance(x, list) else [x]
     for i, c in enumerate(listed(case.get('single', []))):

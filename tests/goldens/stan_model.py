@@ -141,6 +141,7 @@ def stan_conv_layer(case, tensors):
 def retrieval(case, tensors):
     cfg, tol, out = case['config'], case['tolerance'], part(tensors, 'output/')
     model, text, imgs = build(cfg, part(tensors, 'weight/')), tensors['input/text'].long(), tensors['input/imgs']
+    if cfg.get('frozen_layers'): model.freeze('all')
     mask = text != 0
     t, tokens = model.clip.encode_text(text, tokens=True)
     if cfg.get('all_proj'): tokens = model.encode_text(text, mask)
@@ -183,6 +184,7 @@ def recognition(case, tensors):
 def train_steps(case, tensors):
     cfg, tol = case['config'], case['tolerance']
     model = build(cfg, part(tensors, 'weight/'))
+    if cfg.get('frozen_layers'): model.freeze('all')
     task = RetrievalTask(model, directions='sum')
     opt = make_optimizer('adamw', param_groups(model, cfg['lr']*cfg['stan_lr_mult'], cfg['weight_decay'], 1/cfg['stan_lr_mult'], 'stan'), betas=tuple(cfg['betas']), eps=cfg['eps'])
     losses, norms = [], []

@@ -209,7 +209,7 @@ def plain(cfg, **kw):
                 text_width=64, text_layers=1, text_heads=1, vocab=1, quick_gelu=True)
     device = kw.pop('device', 'cpu')
     with torch.device(device): clip = CLIPBackbone(**clip)
-    return td.TDSCLIP(clip, cfg['classes'], cfg['side_dim'], side_heads=cfg.get('side_heads'), **kw)
+    return td.TDSCLIP(clip, cfg['classes'], cfg['side_dim'], side_heads=cfg.get('side_heads'), neighbours=cfg.get('num_diff', 5), **kw)
 
 
 @kind('tdsclip', 'param_groups')
