@@ -6,6 +6,7 @@ import pytest
 
 from vidlab import cli
 from vidlab.core import read_json, write_json
+from vidlab.owner import take
 
 ROOT = Path(__file__).resolve().parents[1]
 WAIT = '''
@@ -102,6 +103,7 @@ def test_lists(outputs, capsys):
         write_json(p/'config.json', {})
         write_json(p/'status.json', dict(state=state, pid=pid, step=3, total_steps=9, heartbeat=time.time()))
         write_json(p/'eval'/'test.json', dict(metrics=dict(R1=45.25)))
+    take(outputs/'shapes_stan'/f'{os.getpid()}')                # this process is its owner
     cli.main(['runs'])
     rows = {l.split()[-1].rsplit('/')[-1]: l.split()[1] for l in capsys.readouterr().out.splitlines()[1:]}
     assert rows == {'1': 'done', str(2**22 + 9): 'dead', str(os.getpid()): 'running'}

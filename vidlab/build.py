@@ -242,7 +242,7 @@ def weights_path(path:str # run folder, checkpoint folder, a file, or 'latest:RE
     "The weights file behind a path"
     if str(path).startswith('latest:'): path = latest_run(str(path)[7:])
     p = find_path(path)
-    for q in (p, p/'ckpt'/'best', p/'ckpt'/'last'):
+    for q in (find_checkpoint(p) or p, *filter(None, (find_checkpoint(p/'ckpt'/name) for name in ('best', 'last')))):
         for name in ('ema.safetensors', 'weights.safetensors'):                 # averaged weights are what a run with them is measured by
             if (q/name).is_file(): return q/name
     if not p.is_file(): raise FileNotFoundError(f'start {path!r}: neither a file nor a folder with a checkpoint (looked in {tilde(p)})')

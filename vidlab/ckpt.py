@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['CONTAINERS', 'WRAPPERS', 'WeightsError', 'read_file', 'state_dict_of', 'read_weights', 'rename', 'LoadReport',
-           'load_into', 'save_checkpoint', 'find_checkpoint', 'load_checkpoint']
+           'load_into', 'save_tensors', 'save_checkpoint', 'find_checkpoint', 'tidy_checkpoints', 'load_checkpoint']
 
 # %% ../nbs/03_ckpt.ipynb #39e4a61a
-import argparse, re, shutil, zipfile
+import argparse, os, re, shutil, zipfile
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -160,7 +160,14 @@ def load_into(model, # nn.Module
     return LoadReport(str(source), rows + [(None, k, 'new') for k in empty])
 
 # %% ../nbs/03_ckpt.ipynb #1cb3557e
-def _tensors(sd): return {k: v.detach().cpu().contiguous().clone() for k, v in sd.items()}
+def save_tensors(path, tensors:dict # name -> tensor
+                ):
+    "A safetensors file that is on the disk, with the mode that any new file gets here (the library's own is 0600)"
+    save = need('safetensors.torch', 'safetensors').save_file
+    with open(path, 'wb') as f: mode = os.fstat(f.fileno()).st_mode
+    save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, path, metadata={'format': 'pt'})
+    with open(path, 'rb+') as f: os.fsync(f.fileno())
+    os.chmod(path, mode & 0o777)
 
 def save_checkpoint(path, # folder to make or replace
                     weights:dict, # name -> tensor
@@ -169,13 +176,11 @@ def save_checkpoint(path, # folder to make or replace
                     **more:dict # further state dicts, e.g. ema=...; `<name>.safetensors`
                    ) -> Path:
     "Write a checkpoint folder; the old one stays until the new one is whole"
-    save = need('safetensors.torch', 'safetensors').save_file
     path = Path(path)
     new, old = path.with_name(f'.{path.name}.new'), path.with_name(f'.{path.name}.old')
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    for name, sd in dict(weights=weights, **more).items():
-        save(_tensors(sd), new/f'{name}.safetensors', metadata={'format': 'pt'})
+    for name, sd in dict(weights=weights, **more).items(): save_tensors(new/f'{name}.safetensors', sd)
     if state is not None:
         with atomic_write(new/'state.pt', 'wb') as f: torch.save(state, f)
     write_json(new/'card.json', {**card, 'sha256': file_hash(new/'weights.safetensors')})
@@ -192,6 +197,17 @@ def find_checkpoint(path # folder, or one that a kill left under its interim nam
     "The whole checkpoint at `path`"
     path = Path(path)
     return next((p for p in (path, path.with_name(f'.{path.name}.old')) if (p/'card.json').exists()), None)
+
+def tidy_checkpoints(folder # `ckpt` of a run that nobody else writes to
+                    ):
+    "Take away what a kill in the middle of a save has left; a checkpoint under its interim name gets its own back"
+    for p in Path(folder).glob('.*.old'):
+        path = p.with_name(p.name[1:-len('.old')])
+        if find_checkpoint(path) == p:
+            shutil.rmtree(path, ignore_errors=True)
+            p.rename(path)
+        else: shutil.rmtree(p)
+    for p in Path(folder).glob('.*.new'): shutil.rmtree(p)
 
 def load_checkpoint(path) -> dict: # weights, card, state (None without), and further parts such as ema
     "Read a checkpoint folder"

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['EXAMPLES', 'OF_A_RUN', 'TOOLS', 'SAID', 'Parameter', 'run_pages', 'page_words', 'value_of', 'values_of',
            'check_recipe', 'newest_run', 'Page', 'said_now', 'watch', 'error_of', 'result_of', 'ended', 'run_page',
-           'show_recipes', 'state_of', 'show_runs', 'overview', 'page_help', 'run_tool', 'main']
+           'show_recipes', 'show_runs', 'overview', 'page_help', 'run_tool', 'main']
 
 # %% ../nbs/56_cli.ipynb #0655858b
 import ast, contextlib, json, os, re, shlex, shutil, signal, sys, tempfile, threading, time
 from dataclasses import dataclass
 from pathlib import Path
 from .config import coerce, list_addons, list_recipes, read_tables
-from .core import _clock, outputs_dir, pages_dir, project_root, read_json, tilde, unknown
+from .core import RunFolder, _clock, outputs_dir, pages_dir, project_root, read_json, tilde, unknown
+from .owner import state_of
 
 # %% ../nbs/56_cli.ipynb #9505e073
 @dataclass
@@ -271,7 +272,7 @@ def _written(page, values, **more):
     plain = lambda v: v if isinstance(v, str) else json.dumps(v)
     return shlex.join(['vidlab', page, *first, *(f'{k}={plain(v)}' for k, v in said.items())])
 
-def _state(run): return read_json(run/'status.json') if run and (run/'status.json').exists() else {}
+def _state(run): return RunFolder(run).status() if run else {}
 
 def _where(page, out, run):
     "What lies where, and what to do next"
@@ -343,17 +344,15 @@ def show_recipes(word:str='' # part of a name or of what is said of it
     return _table(('recipe', 'published', 'what'), [(name(r), paper(r), r.what[:80]) for r in rows])
 
 # %% ../nbs/56_cli.ipynb #dee92fc7
-def state_of(run:Path) -> dict:
-    "The status of a run; one without a living process is dead"
-    import psutil
-    s = _state(run) or dict(state='empty')
-    if s['state'] in ('running', 'starting') and not psutil.pid_exists(s.get('pid', -1)): s['state'] = 'dead'
-    return s
-
-def _number(run):
-    for p in sorted((run/'eval').glob('*.json')):
-        for k, v in read_json(p)['metrics'].items(): return f'{p.stem} {k} {v:.4g}' if v is not None else ''
+def _number(run): # a damaged evaluation has none
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        for p in sorted((run/'eval').glob('*.json')):
+            for k, v in read_json(p)['metrics'].items(): return f'{p.stem} {k} {v:.4g}' if v is not None else ''
     return ''
+
+def _when(run, status):
+    beat = status.get('heartbeat')
+    return time.strftime('%Y-%m-%d %H:%M', time.localtime(beat if isinstance(beat, (int, float)) else run.stat().st_mtime))
 
 def show_runs(word:str='' # part of a recipe, state or path
              ) -> str:
@@ -361,9 +360,8 @@ def show_runs(word:str='' # part of a recipe, state or path
     rows = []
     for p in sorted((q.parent for q in outputs_dir().glob('*/*/config.json')), key=lambda p: p.name, reverse=True):
         s = state_of(p)
-        when = time.strftime('%Y-%m-%d %H:%M', time.localtime(s.get('heartbeat') or p.stat().st_mtime))
         step = f'{s.get("step", "")}/{s.get("total_steps", "")}'.strip('/')
-        rows.append((p.parent.name, s['state'], step, _number(p), when, tilde(p)))
+        rows.append((p.parent.name, s['state'], step, _number(p), _when(p, s), tilde(p)))
     rows = [r for r in rows if word.lower() in ' '.join(r).lower()]
     if not rows: return f'no runs {f"with {word!r} " if word else ""}in {tilde(outputs_dir())}'
     return _table(('recipe', 'state', 'step', 'number', 'when', 'path'), rows)

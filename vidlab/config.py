@@ -75,6 +75,7 @@ class ClipFields:
     resize:str = 'fast'         # 'fast' | 'official': CLIP4Clip's PIL arithmetic | 'bilinear': STAN's, 'mmcv' as released | 'opencv': VideoMamba's | 'pillow': TVTS's
     workers:int = 2             # decoding processes; 0: in this one
     timeout:float = 120.        # seconds before a decoding worker counts as hung
+    hang:float = 900.           # seconds without a sign of any process of a launched run (nproc) before the one that stands behind counts as hung and all are ended; 0 never
     check:bool = True           # look into every training file before the first batch and keep what was found; off for very large sets
     bad_limit:float = 0.5       # stop above this share of unreadable training clips
     on_bad:str = 'fail'         # unreadable files in evaluation: 'fail' | 'miss'
@@ -156,7 +157,7 @@ CHOICES = dict(
     precision=('fp32', 'bf16', 'fp16'), device=('auto', 'cpu', 'cuda'))
 LEAST = dict(
     few_shot=0, cut_windows=0, window_stride=0, pieces=0, min_chars=0, window=1, max_frames=1, eval_frames=0, rate=0, max_words=1, eval_words=0,
-    repeats=1, short_side=0, eval_clips=1, val_clips=1, workers=0, timeout=0, bad_limit=0, epochs=0, batch_size=1, eval_batch_size=1, accum=1, lr=0,
+    repeats=1, short_side=0, eval_clips=1, val_clips=1, workers=0, timeout=0, hang=0, bad_limit=0, epochs=0, batch_size=1, eval_batch_size=1, accum=1, lr=0,
     lr_batch=0, coef_lr=0, weight_decay=0, eps=0, lr_every=1, warmup=0, warmup_start=0, min_factor=0, clip_grad=0, ema=0, log_every=1, eval_every=1,
     save_every=0)
 MOST = dict(bad_limit=1, layer_decay=1, ema=1, warmup_start=1, min_factor=1)

@@ -6,11 +6,12 @@
 __all__ = ['CLIP_MEAN', 'CLIP_STD', 'IMAGENET_MEAN', 'IMAGENET_STD', 'PACKAGES', 'unknown', 'need', 'from_hub', 'rng',
            'seed_everything', 'project_root', 'pages_dir', 'cache_dir', 'outputs_dir', 'tilde', 'find_path',
            'atomic_write', 'write_json', 'read_json', 'append_jsonl', 'read_jsonl', 'file_hash', 'text_hash', 'say',
-           'progress', 'git_commit', 'env_record', 'peak_memory', 'saved_bytes', 'RunFolder']
+           'leave_signs', 'tick', 'signs', 'progress', 'git_commit', 'env_record', 'peak_memory', 'saved_bytes',
+           'RunFolder']
 
 # %% ../nbs/00_core.ipynb #3be0f88b
 import contextlib, dataclasses, difflib, hashlib, importlib, importlib.metadata, json, math, os
-import platform, random, subprocess, sys, time, uuid
+import platform, random, subprocess, sys, threading, time, uuid
 from pathlib import Path
 import numpy as np
 
@@ -126,7 +127,7 @@ def atomic_write(path, # final name
     "Open a temporary neighbour of `path`; it takes the name only when the block ends without an error"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    tmp = path.with_name(f'.{path.name}.{os.getpid()}.{threading.get_ident()}.tmp')
     try:
         with open(tmp, mode, encoding=None if 'b' in mode else 'utf-8') as f:
             yield f
@@ -165,7 +166,7 @@ def write_json(path, obj):
 def read_json(path):
     "The object in a json file; the error names the file"
     try: return json.loads(Path(path).read_text(encoding='utf-8'))
-    except json.JSONDecodeError as e: raise ValueError(f'{path}: not json ({e})') from e
+    except ValueError as e: raise ValueError(f'{path}: not json ({e})') from e              # nor UTF-8
 
 # %% ../nbs/00_core.ipynb #3050f28f
 def _end_of_line(f): # a file that is open for reading and adding
@@ -295,6 +296,31 @@ class _Told(_Line):
         getattr(self.outer, what)()
         self.outer.part = None
 
+# %% ../nbs/00_core.ipynb #ea532a84
+_signs = dict(n=0, pid=None, file=None)
+
+def leave_signs(path # file; None: no more
+               ):
+    "This process leaves its signs there, those it starts do not"
+    if _signs['file']: _signs['file'].close()
+    _signs.update(n=0, pid=os.getpid(), file=open(path, 'wb', buffering=0) if path else None)
+
+def tick(done:str, # what has just been done
+         n:int=1 # 0: a sign of life, and no piece of what all processes do
+        ):
+    "Leave a sign; free where nobody watches"
+    if _signs['file'] is None or _signs['pid'] != os.getpid(): return
+    _signs['n'] += n
+    _signs['file'].seek(0)
+    _signs['file'].write(f'{_signs["n"]}|{time.time():.3f}|{done[:40]:<60}\n'.encode('ascii', 'replace'))
+
+def signs(path) -> dict: # n, time, done
+    "The last sign of a process"
+    with contextlib.suppress(OSError, ValueError):
+        n, when, done = Path(path).read_text(encoding='ascii', errors='replace').split('|', 2)
+        return dict(n=int(n), time=float(when), done=done.splitlines()[0].strip())
+    return dict(n=0, time=0., done='')
+
 # %% ../nbs/00_core.ipynb #a41c07e3
 class _Shown(_Told):
     "A line of progress where it can be seen"
@@ -325,6 +351,7 @@ class progress(_Shown):
 
     def step(self, n:int=1):
         "`n` more are done"
+        tick(self.desc, 0)
         self.n += n
         if time.time() - self.told >= .5: self.tell()
         if self.due(): self.show()
@@ -410,13 +437,22 @@ class _Records:
         "All rows of `metrics.jsonl`"
         return read_jsonl(self/'metrics.jsonl') if (self/'metrics.jsonl').exists() else []
 
-    def status(self, state:str=None, # 'running' | 'done' | 'failed' | 'stopped'; None: read it
+    def _status(self):
+        "What `status.json` says; a broken one is a state of its own and harms no list of runs"
+        try: said = read_json(self/'status.json')
+        except FileNotFoundError: return {}
+        except (OSError, ValueError) as e: return dict(state='unreadable', reason=str(e))
+        if isinstance(said, dict) and isinstance(said.get('state'), str): return said
+        return dict(state='unreadable', reason=f'{self/"status.json"}: names no state')
+
+    def status(self, state:str=None, # 'starting' | 'running' | 'done' | 'failed' | 'stopped'; None: read it
                **kw # step, epoch, reason ...
               ) -> dict:
-        "Read, or write and return, `status.json`"
-        old = read_json(self/'status.json') if (self/'status.json').exists() else {}
-        if state is None: return old
+        "Read, or write and return, `status.json`; a process that has lost the run writes no more"
+        old = self._status()
+        if state is None or self.owner and not self.owner.held(): return old
         self._beat = time.time()
+        old = {} if old.get('state') == 'unreadable' else old
         new = {**old, **kw, 'state': state, 'heartbeat': self._beat, 'pid': os.getpid()}
         write_json(self/'status.json', new)
         return new
@@ -428,11 +464,15 @@ class _Records:
 # %% ../nbs/00_core.ipynb #45a29f9d
 class RunFolder(_Records):
     "Paths and small records of one run"
-    def __init__(self, path # the folder; made when missing
+    def __init__(self, path # the folder; who only reads makes nothing
                 ):
-        self.path = Path(path).absolute()
-        for d in ('ckpt', 'eval', 'figs'): (self.path/d).mkdir(parents=True, exist_ok=True)
+        self.path, self.owner = Path(path).absolute(), None         # `vidlab.owner.owned` names the owner
         self.beat_every, self._beat = 5., 0.
+
+    def made(self):
+        "The same, with its parts on the disk"
+        for d in ('ckpt', 'eval', 'figs'): (self.path/d).mkdir(parents=True, exist_ok=True)
+        return self
 
     @classmethod
     def new(cls, name:str, # recipe or purpose; becomes a folder
@@ -446,7 +486,7 @@ class RunFolder(_Records):
             try: p.mkdir(parents=True)
             except FileExistsError: continue
             _add_told('folders.txt', p.absolute())
-            return cls(p)
+            return cls(p).made()
         raise FileExistsError(f'{root}: no free name for a run')
 
     def __repr__(self): return f'RunFolder({tilde(self.path)!r})'

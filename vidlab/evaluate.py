@@ -8,8 +8,11 @@ __all__ = ['unique_samples', 'collect', 'evaluate', 'save_eval']
 # %% ../nbs/42_evaluate.ipynb #8f47a14c
 import time
 import torch
-from .core import progress, write_json
-from .learner import make_engine, to_device
+from .ckpt import save_tensors
+from .core import progress, tick, write_json
+from .learner import make_engine, stop_if_asked, to_device
+from .registry import lookup
+from .tasks.base import Evaluation
 
 # %% ../nbs/42_evaluate.ipynb #fcf1328a
 def unique_samples(part:dict # per-sample tensors with `sid` and `view`
@@ -30,9 +33,11 @@ def collect(task, # with `eval_step`
     "Run `eval_step` over a loader and bring the parts together"
     from accelerate.utils import gather_object
     parts = []
-    for b in (progress(loader, f'evaluating {desc}') if engine.is_main_process else loader):
+    for i, b in enumerate(progress(loader, f'evaluating {desc}') if engine.is_main_process else loader):
         with engine.autocast(): out = task.eval_step(to_device(b, engine.device))
         parts.append({k: v.cpu() for k, v in out.items()})
+        tick('evaluation')
+        if i < len(loader) - 1: stop_if_asked(engine)            # of the last batch not every process has a part
     if engine.num_processes > 1: parts = gather_object(parts)
     if not parts: raise ValueError(f'nothing to evaluate: the {desc} loader gave no batch')
     return unique_samples({k: torch.cat([p[k] for p in parts]) for k in parts[0]})
@@ -59,9 +64,15 @@ def evaluate(task, # vidlab.tasks.Task, the bare one
 def save_eval(folder, # RunFolder
               name:str, # e.g. 'test'
               res:dict, # from `evaluate`
-              protocol:dict # data set, split, hash, frames, sampler, post-processing, decoder, weights, seed ...
+              protocol:dict, # data set, split, hash, frames, sampler, post-processing, decoder, weights, seed ...
+              rows=None # Manifest of the rows that were evaluated: which clips belong together
              ):
-    "Write metrics, protocol and arrays of an evaluation"
-    from safetensors.torch import save_file
-    write_json(folder/'eval'/f'{name}.json', dict(metrics=res['metrics'], protocol=protocol, seconds=res['seconds']))
-    save_file({k: v.contiguous().clone() for k, v in res['arrays'].items()}, folder/'eval'/f'{name}.safetensors')
+    "Write metrics, protocol and arrays of an evaluation, then the intervals of the metrics"
+    (folder/'eval').mkdir(parents=True, exist_ok=True)
+    path, said = folder/'eval'/f'{name}.json', dict(metrics=res['metrics'], protocol=protocol, seconds=res['seconds'])
+    arrays = {**res['arrays'], **({} if rows is None else dict(together=torch.as_tensor(rows.related())))}
+    save_tensors(path.with_suffix('.safetensors'), arrays)
+    write_json(path, said)
+    if 'task' not in protocol: return
+    found = lookup('task', protocol['task']).intervals(Evaluation(arrays, rows), res['metrics'])
+    write_json(path, dict(said, intervals={k: {f: getattr(v, f) for f in ('low', 'high', 'n', 'groups')} for k, v in found.items()}))

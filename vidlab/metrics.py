@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TIES', 'KS', 'CAPTIONS', 'ranks_of', 'group_max', 'summarise', 'Direction', 'retrieval_ranks', 'retrieval_metrics',
-           'geometric_mean', 'dual_softmax', 'qb_norm', 'same_class_ranks', 'same_class_retrieval', 'sorted_right',
-           'official_ranks', 'official_metrics']
+           'flat_metrics', 'geometric_mean', 'rank_items', 'dual_softmax', 'qb_norm', 'same_class_ranks',
+           'same_class_retrieval', 'sorted_right', 'official_ranks', 'official_metrics']
 
 # %% ../nbs/24_metrics.ipynb #138ce78c
 from dataclasses import dataclass
@@ -110,8 +110,13 @@ def retrieval_metrics(sim, text_to_video=None, ties:str='mean', ks=KS, lower_med
                       more=() # further K; with them also `GM`, the geometric mean of R1, R5 and R10
                      ) -> dict: # flat: 't2v/R1', ...
     "Both directions as one flat dict of numbers (see `retrieval_ranks`)"
+    return flat_metrics(retrieval_ranks(sim, text_to_video, ties, (*ks, *more), lower_median, captions), more)
+
+def flat_metrics(directions:dict, # from `retrieval_ranks`
+                 more=()) -> dict: # flat: 't2v/R1', ...
+    "The metrics of both directions as one flat dict"
     out = {}
-    for name,d in retrieval_ranks(sim, text_to_video, ties, (*ks, *more), lower_median, captions).items():
+    for name,d in directions.items():
         if more: d.metrics['GM'] = geometric_mean(d.metrics)
         out.update({f'{name}/{k}':v for k,v in d.metrics.items()},
                    **{f'{name}/queries':len(d.ranks), f'{name}/ties':d.ties, f'{name}/nan_queries':d.nan_queries})
@@ -121,6 +126,14 @@ def geometric_mean(metrics:dict, # with R1, R5, ...
                    ks=KS) -> float:
     "Geometric mean of the recalls, the one number that TVTS and Frozen in Time choose checkpoints by"
     return float(np.prod([metrics[f'R{k}'] for k in ks])**(1/len(ks)))
+
+def rank_items(ranks, # (Q,) 1-based
+               metric:str # R1, R5, ..., MdR, MnR, GM
+              ) -> tuple: # items (Q,), kind as in `vidlab.stats.interval`; None: another metric
+    "What a metric of ranks is made of"
+    if metric[:1] == 'R' and metric[1:].isdigit(): return ranks <= int(metric[1:]), 'share'
+    if metric == 'GM': return ranks, lambda r: geometric_mean(summarise(r))
+    return dict(MdR=(ranks, 'median'), MnR=(ranks, 'mean')).get(metric)
 
 # %% ../nbs/24_metrics.ipynb #76ddeb08
 def dual_softmax(sim, # (Nt,Nv) scores (cosines or scaled)

@@ -6,6 +6,7 @@
 __all__ = ['SHARE', 'RANK', 'NUMBER', 'ERROR', 'AVERAGES', 'Column', 'Task', 'by_clip', 'merge_views', 'Evaluation']
 
 # %% ../../nbs/tasks/10_base.ipynb #f3299fc9
+import math
 from dataclasses import dataclass
 from functools import cached_property
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 from ..core import unknown
+from ..stats import interval, measured
 from ..data.transforms import normalise
 
 # %% ../../nbs/tasks/10_base.ipynb #0014d507
@@ -165,6 +167,14 @@ class Evaluation:
     @cached_property
     def groups(self): return self.rows.groups()
 
+    def together(self, sid): # (n,) -> (n,) group of each: clips that are not independent, see `Manifest.related`
+        related = self.arrays.get('together')
+        return np.asarray(sid) if related is None else np.asarray(related)[np.asarray(sid)]
+
+    def unread(self, sid): # (n,) those of the clips that there are numbers of -> (m,) the others
+        every = self.arrays.get('together')
+        return np.setdiff1d(np.arange(0 if every is None else len(every)), np.asarray(sid))
+
     def clip(self, sid) -> dict: # the first row of a clip
         return self.rows.row(int(self.groups.first[int(sid)]))
 
@@ -192,6 +202,27 @@ def figure(cls:Task, e:Evaluation): # dict(draw, ...), see `vidlab.results.DRAW`
     "All of an evaluation at once; here the spread of the first number"
     for name,values in cls.per_clip(e)[0].items(): return dict(draw='spread', values=values, name=cls.column(name).head(name))
     return dict(draw='note', text=f'{cls.__name__} keeps no numbers per clip')
+
+# %% ../../nbs/tasks/10_base.ipynb #920e6fed
+@patch(cls_method=True)
+def items(cls:Task, e:Evaluation, metric:str # its name among the metrics
+         ) -> tuple: # (n,...) items, (n,) sid of each, kind as in `vidlab.stats.interval`; None: it is not made of items
+    "What a metric is made of"
+    numbers,sid = cls.per_clip(e)
+    if metric not in numbers: return None
+    x = numbers[metric]
+    return (x == 100, sid, 'share') if np.isin(x, (0, 100)).all() else (x, sid, 'mean')
+
+@patch(cls_method=True)
+def intervals(cls:Task, e:Evaluation, metrics:dict) -> dict: # metric -> `vidlab.stats.Interval`
+    "How far the metrics of an evaluation may be from the true ones"
+    out = {}
+    for name,value in metrics.items():
+        if (made := cls.items(e, name)) is None or not len(made[0]): continue
+        x,sid,kind = made
+        if np.isnan(np.asarray(x, dtype=float)).any() or not math.isclose(measured(x, kind), value, rel_tol=1e-3, abs_tol=1e-3): continue
+        out[name] = interval(x, kind, e.together(sid))
+    return out
 
 # %% ../../nbs/tasks/10_base.ipynb #268e850a
 @patch(cls_method=True)

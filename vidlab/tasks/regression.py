@@ -6,6 +6,7 @@
 __all__ = ['RegressionTask']
 
 # %% ../../nbs/tasks/40_regression.ipynb #3acd0f83
+import numpy as np
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from ..registry import register_task
@@ -64,6 +65,18 @@ register_task(RegressionTask)
 @patch(cls_method=True)
 def per_clip(cls:RegressionTask, e:Evaluation) -> tuple:
     return dict(mae=(e.arrays['predicted'] - e.arrays['target']).abs().numpy()), e.arrays['sid'].numpy()
+
+def _r2(x): return 1 - ((x[:, 0] - x[:, 1])**2).mean()/x[:, 1].var()
+def _spearman(x): # (n,2)
+    from scipy.stats import spearmanr
+    return spearmanr(x[:, 0], x[:, 1])[0]
+
+@patch(cls_method=True)
+def items(cls:RegressionTask, e:Evaluation, metric:str) -> tuple:
+    x,y = e.arrays['predicted'].double().numpy(),e.arrays['target'].double().numpy()
+    rows = np.stack([x, y], 1)
+    made = dict(mse=((x - y)**2, 'mean'), mae=(abs(x - y), 'mean'), r2=(rows, _r2), spearman=(rows, _spearman)).get(metric)
+    return made and (made[0], e.arrays['sid'].numpy(), made[1])
 
 @patch(cls_method=True)
 def details(cls:RegressionTask, e:Evaluation, i:int) -> dict:

@@ -10,7 +10,7 @@ import numpy as np
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from ..layers import masked_mean
-from ..metrics import same_class_ranks, same_class_retrieval
+from ..metrics import rank_items, same_class_ranks, same_class_retrieval
 from ..registry import register_task
 from .base import RANK, SHARE, Evaluation, Task, by_clip
 
@@ -54,6 +54,15 @@ def same_class_confusion(arrays:dict, # video (n,D), label (n)
 @patch(cls_method=True)
 def per_clip(cls:SameClassTask, e:Evaluation) -> tuple:
     return {'v2v/R1': 100.*(same_class_ranks(e.arrays['video'], e.arrays['label']) == 1)}, e.arrays['sid'].numpy()
+
+@patch(cls_method=True)
+def items(cls:SameClassTask, e:Evaluation, metric:str) -> tuple:
+    "Ranks; a video that could not be read finds nothing"
+    sid,name = e.arrays['sid'].numpy(),metric.removeprefix('v2v/')
+    lost = e.unread(sid) if name[:1] == 'R' else sid[:0]
+    ranks = np.append(same_class_ranks(e.arrays['video'], e.arrays['label']), np.full(len(lost), np.inf))
+    made = rank_items(ranks, name)
+    return made and (made[0], np.append(sid, lost), made[1])
 
 @patch(cls_method=True)
 def figure(cls:SameClassTask, e:Evaluation):

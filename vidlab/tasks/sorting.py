@@ -11,10 +11,10 @@ from fastcore.basics import patch
 from ..core import rng
 from ..losses import contrastive, gather_dict, sort_loss
 from ..masks import keep_indices
-from ..metrics import retrieval_metrics, sorted_right
+from ..metrics import KS, flat_metrics, retrieval_ranks, sorted_right
 from ..registry import register_task
 from .base import SHARE, Evaluation, Task, by_clip
-from .retrieval import BOTH_WAYS, eval_ranks, worst_queries
+from .retrieval import BOTH_WAYS, both_ways, eval_ranks, kept_ranks, worst_queries
 
 # %% ../../nbs/tasks/60_sorting.ipynb #8e5c4174
 class SortingTask(Task):
@@ -78,7 +78,8 @@ def score(self:SortingTask, parts:dict, expected:dict=None) -> dict:
     p = parts['pairs']
     sids,inv,first = by_clip(p['sid'])
     with torch.no_grad(): sim = self.model.similarity(p['text'].to(self.device), p['video'][first].to(self.device)).float().cpu()
-    m,arrays = retrieval_metrics(sim, inv, more=self.more_recalls),dict(sim=sim, text_sid=p['sid'], text_view=p['view'], video_sid=sids)
+    found = retrieval_ranks(sim, inv, ks=(*KS, *self.more_recalls))
+    m,arrays = flat_metrics(found, self.more_recalls),dict(kept_ranks(found, sids), sim=sim, text_sid=p['sid'], text_view=p['view'], video_sid=sids)
     if 'right' in p:
         m |= {'sorted': 100*float(p['right'].all(1).float().mean()), 'places': 100*float(p['right'].float().mean())}
         arrays['right'] = p['right']
@@ -93,6 +94,9 @@ def per_clip(cls:SortingTask, e:Evaluation) -> tuple:
     right = e.arrays.get('right')
     order = {} if right is None else dict(sorted=100.*right.all(1).numpy(), places=100.*right.double().mean(1).numpy())
     return dict(order, R1=100.*(eval_ranks(e.arrays)[0] == 1)), e.arrays['text_sid'].numpy()
+
+@patch(cls_method=True)
+def items(cls:SortingTask, e:Evaluation, metric:str) -> tuple: return both_ways(e, metric) or super(SortingTask, cls).items(e, metric)
 
 @patch(cls_method=True)
 def figure(cls:SortingTask, e:Evaluation):
