@@ -37,6 +37,24 @@ def without(case, *keys):
     return case
 
 
+@pytest.mark.parametrize('name,keys', [('clip4clip/sim_meanP_2d', ['sim_header', 'linear_patch', 'vision_width', 'valid_frames']), ('clip4clip/bertadam', ['eps', 'max_grad_norm']),
+                                       ('stan/train_steps', ['betas', 'eps', 'max_grad_norm', 'stan_lr_mult']), ('stan/stan_recognition_frozen', ['num_classes', 'trainable_with_grad']),
+                                       ('tdsclip/train_loop', ['clip_ratio', 'sync_bn', 'weight_decay']), ('tdsclip/mixup', ['mixup_alpha', 'cutmix_alpha', 'switch_prob']),
+                                       ('tvts/train_steps', ['projection', 'betas', 'eps', 'weight_decay']), ('videomamba/scan_plain', ['delta_softplus']),
+                                       ('videomamba/ft_load_head710_plain', ['top_key', 'key_prefix', 'delete_head']),
+                                       ('videomamba/train_steps', ['task', 'update_freq', 'soft_targets', 'smoothing', 'betas', 'weight_decay_end'])], ids=lambda v: v if isinstance(v, str) else '')
+def test_a_case_that_says_less(name, keys):
+    "What a configuration leaves out is what the official code takes then"
+    case, tensors = stored(name)
+    assert run(without(case, *keys), tensors) == []
+
+
+def test_an_unknown_part_fails():
+    for name in ('clip4clip/metrics', 'clip4clip/frame_index', 'stan/geometry'):
+        case, tensors = stored(name)
+        with pytest.raises(AssertionError, match='unknown parts: another'): run(dict(case, another=[]), tensors)
+
+
 # ---------------------------------------------------------------------------------------------------------------- VideoMamba
 @pytest.mark.parametrize('keys', [['student.clip_return_layer'], ['student.clip_student_return_interval', 'student.clip_norm_type', 'clip_loss_type', 'clip_loss_ratio'],
                                   ['teacher.clip_return_layer', 'teacher.clip_return_interval', 'teacher.clip_norm_type', 'teacher.kernel_size', 'teacher.return_attn'],

@@ -162,7 +162,7 @@ def recognition(case, tensors):
     cfg, tol, out = case['config'], case['tolerance'], part(tensors, 'output/')
     model = build(cfg, part(tensors, 'weight/'), **({'head': 'mean'} if cfg.get('return_mean') else {}))
     if cfg.get('frozen_layers'): model.freeze('all')
-    task = RecognitionTask(model, [f'class {i}' for i in range(cfg['num_classes'])])
+    task = RecognitionTask(model, [f'class {i}' for i in range(len(tensors['input/class_text']))])
     task.set_texts(tensors['input/class_text'].long(), tensors['input/class_text'].long() != 0)
     task.eval()
     imgs, labels = tensors['input/imgs'], tensors['input/labels']
@@ -186,6 +186,7 @@ def train_steps(case, tensors):
     model = build(cfg, part(tensors, 'weight/'))
     if cfg.get('frozen_layers'): model.freeze('all')
     task = RetrievalTask(model, directions='sum')
+    cfg = {**dict(stan_lr_mult=10., betas=(.9, .98), eps=1e-8, max_grad_norm=5), **cfg}                 # as in the published configurations
     opt = make_optimizer('adamw', param_groups(model, cfg['lr']*cfg['stan_lr_mult'], cfg['weight_decay'], 1/cfg['stan_lr_mult'], 'stan'), betas=tuple(cfg['betas']), eps=cfg['eps'])
     losses, norms = [], []
     for i in range(cfg['steps']):

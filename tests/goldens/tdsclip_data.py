@@ -33,9 +33,10 @@ class Extreme:
 @kind('tdsclip', 'sampling')
 def sampling(case, tensors):
     from vidlab.data.sample import DenseSampler, SegmentSampler, dense, segments
-    window, base = case['config']['sample_range'], case['config']['index_bias']
+    window, base = case['config'].get('sample_range', 128), case['config'].get('index_bias', 1)
     assert case['cases']
     for c in case['cases']:
+        c = dict(dense=False, **c) if 'dense' not in c else c
         n, t, clips, rule = c['frames'], c['segments'], c.get('clips', 1), c['family']
         gen = (lambda s: Python(s)) if rule == 'kinetics' and not c['dense'] else np.random.RandomState
         if c['dense']:
@@ -90,7 +91,7 @@ def annotation_lists(case, tensors):
             counts = [len(o.split(' ')) for o in c['text'].split('\n') if o.strip()]
             three = counts[:1] == [3]
             root = None if c['text'].startswith('/') else d
-            least = case['config']['min_frames'] if three and not c['test_mode'] else 0
+            least = case['config'].get('min_frames', 8) if three and not c['test_mode'] else 0
             try: m = read_list(file, root, 'path frames label' if three else 'path label', sep=' ', ext=None, missing='keep', min_frames=least)
             except ValueError as e:
                 if len(set(counts)) > 1:
@@ -201,7 +202,7 @@ def mixup(case, tensors):
     import torch
     from vidlab.data.transforms import draw_mix, mix_clips
     cfg, x, y = case['config'], tensors['input/x'], tensors['input/labels']
-    opts = dict(mixup=cfg['mixup_alpha'], cutmix=cfg['cutmix_alpha'], prob=cfg.get('prob', 1.), switch=cfg['switch_prob'])
+    opts = dict(mixup=cfg.get('mixup_alpha', .8), cutmix=cfg.get('cutmix_alpha', 1.), prob=cfg.get('prob', 1.), switch=cfg.get('switch_prob', .5))
     assert case['cases']
     for c in case['cases']:
         lam, box = draw_mix(*x.shape[-2:], np.random.RandomState(c['seed']), **opts)
@@ -241,6 +242,6 @@ def multi_view(case, tensors):
                 if f'top{k}' not in c: continue
                 hit = 100*(prob.topk(min(k, classes)).indices == y[:, None]).any(1).float().mean()
                 close(f'top{k}', hit, c[f'top{k}'], 1e-4)
-            m, t = case['config']['num_diff'], c['segments']        # row (video, view, segment) begins at its own 3*M channels
+            m, t = case['config'].get('num_diff', 5), c['segments']        # row (video, view, segment) begins at its own 3*M channels
             assert c['first_channel_of_each_model_row'] == [3*m*i for i in range(n*views*t)]
         else: raise AssertionError(f'unknown kind {c["kind"]}')

@@ -63,7 +63,7 @@ def train_steps(case, tensors):
         x = part(tensors, f'input/step{s}/')
         batches.append(dict(batch_of(x, c['batch'], len(x['input_ids'])//c['batch']), sid=torch.arange(c['batch'])))
     assert c.get('correct_bias', True), 'the published trainers correct the bias'
-    opt = make_optimizer('hf_adamw', [dict(params=list(task.model.parameters()), lr=c['lr'], weight_decay=c['weight_decay'])], betas=tuple(c['betas']), eps=c['eps'])
+    opt = make_optimizer('hf_adamw', [dict(params=list(task.model.parameters()), lr=c['lr'], weight_decay=c.get('weight_decay', 0.))], betas=tuple(c.get('betas', (.9, .999))), eps=c.get('eps', 1e-6))
     step_through(task, opt, batches, None, c['lr'], tensors, case['tolerance'])
 
 

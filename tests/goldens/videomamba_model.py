@@ -144,7 +144,7 @@ def inflate(case, tensors):
     m = classifier(cfg['video']).eval()
     init = part(w, 'video_init.')
     m.load_state_dict({**m.state_dict(), **init})
-    with tempfile.TemporaryDirectory() as d: report = m.load_weights(write(d, part(w, 'image.'), 'model'), how='centre' if cfg['center'] else 'mean')
+    with tempfile.TemporaryDirectory() as d: report = m.load_weights(write(d, part(w, 'image.'), 'model'), how='centre' if cfg.get('center', True) else 'mean')
     assert set(report.names('new')) == set(init), report.names('new')
     own = m.state_dict()
     for name, e in part(tensors, 'output/state.').items(): close_own(name, own[name], e, tol)
@@ -161,14 +161,14 @@ def finetune_load(case, tensors):
     m = classifier(cfg['target'])
     m.load_weights(init, exact=True)
     with tempfile.TemporaryDirectory() as d:
-        report = m.load_weights(write(d, file, cfg['top_key'], cfg['key_prefix']), new_head=cfg['delete_head'], labels=cfg.get('label_map'), compat=True)
+        report = m.load_weights(write(d, file, cfg.get('top_key', ''), cfg.get('key_prefix', '')), new_head=cfg.get('delete_head', False), labels=cfg.get('label_map'), compat=True)
     own, derived = m.state_dict(), cfg.get('derived', {})
     for name, e in part(tensors, 'output/state.').items():
         if name in file and file[name].shape != init[name].shape and torch.equal(e, init[name]):
             with sub('size_mismatch_skipped'): close_own(name, own[name], e, tol)
         else: close_own(name, own[name], e, tol)
     assert set(derived.get('missing', [])) <= set(report.names('new')), report.names('new')
-    left = {a.removeprefix(cfg['key_prefix']) for a, _, what in report.rows if what == 'dropped'}
+    left = {a.removeprefix(cfg.get('key_prefix', '')) for a, _, what in report.rows if what == 'dropped'}
     assert set(derived.get('unexpected', [])) <= left, sorted(left)
 
 

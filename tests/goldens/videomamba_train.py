@@ -59,7 +59,8 @@ class Batches(list):
 
 @kind('videomamba', 'train_steps')
 def train_steps(case, tensors):
-    c, tol, x, want = case['config'], case['tolerance'], part(tensors, 'input/'), part(tensors, 'output/')
+    given = dict(task='class', update_freq=1, soft_targets=False, smoothing=.1, layer_decay=1., min_lr=1e-6, betas=(.9, .999), weight_decay=.05)
+    c, tol, x, want = {**given, **case['config']}, case['tolerance'], part(tensors, 'input/'), part(tensors, 'output/')
     number = c['task'] == 'regression'
     model = classifier(c['model'])
     model.load_state_dict(part(tensors, 'weight/'))
@@ -73,7 +74,7 @@ def train_steps(case, tensors):
     close('lr_schedule', rates, want['lr_schedule'], 1e-7, own=True)
     close('wd_schedule', decays, want['wd_schedule'], 1e-7, own=True)
     opt = make_optimizer('adamw', groups_of(model, c['lr'], c['weight_decay'], c['layer_decay'], 'ends'), betas=tuple(c['betas']), eps=c.get('eps', 1e-8))
-    batches = Batches(dict(video=x[f'video.{i}'].transpose(1, 2), **{'target' if number else 'label': x[f'target.{i}']}, sid=torch.arange(c['batch'])) for i in range(n))
+    batches = Batches(dict(video=x[f'video.{i}'].transpose(1, 2), **{'target' if number else 'label': x[f'target.{i}']}, sid=torch.arange(len(x[f'video.{i}']))) for i in range(n))
     losses = []
     task.register_forward_hook(lambda m, a, out: losses.append(float(out['loss'].detach())))
     with tempfile.TemporaryDirectory() as d:
