@@ -193,6 +193,15 @@ def make_manifest(format: str,  # of `formats`
     tell(m, out, report, new)
 
 
+def in_options(text: str, format: str) -> str:
+    "An error in the words of the command line: options instead of arguments"
+    text = text.replace('Check the root folder', 'Check --root').replace('is the root folder right?', 'is --root right?').replace('name no root', 'leave --root out')
+    def pairs(m): return '--columns ' + ' '.join(f'{a}={b}' for a, b in re.findall(r"'([^']*)': '([^']*)'", m[1]))
+    text = re.sub(r'columns=\{(.*?)\}', pairs, text)
+    for name in takes(format) if format in formats() else (): text = re.sub(rf"\b(?<!-){name}='([^']*)'", rf'--{name} \1', text)
+    return text
+
+
 def overview() -> str:
     "The help of the tool: every data set in one line"
     wide = max(map(len, formats()))
@@ -209,7 +218,7 @@ def main(args=None) -> int:
     try:
         if args[0] not in formats(): raise unknown('format', args[0], formats())
         make_manifest(args[0], **parse(args[0], args[1:]))
-    except (ValueError, OSError) as e: print(f'make_manifest: {e}', file=sys.stderr); return 1
+    except (ValueError, OSError) as e: print(f'make_manifest: {in_options(str(e), args[0])}', file=sys.stderr); return 1
     return 0
 
 

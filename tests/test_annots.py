@@ -20,8 +20,8 @@ def videos(tmp_path):
 
 BAD = {   # name -> (file name, content, words the error must hold)
     'missing column':  ('m.csv', 'pth,text\n0.mp4,a\n', ["'pth'", "did you mean 'path'"]),
-    'usual other name': ('m.csv', 'video,caption\n0.mp4,a\n', ["columns={'video': 'path'}"]),
-    'misspelt column': ('m.csv', 'path,texts\n0.mp4,a\n', ["did you mean 'text'"]),
+    'unusual name':    ('m.csv', 'paht,caption\n0.mp4,a\n', ["did you mean 'path'"]),
+    'misspelt column': ('m.csv', 'path,txet\n0.mp4,a\n', ["did you mean 'text'"]),
     'two alike':       ('m.csv', 'path,text,text\n0.mp4,a,b\n', ["two columns are called 'text'"]),
     'index column':    ('m.csv', ',path\n0,0.mp4\n', ['index=False']),
     'nan caption':     ('m.csv', 'path,text\n0.mp4,a\n1.mp4,\n', ['row 2', "'text'", 'empty or NaN']),
@@ -58,7 +58,7 @@ BAD = {   # name -> (file name, content, words the error must hold)
     'broken json':     ('m.jsonl', '{"path": "0.mp4"}\n{"path"\n', ['line 2', 'JSON']),
     'json list':       ('m.jsonl', '["0.mp4"]\n', ['line 1', 'list']),
     'no parquet':      ('m.parquet', 'path\n', ['parquet']),
-    'other ending':    ('m.xlsx', 'x', ['.parquet']),
+    'other ending':    ('m.doc', 'x', ['.parquet']),
 }
 
 
@@ -528,7 +528,8 @@ def test_listed_frames(tmp_path):
     with pytest.raises(ValueError, match='no row has 9 frames'): read('a 2 0\n', min_frames=9)
     assert A.pictures_of('{}.png', ['1.png', '2.png', '4.png']) == (['1.png', '2.png'], None)
     assert A.read_class_names(put(tmp_path, n__csv='id,name\n0,"a, b"\n1,c\n')/'n.csv') == ['a, b', 'c']
-    with pytest.raises(ValueError, match='not 0 to 1'): A.read_class_names(put(tmp_path, n__csv='id,name\n1,a\n0,c\n')/'n.csv')
+    assert A.read_class_names(put(tmp_path, n__csv='id,name\n1,a\n0,c\n')/'n.csv') == ['c', 'a']
+    with pytest.raises(ValueError, match='not 0 to 1'): A.read_class_names(put(tmp_path, n__csv='id,name\n1,a\n3,c\n')/'n.csv')
 
 
 def test_another_ending_or_another_folder(tmp_path):
@@ -540,6 +541,7 @@ def test_another_ending_or_another_folder(tmp_path):
     assert found.column('path').to_pylist() == ['1.MP4', '2.avi'] and found.report['other_spelling'] == {'1.mp4': '1.MP4', '2': '2.avi'}
     with pytest.raises(ValueError, match="'3'"): A.Manifest.build(dict(path=['1.mp4', '3']), tmp_path)
     with pytest.raises(ValueError, match="elsewhere: 'sub/4.mp4'"): A.Manifest.build(dict(path=['4.mp4']), tmp_path)
+    assert A.Manifest.build(dict(path=['4']), tmp_path).report['other_spelling'] == {'4': 'sub/4.mp4'}
 
 def test_files_of_names_in_their_usual_forms(tmp_path):
     want = ['Archery', 'Arm wrestling', 'Biking']

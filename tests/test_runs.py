@@ -115,7 +115,17 @@ def mixed(shapes, tmp_path):
             p = root/'clips'/path
             p.unlink(); p.write_bytes(data)
             broken.setdefault(split, []).append(p.name)
+        torn(root/'clips'/rows['path'][2])
+        broken[f'{split} torn'] = [Path(rows['path'][2]).name]
     return root, broken
+
+def torn(path):
+    "A packet in the middle is overwritten with zeros: readable, with a frame less"
+    import av
+    with av.open(str(path)) as c: at, size = [(p.pos, p.size) for p in c.demux(video=0) if p.size][5]
+    data = bytearray(path.read_bytes())
+    data[at:at+size] = bytes(size)
+    path.write_bytes(data)
 
 def test_training_goes_on_without_bad_files_and_names_them(mixed):
     root, broken = mixed
@@ -124,6 +134,8 @@ def test_training_goes_on_without_bad_files_and_names_them(mixed):
     report = read_json(folder/'unread.json')
     assert sorted(Path(p).name for p in report) == sorted(broken['train'])
     assert all(report.values())
+    warned = read_json(folder/'warned.json')                              # and what the decoder said of one that could be read
+    assert [Path(p).name for p in warned] == broken['train torn'] and 'damaged' in str(warned)
 
 def test_training_stops_above_the_limit(mixed):
     root, _ = mixed
@@ -132,7 +144,9 @@ def test_training_stops_above_the_limit(mixed):
 def test_evaluation_refuses_bad_files_or_counts_them_as_missed(mixed):
     root, broken = mixed
     with pytest.raises(Exception, match=broken['test'][0].replace('.', r'\.')): run_eval(small(root))
-    m = read_json(run_eval(small(root, on_bad='miss'))/'eval'/'test.json')['metrics']
+    said = read_json(run_eval(small(root, on_bad='miss'))/'eval'/'test.json')
+    m = said['metrics']
+    assert [Path(p).name for p in said['protocol']['warned']] == broken['test torn']
     assert (m['texts'], m['videos'], m['unread'], m['t2v/nan_queries']) == (8, 8, 2, 2)
 
 # ---------------------------------------------------------------------------------------------------- parameters

@@ -164,8 +164,26 @@ def test_dense_windows(n, t, more, clips, seed, short):
     starts = [k*(max(n - window, 0)//(clips - 1)) for k in range(clips)] if clips > 1 else [max(n - window, 0)//2]
     assert S.dense(n, t, window, short=short, clips=clips).tolist() == [i for s in starts for i in walk(s)]
     draw = S.dense(n, t, window, True, np.random.default_rng(seed), short)
-    if n > window: assert (np.diff(draw) == step).all() and 0 <= draw[0] < n - window
+    if n > window: assert (np.diff(draw) == step).all() and 0 <= draw[0] <= n - window
     else: assert draw.tolist() == walk(0)
+
+
+@pytest.mark.parametrize('rule', S.WINDOWS)
+def test_random_windows_reach_both_ends(rule):
+    "Every place is drawn, the last one too; the published draw, of a RandomState, leaves it out"
+    first = lambda gen: {int(S.dense(20, 4, 16, True, gen(i), rule=rule)[0]) for i in range(200)}
+    assert first(np.random.default_rng) == {0, 1, 2, 3, 4} and first(np.random.RandomState) == {0, 1, 2, 3}
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 8), st.sampled_from([3, 5, 7, 9, 13]), st.booleans(), st.integers(0, 9))
+def test_windows_around_short_videos(n, t, m, wrap, seed):
+    "Of one frame and few, with more neighbours than frames: numbers of frames there are"
+    for train in (False, True):
+        for sampler in (S.SegmentSampler(t, neighbours=m, wrap=wrap), S.DenseSampler(t, 8, neighbours=m, wrap=wrap)):
+            idx = sampler(n, 25., np.arange(n)/25, train=train, gen=np.random.default_rng(seed))
+            assert len(idx) == t*m and 0 <= idx.min() and idx.max() < n
+            if wrap: assert (np.diff(idx.reshape(t, m)) % n <= 1).all() or n == 1
 
 
 @settings(max_examples=100, deadline=None)

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['tell', 'for_evaluation', 'load_manifest', 'class_names', 'sampler_of', 'make_clips', 'make_loader', 'train_loader',
            'complete', 'eval_loaders', 'runs_of', 'latest_run', 'weights_path', 'build_model', 'trained_classes',
-           'build_task', 'rates', 'build_optimizer', 'build_learner', 'evaluate_with']
+           'build_task', 'rates', 'build_optimizer', 'all_rows', 'build_learner', 'evaluate_with']
 
 # %% ../nbs/48_build.ipynb #0f01884a
-import dataclasses, inspect, math
+import dataclasses, inspect, math, re
 import numpy as np
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from .contract import Card
 from .core import RunFolder, find_path, outputs_dir, read_json, say, tilde, unknown, write_json
 from .data.asr import Narration
 from .data.clips import Clips, Loader, Mixed
-from .data.manifest import Manifest, told_twice
+from .data.manifest import Manifest, MissingVideos, told_twice
 from .data.sample import RULES, make_sampler
 from .data.shards import shard_of, window_order
 from .data.names import SHIPPED, is_word
@@ -55,6 +55,10 @@ def _places(cfg, takes, split) -> dict: # path, root, classes: those that the da
     return out
 
 # %% ../nbs/48_build.ipynb #5d0e1c02
+def _own_place(cfg, takes) -> bool: # `takes`: options of its data set
+    "Has every split a file of its own, or a folder where no file is asked for?"
+    return '{split}' in cfg.data_path or 'path' not in takes and '{split}' in cfg.video_root
+
 def _gone(what, names): # lines on files that are left out; names, or name -> why
     why = names if isinstance(names, dict) else dict.fromkeys(names, '')
     lines = [f'  {n}: {w}'.rstrip(': ') for n,w in list(why.items())[:20]]
@@ -68,11 +72,12 @@ def tell(m:Manifest, # of `load_manifest`
     "Say what was dealt out, guessed or left out on the way to the rows"
     r, lines = m.report, []
     if 'shared_out' in r:
-        shares = ', '.join(f'{k}={cfg.options[k]}' for k in ('val_share', 'test_share', 'split_seed') if k in cfg.options)
+        shares = ', '.join(f'{k}={cfg.options[k]}' for k in ('val_share', 'test_share', 'split_seed', 'split_by') if cfg.options.get(k, '') != '')
         parts = ', '.join(f'{k} {n}' for k,n in r['shared_out'].items())
         lines += [f'no split is given, so the {sum(r["shared_out"].values())} videos are dealt out: {parts} ({shares})']
     few = r.get('classes_not_in_every_part')
     if few: lines += [f'classes with too few videos for every part: {some(few)}']
+    if 'read_as' in r: lines += ['columns: ' + ', '.join(f'{theirs} is read as {ours}' for theirs,ours in r['read_as'].items()) + '; `columns` says otherwise']
     if 'encoding' in r: lines += [f'{cfg.data_path} is not UTF-8 and was read as {r["encoding"]}; `encoding` says otherwise']
     if r.get('other_spelling'): lines += [f'{len(r["other_spelling"])} paths are spelled in another way on the disk and were found: {some(list(r["other_spelling"]))}']
     for k,what in (('missing', 'are not there'), ('unreadable', 'cannot be read')):
@@ -85,9 +90,21 @@ def _rows(cfg, split, classes) -> Manifest:
     takes = options('data', cfg.data)
     given = dict(split=split, missing=cfg.missing, captions=cfg.captions) | (dict(classes=classes) if classes and not cfg.classes else {})
     opts = options_of(cfg, 'data')
-    if '{split}' in cfg.data_path and 'whole' in takes: opts['whole'] = True        # a file or folder for each split is that split
-    m = create('data', cfg.data, **_places(cfg, takes, split), **{k: v for k,v in given.items() if k in takes}, **opts)
-    return m if 'split' in takes or '{split}' in cfg.data_path else m.split(split)
+    own = _own_place(cfg, takes)
+    if own and 'whole' in takes: opts['whole'] = True        # a file or folder for each split is that split
+    places = _places(cfg, takes, split)
+    try:
+        m = create('data', cfg.data, **places, **{k: v for k,v in given.items() if k in takes}, **opts)
+        return m if 'split' in takes or own else m.split(split)
+    except ValueError as e: raise _in_a_run(e, cfg, split) from None
+
+def _in_a_run(e, cfg, split):
+    "The same error in the words of a run, which gives a data set its places and splits under other names"
+    text = str(e)
+    for theirs,ours in (('Check the root folder', 'Check video_root'), ('is the root folder right?', 'is video_root right?'), ('name no root', 'leave video_root empty')): text = text.replace(theirs, ours)
+    word = next((w for w in ('train_split', 'val_split', 'test_split') if getattr(cfg, w) == split), 'split')
+    text = re.sub(r'unknown split (?=\S)', f'{word}: unknown split ', text)
+    return e if text == str(e) or type(e) not in (ValueError, MissingVideos) else type(e)(text)
 
 # %% ../nbs/48_build.ipynb #22ded31b
 def for_evaluation(cfg:RunConfig) -> RunConfig:
@@ -97,9 +114,10 @@ def for_evaluation(cfg:RunConfig) -> RunConfig:
 
 def _names_of_training(cfg, split) -> list: # None: nothing has to be looked up
     "Where every split has a file of its own, names get their numbers from that of the training split"
-    own = split == cfg.train_split or cfg.classes or cfg.eval_data or '{split}' not in cfg.data_path
-    if own or 'label' not in lookup('task', cfg.task).needs or 'classes' not in options('data', cfg.data): return None
-    if not find_path(cfg.data_path.replace('{split}', cfg.train_split)).exists(): return None
+    takes = options('data', cfg.data)
+    if split == cfg.train_split or cfg.classes or cfg.eval_data or not _own_place(cfg, takes): return None
+    if 'label' not in lookup('task', cfg.task).needs or 'classes' not in takes: return None
+    if not find_path((cfg.data_path or cfg.video_root).replace('{split}', cfg.train_split)).exists(): return None
     return _rows(cfg, cfg.train_split, None).classes
 
 def _same_classes(m, classes, split):
@@ -193,6 +211,7 @@ def train_loader(cfg:RunConfig, card, engine, manifest=None # rows of `data` tha
     "Batches to train on: of one data set, or of several taking turns"
     def one(c, m=None):
         unit = 'row' if c.captions == 'all' else 'clip'
+        if m is None: complete(m := load_manifest(c, c.train_split), c, c.train_split)
         return make_loader(c, make_clips(c, c.train_split, card, unit, train=True, manifest=m), engine, train=True)
     if not cfg.more: return one(cfg, manifest)
     further = {str(i + 1): one(further_set(cfg, i)) for i in range(len(cfg.more))}
@@ -208,8 +227,23 @@ def complete(m:Manifest, cfg:RunConfig, split:str):
         word = dict.fromkeys([cfg.train_split], '') | {s: f"; {w}='' does without" for w,s in (('val_split', cfg.val_split), ('test_split', cfg.test_split)) if s}
         which = 'no row has' if len(bad) == len(m) else f'{len(bad)} of {len(m)} rows have no'
         said = dict(text='caption (column text)').get(name, name)
+        if name == 'target' and 'label' in m.cols: said += ' (there are labels: numbers to be predicted stand in a column called target)'
         ids = ', '.join(str(m.row(int(i))['id']) for i in bad[:3])
         raise ValueError(f"data {cfg.data!r}, split {split!r}: {which} {said}, which task {cfg.task!r} needs (id {ids}...): give every row one, or take such rows out{word.get(split, '')}")
+    _kind_of_labels(m, cfg, split)
+
+def _kind_of_labels(m, cfg, split):
+    "An error for labels that are no classes, where the task wants classes"
+    task, kind = lookup('task', cfg.task), m.label_kind
+    if 'label' not in task.needs or not len(m) or kind in task.label_kinds: return
+    there = ~m.lacking('label')
+    if kind == 'float': there &= (m.column('label') % 1 != 0) | (m.column('label')[there] % 1 == 0).all()
+    i = int(np.flatnonzero(there)[0])
+    whole = kind == 'float' and m.row(i)['label'] % 1 == 0
+    said = 'several of a clip' if kind == 'several' else 'numbers with a point' if whole else 'numbers with a fraction'
+    hint = "task 'recognition' takes several" if kind == 'several' else "label='class' reads 1.0 as class 1" if whole else "for task 'regression' call the column target"
+    raise ValueError(f"data {cfg.data!r}, split {split!r}: the labels are {said} (id {m.row(i)['id']}: {m.row(i)['label']}), "
+                     f'and task {cfg.task!r} wants one class a clip: {hint}')
 
 def eval_loaders(cfg:RunConfig, split:str, card, engine, manifest=None, # rows that are loaded already
                  classes:list=None # as in `load_manifest`
@@ -312,6 +346,25 @@ def build_optimizer(cfg:RunConfig, model):
     groups = param_groups(model, lr=lr, weight_decay=cfg.weight_decay, coef_lr=cfg.coef_lr, rule=cfg.groups, layer_decay=layers)
     return make_optimizer(cfg.optimizer, groups, lr=lr, betas=tuple(cfg.betas), eps=cfg.eps, momentum=cfg.betas[0])
 
+# %% ../nbs/48_build.ipynb #f77d1d2b
+def all_rows(cfg:RunConfig) -> tuple: # {split: Manifest}; names of the classes, or None
+    "The rows of every split of a run, complete for its task; an error says all that is missing"
+    rows, names, wrong = {}, None, {}
+    for s in dict.fromkeys((cfg.train_split, *filter(None, (cfg.val_split, cfg.test_split)))):
+        try:
+            rows[s] = load_manifest(cfg, s, names)
+            if s == cfg.train_split and 'classes' in options('task', cfg.task): names = class_names(cfg, rows[s])
+            complete(rows[s], cfg if s == cfg.train_split else for_evaluation(cfg), s)
+            if not len(rows[s]): raise ValueError(f'data {cfg.data!r} has no rows of split {s!r}')
+        except (ValueError, OSError) as e: wrong.setdefault(str(e), e)
+    try: cfg.start and weights_path(cfg.start)
+    except OSError as e: wrong.setdefault(str(e), e)
+    if len(wrong) == 1: raise next(iter(wrong.values()))
+    if wrong:
+        kind = FileNotFoundError if all(isinstance(e, FileNotFoundError) for e in wrong.values()) else ValueError
+        raise kind(f'{len(wrong)} things are missing or wrong:\n' + '\n'.join(f'- {e}' for e in wrong))
+    return rows, names
+
 # %% ../nbs/48_build.ipynb #eb2a5ac9
 def _same_data(folder, now, engine):
     "An error when a run goes on and its rows are no longer those it began with"
@@ -322,28 +375,28 @@ def _same_data(folder, now, engine):
                          f'start a new run, or take {tilde(kept)} away to go on all the same')
     if engine.is_main_process and not kept.exists(): write_json(kept, now)
 
-def build_learner(cfg:RunConfig, folder:RunFolder, engine) -> Learner:
+def build_learner(cfg:RunConfig, folder:RunFolder, engine) -> Learner: # its `later` holds the loaders of every evaluation
     "Everything a run needs"
     for c in cfg.callbacks:
         if c not in CALLBACKS: raise unknown('callback', c, CALLBACKS)
-    rows = {cfg.train_split: load_manifest(cfg, cfg.train_split)}
-    names = class_names(cfg, rows[cfg.train_split]) if 'classes' in options('task', cfg.task) else None
-    rows |= {s: load_manifest(cfg, s, names) for s in (cfg.val_split, cfg.test_split) if s and s not in rows}
+    rows, names = all_rows(cfg)
     tell(rows[cfg.train_split], cfg)
-    for s,m in rows.items(): complete(m, cfg, s)
     _same_data(folder, {s: m.hash() for s,m in rows.items()}, engine)
-    if twice := told_twice(rows, cfg.train_split): say('\n'.join(twice))
+    if engine.is_main_process and (twice := told_twice(rows, cfg.train_split, cfg.check)): say('\n'.join(twice))
     task = build_task(cfg, manifest=rows[cfg.train_split], classes=names)
     card = task.model.card
     train = train_loader(cfg, card, engine, rows[cfg.train_split])
     few = dataclasses.replace(cfg, eval_clips=cfg.val_clips, eval_crops=cfg.val_crops)
     val = eval_loaders(few, cfg.val_split, card, engine, rows[cfg.val_split]) if cfg.val_split else None
+    test = eval_loaders(cfg, cfg.test_split, card, engine, rows[cfg.test_split]) if cfg.test_split else None
     schedule,decay = rates(cfg, len(train))
     watching = [Log(cfg.log_every), Progress(), *(CALLBACKS[c]() for c in cfg.callbacks)]
-    return Learner(task, build_optimizer(cfg, task.model), train, folder, cfg.epochs, engine, schedule, decay, cfg.accum, cfg.clip_grad,
-                   cfg.ema, partial(evaluate_with, loaders=val, every=cfg.eval_every) if val else None, cfg.save_every, watching,
-                   card=dict(config=dataclasses.asdict(cfg), model=card, classes=getattr(task, 'classes', None)),
-                   keep_every=cfg.keep_every, ema_cpu=cfg.ema_cpu)
+    learn = Learner(task, build_optimizer(cfg, task.model), train, folder, cfg.epochs, engine, schedule, decay, cfg.accum, cfg.clip_grad,
+                    cfg.ema, partial(evaluate_with, loaders=val, every=cfg.eval_every) if val else None, cfg.save_every, watching,
+                    card=dict(config=dataclasses.asdict(cfg), model=card, classes=getattr(task, 'classes', None)),
+                    keep_every=cfg.keep_every, ema_cpu=cfg.ema_cpu)
+    learn.later = {f'{w} split {s!r}': loaders for w,s,loaders in (('val', cfg.val_split, val), ('test', cfg.test_split, test)) if loaders}
+    return learn
 
 def evaluate_with(learn:Learner, loaders:dict, every:int=1 # epochs
                  ) -> dict: # metrics; none where it is not time yet

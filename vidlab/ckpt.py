@@ -7,7 +7,7 @@ __all__ = ['CONTAINERS', 'WRAPPERS', 'WeightsError', 'read_file', 'state_dict_of
            'load_into', 'save_tensors', 'save_checkpoint', 'find_checkpoint', 'tidy_checkpoints', 'load_checkpoint']
 
 # %% ../nbs/03_ckpt.ipynb #39e4a61a
-import argparse, os, re, shutil, zipfile
+import argparse, io, math, os, pickle, re, shutil, zipfile
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -17,11 +17,6 @@ from .core import atomic_write, file_hash, need, read_json, unknown, write_json
 # %% ../nbs/03_ckpt.ipynb #855ef854
 class WeightsError(ValueError):
     "A weights file that cannot be used; the message names the file and what to do"
-
-def _is_torchscript(path):
-    "TorchScript archives hold a `constants.pkl`"
-    if not zipfile.is_zipfile(path): return False
-    with zipfile.ZipFile(path) as z: return any(n.endswith('/constants.pkl') for n in z.namelist())
 
 def _torch_load(path, allow):
     "`torch.load` that builds tensors, containers and the classes in `allow`"
@@ -37,6 +32,82 @@ def _torch_load(path, allow):
         raise WeightsError(f'{path}: not read: {why}. Save a plain state dict (torch.save(model.state_dict(), ...)) '
                            'or safetensors and give that file.') from e
 
+# %% ../nbs/03_ckpt.ipynb #ec3729ef
+class _Inert:
+    "Stands for an object of any class: keeps what it is given, does nothing"
+    name, args, state = '', (), {}
+    def __init__(self, *args): self.args = args
+    def __setstate__(self, state): self.state = state
+
+class _InertUnpickler(pickle.Unpickler):
+    "Objects of stand-ins; tensors stay a reference to their storage"
+    def find_class(self, module, name): return type('Inert', (_Inert,), dict(name=f'{module}.{name}'))
+    def persistent_load(self, pid): return pid
+
+def _is_torchscript(path):
+    "TorchScript archives hold a `constants.pkl`"
+    if not zipfile.is_zipfile(path): return False
+    with zipfile.ZipFile(path) as z: return any(n.endswith('/constants.pkl') for n in z.namelist())
+
+# %% ../nbs/03_ckpt.ipynb #e9457f20
+_STORED = dict(Double=torch.float64, Float=torch.float32, Half=torch.float16, BFloat16=torch.bfloat16, Long=torch.int64,
+               Int=torch.int32, Short=torch.int16, Char=torch.int8, Byte=torch.uint8, Bool=torch.bool)
+
+class _Archive:
+    "The storages of a TorchScript archive"
+    def __init__(self, z): # open ZipFile
+        self.zip, self.held, self.steps = z, {}, 0
+        self.root = next(n for n in z.namelist() if n.endswith('/data.pkl'))[:-len('data.pkl')]
+
+    def read(self, name, most=0): # member, bytes that a compressed one may unfold to
+        info = self.zip.getinfo(self.root + name)
+        if info.compress_type != zipfile.ZIP_STORED and info.file_size > most:
+            raise ValueError(f'{name} is compressed, as no such archive is written')
+        return self.zip.read(info)
+
+    def kept(self, o): # object of a module -> names of its parameters and buffers; None: not said
+        "What the class of a module says it keeps"
+        module, _, name = o.name.rpartition('.')
+        try: text = self.read(f'code/{module.replace(".", "/")}.py', 1 << 26).decode()
+        except KeyError: return None
+        said = re.search(rf'^class {re.escape(name)}\(Module\):\n((?:  __\w+__ = .*\n)+)', text, re.M)
+        return said and {n for line in said[1].splitlines() if '__parameters__' in line or '__buffers__' in line
+                         for n in re.findall(r'"([^"]+)"', line)}
+
+    def storage(self, kind, key, n): # inert storage class, member, elements -> flat tensor
+        if key not in self.held:
+            dtype, data = _STORED[kind.name.removeprefix('torch.').removesuffix('Storage')], self.read(f'data/{key}')
+            if len(data) != n*dtype.itemsize: raise ValueError(f'data/{key} holds {len(data)} bytes, not {n} numbers')
+            self.held[key] = torch.frombuffer(bytearray(data), dtype=dtype) if n else torch.empty(0, dtype=dtype)
+        return self.held[key]
+
+    def tensor(self, o): # what was called `_rebuild_tensor_v2`
+        (_, kind, key, _, n), offset, size, stride = o.args[:4]
+        if math.prod(size) > n: raise ValueError(f'a tensor of {tuple(size)} in a storage of {n} numbers')
+        return self.storage(kind, key, n).as_strided(size, stride, offset)
+
+# %% ../nbs/03_ckpt.ipynb #709b7030
+def _named_tensors(o, archive, name=''):
+    "(name, tensor) of a module and those below it"
+    archive.steps += 1
+    if archive.steps > 100_000: raise ValueError('its modules hold each other without end')
+    if not isinstance(o.state, dict): raise ValueError(f'what {o.name} holds is in a form that only its own code can read')
+    kept = archive.kept(o)
+    for k, v in o.state.items():
+        if not isinstance(v, _Inert): continue
+        if v.name == 'torch._utils._rebuild_tensor_v2':
+            if kept is None or k in kept: yield name + k, archive.tensor(v)
+        elif v.name.startswith('__torch__.'): yield from _named_tensors(v, archive, f'{name}{k}.')
+
+def _script_tensors(path) -> dict: # name -> tensor
+    "The state dict of a TorchScript archive; its program is not looked at"
+    try:
+        with zipfile.ZipFile(path) as z:
+            archive = _Archive(z)
+            return dict(_named_tensors(_InertUnpickler(io.BytesIO(archive.read('data.pkl'))).load(), archive))
+    except Exception as e:
+        raise WeightsError(f'{path}: not a whole TorchScript archive ({type(e).__name__}: {e})') from e
+
 # %% ../nbs/03_ckpt.ipynb #95856943
 def read_file(path, # .safetensors, a torch.save file, or OpenAI's TorchScript archive
               allow:tuple=() # further harmless classes, or (stand-in class, 'module.Name') pairs
@@ -47,7 +118,7 @@ def read_file(path, # .safetensors, a torch.save file, or OpenAI's TorchScript a
     if path.suffix == '.safetensors':
         try: return need('safetensors.torch', 'safetensors').load_file(path)
         except Exception as e: raise WeightsError(f'{path}: not a whole safetensors file ({e})') from e
-    if _is_torchscript(path): return dict(torch.jit.load(path, map_location='cpu').state_dict())
+    if _is_torchscript(path): return _script_tensors(path)
     return _torch_load(path, allow)
 
 # %% ../nbs/03_ckpt.ipynb #2fd24abb

@@ -10,11 +10,11 @@ __all__ = ['FIELDS', 'CHOICES', 'LEAST', 'MOST', 'PER_SET', 'WORDS', 'SECTIONS',
            'page_parameters', 'check_page', 'page_config', 'parameters_cell', 'write_parameters']
 
 # %% ../nbs/46_config.ipynb #972bc27c
-import ast, copy, dataclasses, inspect, json, types
+import ast, copy, dataclasses, inspect, json, math, types
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from .core import atomic_write, pages_dir, read_json, tilde, unknown
+from .core import atomic_write, nearest, pages_dir, read_json, tilde, unknown
 from .registry import KINDS, names, options, owners, reserve
 
 # %% ../nbs/46_config.ipynb #b4e47587
@@ -159,10 +159,27 @@ LEAST = dict(
     few_shot=0, cut_windows=0, window_stride=0, pieces=0, min_chars=0, window=1, max_frames=1, eval_frames=0, rate=0, max_words=1, eval_words=0,
     repeats=1, short_side=0, eval_clips=1, val_clips=1, workers=0, timeout=0, hang=0, bad_limit=0, epochs=0, batch_size=1, eval_batch_size=1, accum=1, lr=0,
     lr_batch=0, coef_lr=0, weight_decay=0, eps=0, lr_every=1, warmup=0, warmup_start=0, min_factor=0, clip_grad=0, ema=0, log_every=1, eval_every=1,
-    save_every=0)
-MOST = dict(bad_limit=1, layer_decay=1, ema=1, warmup_start=1, min_factor=1)
+    save_every=0, keep_every=0)
+MOST = dict(bad_limit=1, layer_decay=1, ema=1, warmup=1, warmup_start=1, min_factor=1)
 
 # %% ../nbs/46_config.ipynb #4709f93e
+def _known_elsewhere(name, v):
+    "An error for a word that the page does not know which makes something of it"
+    if name == 'optimizer' and not v.startswith('timm:'):
+        from vidlab.optim import OPTIMIZERS
+        if v not in OPTIMIZERS: raise unknown('optimizer', v, (*OPTIMIZERS, 'timm:NAME'))
+    if name == 'decoder' and v != 'auto':
+        from vidlab.data.decode import get_decoder
+        if get_decoder(v) is None: raise unknown('decoder', v, ('auto', 'pyav', 'decord', 'torchcodec'))
+    if name == 'callbacks':
+        from vidlab.callbacks import CALLBACKS
+        for c in v:
+            if c not in CALLBACKS: raise unknown('callback', c, CALLBACKS)
+    if name == 'augment':
+        from vidlab.data.transforms import make_steps
+        try: make_steps(v)
+        except ValueError as e: raise ValueError(f'augment: {e}') from None
+
 def check_value(name:str, # field
                 v # in its type
                ):
@@ -173,6 +190,11 @@ def check_value(name:str, # field
     if least is not None and not v >= least: raise ValueError(f'{name} {v!r}: at least {least}')
     if most is not None and not v <= most: raise ValueError(f'{name} {v!r}: at most {most}')
     if name == 'betas' and not (len(v) == 2 and all(0 <= b < 1 for b in v)): raise ValueError(f'betas {v!r}: two numbers from 0 to below 1')
+    if isinstance(v, float) and not math.isfinite(v): raise ValueError(f'{name} {v!r}: a number that is finite')
+    if name == 'layer_decay' and not v > 0: raise ValueError(f'layer_decay {v!r}: above 0')
+    if name == 'milestones' and not all(isinstance(m, (int, float)) and 0 < m < 1 for m in v): raise ValueError(f'milestones {v!r}: shares of the run, between 0 and 1')
+    if name == 'wave' and not (len(v) == 3 and all(isinstance(o, (int, float)) for o in v)): raise ValueError(f'wave {v!r}: three shares of the run')
+    _known_elsewhere(name, v)
     if name == 'stretch' and v and not (len(v) == 2 and min(v) > 0): raise ValueError(f'stretch {v!r}: [height, width] in pixels, or nothing')
 
 # %% ../nbs/46_config.ipynb #f26bdc1a
@@ -187,14 +209,14 @@ def coerce(name:str, # key, for the message
     if want in (list, tuple, dict): return _gathered(v, want, refused)
     if want is bool and str(v).lower() in ('true', 'false'): return str(v).lower() == 'true'
     if want in (int, float) and not isinstance(v, bool): return _number(v, want, refused)
-    if want is str and isinstance(v, Path): return str(v)
+    if want is str and (isinstance(v, Path) or name == 'classes' and type(v) is int): return str(v)      # classes: how many there are
     raise refused
 
 # %% ../nbs/46_config.ipynb #bd3ccaad
 def _number(v, want, refused):
     try: x = float(v)
     except (TypeError, ValueError): raise refused from None
-    if want is int and x != int(x): raise refused
+    if not math.isfinite(x) or want is int and x != int(x): raise refused
     return want(x)
 
 def _gathered(v, want, refused): # list, tuple or dict, also as it is written
@@ -517,7 +539,10 @@ def page_parameters(ns:dict, # `globals()` of the page, right after the paramete
     "The plain values that a run page's parameters have set"
     plain = (str, int, float, bool, list, tuple, dict, types.NoneType)
     hidden = {'In', 'Out', 'exit', 'quit', 'papermill'}
-    return {k: v for k, v in ns.items() if not k.startswith('_') and k not in hidden and k not in own and type(v) in plain}
+    found = {k: v for k, v in ns.items() if not k.startswith('_') and k not in hidden and k not in own and type(v) in plain}
+    for k in found:                                             # nearer to a parameter of the page than to any word of a run
+        if k not in FIELDS and not owners(k) and set(nearest(k, [*own, *FIELDS])) & set(own): raise unknown('parameter', k, own)
+    return found
 
 def check_page(ns:dict, # `globals()` of a page whose parameters are all its own
                own:tuple # their names
@@ -530,12 +555,7 @@ def page_config(ns:dict, # `globals()` of the page
                 own:tuple=() # the page's own parameters
                ) -> RunConfig:
     "Config of a run page from its parameters"
-    keys = page_parameters(ns, own)
-    try: return config_from(**keys)
-    except ValueError as e:
-        near = [unknown('parameter', k, own) for k in keys if k not in FIELDS and not owners(k)]
-        if own and near and 'did you mean' in str(near[0]) and 'did you mean' not in str(e): raise near[0] from e
-        raise
+    return config_from(**page_parameters(ns, own))
 
 # %% ../nbs/46_config.ipynb #83252f56
 SECTIONS = dict(data=DataFields, clip=ClipFields, system=SystemFields, optimisation=OptimFields, watching=WatchFields)

@@ -17,6 +17,9 @@ def contrastive(sim:torch.Tensor, # (B,B) scaled similarities, texts x videos, p
     "½ CE(rows) + ½ CE(columns), mean over the batch"
     if sim.ndim != 2 or sim.shape[0] != sim.shape[1]:
         raise ValueError(f'contrastive needs one text per video: got {tuple(sim.shape)}')
+    if len(sim) < 2:
+        raise ValueError(f'a contrastive batch of {len(sim)} has nothing to compare: its loss is 0 whatever the model says. '
+                         "Set batch_size to 2 or more (of each process, where gather is 'local'); clips that cannot be read make a batch smaller, too")
     if directions not in ('mean', 'sum'): raise unknown('directions', directions, ('mean', 'sum'))
     sim = sim.float()
     if same is not None:

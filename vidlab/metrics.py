@@ -140,9 +140,10 @@ def dual_softmax(sim, # (Nt,Nv) scores (cosines or scaled)
                  temperature:float=1. # multiplies the scores inside the softmax
                 ): # (Nt,Nv), same kind
     "sim * softmax over texts of (temperature * sim)"
-    if isinstance(sim, torch.Tensor): return sim*(sim*temperature).softmax(0)
+    if isinstance(sim, torch.Tensor): return sim*(sim*temperature).nan_to_num(nan=-torch.inf).softmax(0)     # what has no score takes nothing from the others
     s = np.asarray(sim)
-    e = np.exp(temperature*(s - s.max(0, keepdims=True)))
+    x = np.where(np.isnan(s), -np.inf, s)
+    with np.errstate(invalid='ignore'): e = np.exp(temperature*(x - x.max(0, keepdims=True)))
     return s*e/e.sum(0, keepdims=True)
 
 # %% ../nbs/24_metrics.ipynb #6205c7e5
@@ -178,7 +179,7 @@ def same_class_ranks(features, # (N,D) array or tensor
         raise ValueError(f'features must be (N,D) and labels (N), got {tuple(x.shape)} and {tuple(y.shape)}')
     y, x, out = y.to(x.device), torch.nn.functional.normalize(x, dim=1), []
     for i in range(0, len(x), block):
-        s, own = x[i:i+block] @ x.T, y[i:i+block, None] == y[None]
+        s, own = (x[i:i+block] @ x.T).nan_to_num(nan=-torch.inf), y[i:i+block, None] == y[None]
         me = torch.arange(i, min(i + block, len(x)), device=x.device)
         best = s.masked_fill(~own, -torch.inf).scatter(1, me[:,None], -torch.inf).amax(1, keepdim=True)
         above, equal = ((s > best) & ~own).sum(1), ((s == best) & ~own).sum(1)
@@ -198,7 +199,8 @@ def sorted_right(order:torch.Tensor, # (B,K,K) logits of the places
                  label:torch.Tensor=None # (B,K); None: they come in order
                 ) -> torch.Tensor: # (B,K) bool
     "Which transcripts are given their place"
-    return order.argmax(-1) == (torch.arange(order.shape[1], device=order.device) if label is None else label)
+    right = order.argmax(-1) == (torch.arange(order.shape[1], device=order.device) if label is None else label)
+    return right & ~order.isnan().any(-1)                      # what is no number has no place
 
 # %% ../nbs/24_metrics.ipynb #7149ae22
 def official_ranks(sim) -> np.ndarray: # zero-based entries; not one per query

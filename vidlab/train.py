@@ -29,6 +29,7 @@ from .evaluate import evaluate, save_eval
 from .learner import Stopped, make_engine, stop_at_once, stop_signals
 from .machine import threads_each, threads_record
 from .owner import InUse, Owner, owned, tied_to
+from .preflight import preflight
 from .registry import lookup
 _all_ = ['FIELDS', 'Recipe', 'RunConfig', 'build_learner', 'build_task', 'changed', 'check_page', 'class_names', 'config_from',
          'eval_loaders', 'evaluate_with', 'flat', 'latest_run', 'list_addons', 'list_recipes', 'load_config', 'load_manifest',
@@ -152,8 +153,10 @@ def evaluate_split(cfg:RunConfig, task, engine, folder:RunFolder, split:str, wei
     loaders = eval_loaders(cfg, split, card, engine, classes=getattr(task, 'classes', None))
     res = evaluate(task, loaders, engine)
     said = dict(name=card.name, untrained=card.untrained)       # what tables call it
+    told = {p: text for dl in loaders.values() for p,text in getattr(dl, 'told', {}).items()}
     if engine.is_main_process:
-        save_eval(folder, split, res, dict(protocol(cfg, task, loaders, split, weights), model=said), next(iter(loaders.values())).ds.manifest)
+        record = dict(protocol(cfg, task, loaders, split, weights), model=said, **(dict(warned=told) if told else {}))
+        save_eval(folder, split, res, record, next(iter(loaders.values())).ds.manifest)
     return res['metrics']
 
 # %% ../nbs/50_train.ipynb #065ad0e2
@@ -167,6 +170,7 @@ def _note_files(folder, train, engine):
     train.close()
     if engine.is_main_process and train.unread: write_json(folder/'unread.json', train.unread)
     if engine.is_main_process and train.notes: write_json(folder/'left_out.json', train.notes)
+    if engine.is_main_process and train.told: write_json(folder/'warned.json', train.told)
 
 # %% ../nbs/50_train.ipynb #84f32ced
 def first_error(folder:RunFolder) -> tuple: # its number, the text; None: no process of the run has left one
@@ -205,6 +209,7 @@ def train_in(folder:RunFolder, engine):
     note_paths(folder, learn.raw_task, engine)
     try:
         learn.resume()
+        preflight(learn)
         learn.fit(partial(_measure_best, cfg, learn, engine, folder) if cfg.test_split else None)
     finally: _note_files(folder, learn.train, engine)
 

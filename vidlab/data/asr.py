@@ -7,15 +7,15 @@ __all__ = ['FAR', 'clean_words', 'Speech', 'read_speech', 'word_distances', 'war
            'piece_times', 'words_within', 'Said', 'Narration', 'read_yttemporal', 'unpack_yttemporal']
 
 # %% ../../nbs/data/18_asr.ipynb #e33349e0
-import glob, gzip, hashlib, json, math, os, re, string
+import contextlib, glob, gzip, hashlib, json, math, os, re, string
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
-from ..core import atomic_write, cache_dir
+from ..core import atomic_write, cache_dir, keep_cached
 from .manifest import Manifest, from_columns, inside_root, public_videos
 from .tables import pick_columns
-from .files import VideoError
+from .files import VideoError, regular
 
 # %% ../../nbs/data/18_asr.ipynb #19f2a6e4
 def _mend(text):
@@ -172,15 +172,14 @@ def load_speech(path, # file
     def no(why): return VideoError(path, 'read transcripts', str(why))
     try:
         kept = _kept(path) if cache else None
-        if kept and kept.exists():
-            o = json.loads(kept.read_text(encoding='utf-8'))
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):              # not there, or torn: made anew
+            o = json.loads(kept.read_text(encoding='utf-8')) if kept else {}
             return Speech(**{**o, 'times': np.array(o['times'])})
-        s = read_speech(json.loads(Path(path).read_text(encoding='utf-8-sig')))
+        s = read_speech(json.loads(Path(regular(path)).read_text(encoding='utf-8-sig')))
     except OSError as e: raise no(e.strerror or e) from None
     except (ValueError, RecursionError) as e: raise no(e) from None
     s.words = align_words(*s.words)
-    if kept:
-        with atomic_write(kept) as f: json.dump(dict(vars(s), times=s.times.tolist()), f)
+    if kept: keep_cached(kept, lambda f: f.write(json.dumps(dict(vars(s), times=s.times.tolist())).encode()))
     return s
 
 # %% ../../nbs/data/18_asr.ipynb #7b3667ce

@@ -9,7 +9,7 @@ __all__ = ['Child', 'DecodeSlots']
 import contextlib, importlib, mmap, os, signal, struct, subprocess, sys, tempfile, threading, time, traceback, weakref
 from pathlib import Path
 from fastcore.basics import patch
-from .files import LIMITS, ReaderError, VideoError, _listeners, _reader
+from .files import LIMITS, ReaderError, VideoError, _listeners, _reader, around
 
 # %% ../../nbs/data/06_child.ipynb #784d7ea8
 def _arm(timeout):
@@ -45,6 +45,7 @@ def _answer(module, name, args, memory):
     try: return 'ok', getattr(importlib.import_module(module), name)(*args)
     except VideoError as e: return 'error', (e.path, e.stage, e.reason, e.frame, e.lost)
     except MemoryError: return 'error', (args[0], 'decode', f'needs more than {memory >> 20} MiB (LIMITS.memory)')
+    except ReaderError as e: return 'fault', str(e)
     except (OSError, ValueError, _ffmpeg_error()) as e: return 'error', (args[0], 'decode', f'{type(e).__name__}: {e}')
     except Exception as e: return 'fault', _fault(args[0], e)
 
@@ -133,7 +134,9 @@ def call(self:Child, name:str, # 'package.module:function'
     "Run a function in the child; VideoError when it hangs, crashes or fails at the file, ReaderError at anything else"
     module, _, func = name.rpartition(':')
     with self.lock:
-        self.start()
+        try: self.start()
+        except OSError as e:
+            raise around(args[0], e) or ReaderError(f'{args[0]!r}: no process to look into it: {e}') from e
         try:
             self.into.send((module, func, args, float(timeout), vars(LIMITS)))
             return self._await(timeout)
@@ -143,6 +146,9 @@ def call(self:Child, name:str, # 'package.module:function'
         except (EOFError, OSError):
             code = self.proc.wait()
             self.kill()
+            if code == -signal.SIGKILL:
+                raise ReaderError(f'{args[0]!r}: the process that read it was killed from outside (SIGKILL), as the '
+                                  'system does where memory runs out. This says nothing about the file') from None
             late = code in (-signal.SIGALRM, -signal.SIGXCPU)
             raise VideoError(args[0], 'decode', self.late.format(timeout) if late
                              else f'the process that read it died (exit {code})') from None
@@ -164,12 +170,20 @@ class DecodeSlots:
     def __init__(self, workers:int # as in DataLoader(num_workers=...); 0 counts as one
                 ):
         self.workers = max(1, workers)
-        shared = os.path.isdir('/dev/shm') and os.access('/dev/shm', os.W_OK)
-        fd, self.file = tempfile.mkstemp(prefix='vidlab-slots-', dir='/dev/shm' if shared else None)
-        os.ftruncate(fd, self.SIZE*self.workers)
-        os.close(fd)
+        try: self.file = self._make('/dev/shm')
+        except OSError: self.file = self._make(None)         # no room, or no such place
         self.map = None
         weakref.finalize(self, self._remove, self.file, os.getpid())
+
+    def _make(self, folder):
+        "A file with its room taken: a page that finds none when it is written ends the process"
+        fd, file = tempfile.mkstemp(prefix='vidlab-slots-', dir=folder)
+        try: os.posix_fallocate(fd, 0, self.SIZE*self.workers)
+        except OSError:
+            os.unlink(file)
+            raise
+        finally: os.close(fd)
+        return file
 
     @staticmethod
     def _remove(file, maker, pid=os.getpid, unlink=os.unlink):

@@ -50,27 +50,28 @@ def _lead(cc):
 # %% ../../nbs/data/05_packets.ipynb #5bb38d98
 def _recovers(b # SEI payloads
              ): # does a recovery point say "exact from this very picture"?
-    "A recovery point with frame count 0 is an open-GOP start; larger ones are intra refresh"
+    "A recovery point with frame count 0 and an exact match is an open-GOP start; larger ones are intra refresh"
     i = 0
     while i + 2 < len(b):
         kind, size = b[i], b[i+1]
         if kind == 255 or size == 255: return False
-        if kind == 6: return bool(b[i+2] & 128)          # ue(0) is the single bit 1
+        if kind == 6: return b[i+2] & 192 == 192         # ue(0) is the single bit 1; then exact_match_flag
         i += 2 + size
     return False
 
 def _look_h264(b, lead):
-    pics, start, bpic = 0, False, False
+    pics, idr, intra, recovers, bpic = 0, False, True, False, False
     nals = _nals(b, lead)
     if nals is None: return BROKEN
     for s, e in nals:
         kind = b[s] & 31
         if kind in (1, 2, 5) and e - s > 2 and b[s+1] & 128:             # first_mb_in_slice is ue(0): a picture begins
             pics += 1
-            start |= kind == 5
+            idr |= kind == 5
+            intra &= b[s+1] & 0xf0 == 0xb0 or b[s+1] & 0xff == 0x88       # slice_type 2 or 7
             bpic |= b[s+1] & 0xf0 == 0xa0 or b[s+1] & 0xfc == 0x9c        # slice_type 1 or 6
-        elif kind == 6: start |= _recovers(b[s+1:e])
-    return pics, start, bpic, False
+        elif kind == 6: recovers |= _recovers(b[s+1:e])
+    return pics, idr or recovers and intra and pics > 0, bpic, False
 
 # %% ../../nbs/data/05_packets.ipynb #29be8bec
 def _look_hevc(b, lead):
@@ -100,10 +101,39 @@ def _look_vp9(b, lead):
     if b[-1] & 0xe0 == 0xc0 or b[0] >> at & 1: return 1, not b[0] >> at & 1 and not b[0] >> (at-1) & 1, False, False
     return 1 if b[0] >> (at-2) & 1 else -1, not b[0] >> (at-1) & 1, False, False
 
+# %% ../../nbs/data/05_packets.ipynb #f87e40ad
+def _leb(b, i):
+    "Number of seven bits a byte from place `i`, and the place behind it"
+    v, shift = 0, 0
+    while i < len(b) and shift < 63:
+        v |= (b[i] & 127) << shift
+        i, shift = i + 1, shift + 7
+        if b[i-1] < 128: break
+    return v, i
+
+def _look_av1(b, lead):
+    i, n, first, start, shown = 0, len(b), True, False, False
+    while i < n:
+        kind, sized = b[i] >> 3 & 15, b[i] & 2
+        i += 1 + (b[i] >> 2 & 1)                                          # an extension takes one byte more
+        size, i = _leb(b, i) if sized else (n - i, i)
+        if size > n - i: return BROKEN
+        if kind in (3, 6) and size:                                       # header of a frame, alone or with the frame
+            again, key, show = b[i] >> 7, b[i] >> 5 & 3 == 0, b[i] >> 4 & 1
+            start |= bool(first and not again and key and show)
+            shown |= bool(again or show)
+            first = False
+        i += size
+    return 1 if shown else -1, start, False, False
+
+def _look_ffv1(b, lead): return 1, int.from_bytes(b[:2], 'big') >= 0x7f80, False, False
+
 # %% ../../nbs/data/05_packets.ipynb #b52a1d9d
-LOOK = dict(h264=_look_h264, hevc=_look_hevc, mpeg4=_look_mpeg4, vp8=_look_vp8, vp9=_look_vp9)
+LOOK = dict(h264=_look_h264, hevc=_look_hevc, mpeg4=_look_mpeg4, vp8=_look_vp8, vp9=_look_vp9, ffv1=_look_ffv1,
+            **dict.fromkeys(('av1', 'libdav1d', 'libaom-av1'), _look_av1))
 # one packet, one picture
-INTRA = {'mjpeg', 'prores', 'dnxhd', 'ffv1', 'png', 'rawvideo', 'huffyuv', 'ffvhuff', 'utvideo', 'v210', 'dvvideo'}
+INTRA = {'mjpeg', 'prores', 'dnxhd', 'png', 'rawvideo', 'huffyuv', 'ffvhuff', 'utvideo', 'v210', 'dvvideo',
+         'jpeg2000', 'magicyuv'}
 SKIPS = {'h264', 'hevc', 'mpeg4', 'vp8'}                     # decoders that obey skip_frame packet by packet
 
 # %% ../../nbs/data/05_packets.ipynb #a728b931
@@ -120,7 +150,9 @@ def _packets(c, s, # container, stream
                 if n % 64 == 0: beat(n)
                 yield p
             return
-        except (av.FFmpegError, ValueError) as e: log.append(_why(e))
+        except (av.FFmpegError, ValueError) as e:
+            if isinstance(e, MemoryError): raise                         # says nothing about the file
+            log.append(_why(e))
 
 # %% ../../nbs/data/05_packets.ipynb #ceff58ae
 class _Row(NamedTuple):
@@ -135,11 +167,16 @@ class _Row(NamedTuple):
     layered:bool     # of a temporal layer above the first
     key:bool         # called a key frame by the container
 
+def _encrypted(p):
+    "Does the container say how a packet could be decrypted? (PyAV asks since 16)"
+    return hasattr(p, 'has_sidedata') and p.has_sidedata('encryption_info')
+
 def _rows(c, s, log):
     "Demux everything and look into each packet"
     look, lead, rows = LOOK.get(s.codec_context.name), _lead(s.codec_context), []
     for p in _packets(c, s, log):
         if not p.size and p.dts is None: continue                    # the flush packet
+        if _encrypted(p): raise VideoError(c.name, 'index', 'its pictures are encrypted')
         b = bytes(p) if look and p.size else b''
         pics, start, bpic, layered = look(b, lead) if b else (1 if p.size else -1, p.is_keyframe, False, False)
         dts = p.dts if p.dts is not None else p.pts
@@ -176,7 +213,7 @@ def _doubts_of_kind(cc, # codec context
     plain = cc.name in INTRA or cc.name == 'mpeg4' and not hidden and not any(r.b for r in rows)
     if name not in (MOV, MKV) and not (name == 'avi' and rising and plain):
         doubts.append(f'{name} needs counting')
-    elif cc.name == 'mpeg4' and hidden or cc.name not in {*LOOK, *INTRA, 'av1', 'libdav1d', 'libaom-av1'}:
+    elif cc.name == 'mpeg4' and hidden or cc.name not in {*LOOK, *INTRA}:
         doubts.append(f'{cc.name} needs counting')
     return doubts
 

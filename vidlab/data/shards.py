@@ -6,7 +6,7 @@
 __all__ = ['samples', 'Lacking', 'index_shard', 'shard_files', 'from_shards', 'shard_of', 'window_order']
 
 # %% ../../nbs/data/17_shards.ipynb #6ab57638
-import glob, hashlib, json, os, re, threading
+import contextlib, glob, hashlib, json, os, re, threading
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,14 @@ from .files import PICTURES, VIDEO, VideoError, beat, keep_table, scan_tar
 # %% ../../nbs/data/17_shards.ipynb #9cad76c1
 _KEY = re.compile(r'((?:.*/|)[^.]+)[.]([^/]*)', re.S)
 
-def samples(rows # [(member name, offset, bytes)] in the order of the tar
+def _dotted(key, parts, wanted): # yields (key, parts)
+    "Keys that hold dots themselves: all members have more than an ending, two of them the same before it, and nobody asks for such a field"
+    before = [p[0].rpartition('.')[0] for p in parts]
+    if not all(before) or len(set(before)) == len(before) or {p[0] for p in parts} & {*wanted}: return [(key, parts)]
+    return [(f'{key}.{b}', [(p[0].rpartition('.')[2], *p[1:]) for p,o in zip(parts, before) if o == b]) for b in dict.fromkeys(before)]
+
+def samples(rows, # [(member name, offset, bytes)] in the order of the tar
+            wanted=() # fields that are asked for
            ): # yields (key, [(field, member name, offset, bytes)])
     "Consecutive members that share a key"
     last, parts = None, []
@@ -26,10 +33,10 @@ def samples(rows # [(member name, offset, bytes)] in the order of the tar
         m = _KEY.fullmatch(name)
         if m is None or re.match(r'__[^/]*__($|/)', name): continue
         if m[1] != last:
-            if parts: yield last, parts
+            if parts: yield from _dotted(last, parts, wanted)
             last, parts = m[1], []
         parts.append((m[2].lower(), name, at, size))
-    if parts: yield last, parts
+    if parts: yield from _dotted(last, parts, wanted)
 
 # %% ../../nbs/data/17_shards.ipynb #c58fd9e9
 class Lacking(Exception): "A sample without something it needs"
@@ -91,7 +98,7 @@ def index_shard(tar:str, # plain tar file
         def read(at, size):
             f.seek(at)
             return f.read(size)
-        for i, (key, parts) in enumerate(samples(rows)):
+        for i, (key, parts) in enumerate(samples(rows, (caption, media, *columns.values()))):
             if i % 256 == 0: beat(i)
             lacks = lost
             try:
@@ -134,23 +141,26 @@ def shard_files(shards # folder, pattern with {00000..00031} or *, one .tar, or 
 def _kept(tar, st, spec):
     "Where the index of a shard lies"
     from vidlab.core import cache_dir
-    h = hashlib.sha1(json.dumps([os.path.abspath(tar), st.st_size, st.st_mtime_ns, spec, 1]).encode()).hexdigest()
+    h = hashlib.sha1(json.dumps([os.path.abspath(tar), st.st_size, st.st_mtime_ns, spec, 2]).encode()).hexdigest()
     return cache_dir('shards', h[:2])/f'{h[2:]}.arrow'
 
 # %% ../../nbs/data/17_shards.ipynb #718f264b
 def _table(tar, spec, cache, timeout, child):
     "Arrow table of one shard; what it lacks is in the schema's metadata"
-    from vidlab.core import atomic_write
+    from vidlab.core import keep_cached
     try: file = _kept(tar, os.stat(tar), spec)
     except OSError as e: return pa.table({}).replace_schema_metadata(dict(fault=e.strerror or str(e)))
     if cache and file.exists():
-        with pa.memory_map(str(file)) as f: return pa.ipc.open_file(f).read_all()
+        with contextlib.suppress(OSError, pa.ArrowInvalid), pa.memory_map(str(file)) as f:      # torn: made anew
+            return pa.ipc.open_file(f).read_all()
     try: found = child().call('vidlab.data.shards:index_shard', tar, *spec, timeout=timeout)
     except VideoError as e: return pa.table({}).replace_schema_metadata(dict(fault=e.reason))
     keep_table(tar, found['rows'], found['fault'])
     table = pa.table({k: pa.array(v, pa.large_string()) for k, v in found['cols'].items()})
     table = table.replace_schema_metadata({k: json.dumps(found[k]) for k in ('lost', 'bare', 'fault')} | dict(ok='1'))
-    with atomic_write(file, 'wb') as f, pa.ipc.new_file(f, table.schema) as w: w.write_table(table)
+    def write(f):
+        with pa.ipc.new_file(f, table.schema) as w: w.write_table(table)
+    keep_cached(file, write)
     return table
 
 # %% ../../nbs/data/17_shards.ipynb #b0af46c4

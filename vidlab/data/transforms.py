@@ -545,6 +545,18 @@ def apply(self:ClipTransform, frames:np.ndarray, # (T,H,W,3) uint8
     for o,d in zip(self.steps, draws): frames = o.apply(frames, self, **d)
     return _batch(frames)
 
+# %% ../../nbs/data/12_transforms.ipynb #3c9ff3c5
+@patch
+def halves(self:ClipTransform, draws:list # from `draw`
+          ) -> tuple: # two functions of (T,...) uint8 arrays, to be used one after the other; None where the first one has to see all frames
+    "The steps up to the crop, for which frames may come one by one, and those after it"
+    n = 1 + next(i for i,o in enumerate(self.steps) if isinstance(o, Crop))
+    if any(isinstance(o, Erase) for o in self.steps[:n]): return None
+    def act(frames, a, b):
+        for o,d in zip(self.steps[a:b], draws[a:b]): frames = o.apply(frames, self, **d)
+        return frames
+    return (lambda x: act(_frames(x), 0, n)), (lambda x: _batch(act(x, n, None)))
+
 # %% ../../nbs/data/12_transforms.ipynb #a0ab6c8c
 def normalise(video:torch.Tensor, # (..., 3, H, W) uint8, or float in 0..1
               mean=CLIP_MEAN, # per channel, for values in 0..1

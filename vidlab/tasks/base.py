@@ -52,6 +52,7 @@ class Task(nn.Module):
     columns = {}                # metric -> Column, in the order of the table
     measured = ()               # options that change its numbers: they belong to the protocol
     needs = ()                  # columns of the manifest without which a row can neither train nor be measured
+    label_kinds = ('class',)    # what labels may be, where it needs them: 'class' | 'several' of a clip
     noise = {}                  # options of a task that is made without data and weights, to measure what a step costs
 
     def __init__(self, model # a `vidlab.contract.VideoModel`

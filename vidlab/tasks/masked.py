@@ -83,7 +83,9 @@ def score(self:MaskedTask, parts:dict, expected:dict=None) -> dict:
     p = parts['video']
     n = len(torch.unique(p['sid']))
     unread = max((expected or {}).get('video') or 0, n) - n
-    return dict(metrics=dict(align=float(p['align'].detach().mean()), clips=n, unread=unread), arrays=dict(align=p['align'], sid=p['sid']))
+    lost = int(p['align'].isnan().sum())
+    nan = dict(nan_clips=lost) if lost else {}
+    return dict(metrics=dict(align=float(p['align'].detach().mean()), clips=n, unread=unread, **nan), arrays=dict(align=p['align'], sid=p['sid']))
 
 register_task(MaskedTask)
 

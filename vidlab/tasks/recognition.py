@@ -20,7 +20,7 @@ from .base import AVERAGES, SHARE, Evaluation, Task, merge_views
 class RecognitionTask(Task):
     "Cross-entropy over a model's logits, or over the scores of the class names"
     monitor,columns = 'top1',dict(top1=SHARE, top5=SHARE, mAP=SHARE)
-    measured,needs = ('classes','templates','average'),('label',)
+    measured,needs,label_kinds = ('classes','templates','average'),('label',),('class','several')
     def __init__(self, model, # a classifier, or with `encode_video`, `encode_text`, `similarity`
                  classes:list, # name of class i at place i
                  templates:list=['{}'], # texts made of a class name, such as 'a video of {}'
@@ -150,7 +150,7 @@ def hits(prob, y, k): # (n,C); labels (n) or (n,C) -> (n) bool
 def average_precision(prob, y, average='macro'): # (n,C) both
     "Area under the precision-recall curve of every class, or its mean"
     from torchmetrics.functional.classification import multilabel_average_precision
-    return multilabel_average_precision(prob, y.long(), y.shape[1], average=average)
+    return multilabel_average_precision(prob.nan_to_num(nan=0.), y.long(), y.shape[1], average=average)    # nan comes last
 
 def mean_precision(prob, y, # (n,C) both
                    single:bool # one label a clip: the mean of the classes that are there
@@ -197,7 +197,8 @@ def confusion(arrays:dict, # prob (n,C), label (n)
              ) -> np.ndarray: # (n,n) clips of class i taken for class j
     "Confusion matrix of an evaluation"
     from torchmetrics.functional.classification import multiclass_confusion_matrix
-    return multiclass_confusion_matrix(arrays['prob'], arrays['label'], n).numpy()
+    told = ~arrays['prob'].isnan().any(1)                      # what is nan is taken for nothing
+    return multiclass_confusion_matrix(arrays['prob'][told], arrays['label'][told], n).numpy()
 
 # %% ../../nbs/tasks/30_recognition.ipynb #8bf65740
 @patch(cls_method=True)
@@ -210,7 +211,7 @@ def items(cls:RecognitionTask, e:Evaluation, metric:str) -> tuple:
     prob,y,sid = e.arrays['prob'],e.arrays['label'],e.arrays['sid'].numpy()
     n = prob.shape[1]
     if metric == 'mAP':
-        rows = torch.cat([prob.double(), (y if y.ndim == 2 else F.one_hot(y, n)).double()], 1).numpy()
+        rows = torch.cat([prob.double().nan_to_num(nan=0.), (y if y.ndim == 2 else F.one_hot(y, n)).double()], 1).numpy()
         return rows, sid, lambda x: mean_precision(torch.as_tensor(x[:, :n]), torch.as_tensor(x[:, n:]), y.ndim == 1)
     if metric not in ('top1', 'top5'): return None
     lost = e.unread(sid)
@@ -236,8 +237,9 @@ def class_table(cls:RecognitionTask, e:Evaluation): # DataFrame
     c = confusion(e.arrays, len(names))
     wrong = c - np.diag(np.diag(c))
     taken = [f'{names[int(w.argmax())]} ({w.max()})' if w.any() else '' for w in wrong]
-    accuracy = np.round(100*np.diag(c)/np.maximum(1, c.sum(1)), 1)
-    return pd.DataFrame({'clips': c.sum(1), 'accuracy': accuracy, 'taken for': taken}, index=index)
+    clips = np.bincount(y.numpy(), minlength=len(names))
+    accuracy = np.round(100*np.diag(c)/np.maximum(1, clips), 1)
+    return pd.DataFrame({'clips': clips, 'accuracy': accuracy, 'taken for': taken}, index=index)
 
 # %% ../../nbs/tasks/30_recognition.ipynb #5c981ba5
 @patch(cls_method=True)
@@ -247,7 +249,7 @@ def worst(cls:RecognitionTask, e:Evaluation, n:int=8, by:str=None): # DataFrame
     prob,y,sid,names = *(e.arrays[k] for k in ('prob', 'label', 'sid')),e.names
     own = (prob*y).sum(1) if y.ndim > 1 else prob.gather(1, y[:, None])[:, 0]
     rows = []
-    for i in own.argsort()[:n].tolist():
+    for i in own.nan_to_num(nan=-1.).argsort()[:n].tolist():
         p,first = round(float(own[i]), 3),names[int(prob[i].argmax())]
         rows.append(dict(video=e.clip(sid[i])['id'], label=class_name(y[i], names), probability=p, first=first))
     return pd.DataFrame(rows)

@@ -6,6 +6,7 @@
 __all__ = ['RegressionTask']
 
 # %% ../../nbs/tasks/40_regression.ipynb #3acd0f83
+import math
 import numpy as np
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
@@ -56,7 +57,8 @@ def score(self:RegressionTask, parts:dict, expected:dict=None) -> dict:
     n = max((expected or {}).get('video') or 0, len(sids))
     mse,var = float((x - y).square().mean()),float((y - y.mean()).square().mean())
     m = dict(mse=mse, mae=float((x - y).abs().mean()), clips=n, unread=n - len(sids))
-    if var: m |= dict(r2=1 - mse/var, spearman=float(spearman_corrcoef(x, y)))
+    if var: m |= dict(r2=1 - mse/var, spearman=float(spearman_corrcoef(x, y)) if mse == mse else math.nan)
+    if lost := int(x.isnan().sum()): m['nan_clips'] = lost      # then no number above is one, and no such epoch is the best
     return dict(metrics=m, arrays=dict(predicted=x, target=y, sid=sids))
 
 register_task(RegressionTask)

@@ -18,7 +18,7 @@ from .base import RANK, SHARE, Evaluation, Task, by_clip
 @register_task
 class SameClassTask(Task):
     "Video-to-video retrieval of the same class; nothing to train"
-    monitor = 'v2v/R1'
+    monitor,needs = 'v2v/R1',('label',)
     columns = {f'v2v/{k}': c for k,c in dict(R1=SHARE, R5=SHARE, R10=SHARE, MdR=RANK).items()}
     def __init__(self, model # with `encode_video`
                 ):
@@ -39,6 +39,7 @@ class SameClassTask(Task):
         y = p['label'][first]
         n = max((expected or {}).get('video') or 0, len(sids))
         m = {f'v2v/{k}': v*len(sids)/n if k[0] == 'R' else v for k,v in same_class_retrieval(x, y).items()}
+        if lost := int(x.isnan().any(1).sum()): m['nan_clips'] = lost           # they find nothing and are not found
         return dict(metrics={**m, 'clips': n, 'unread': n - len(sids)}, arrays=dict(video=x, label=y, sid=sids))
 
 # %% ../../nbs/tasks/70_same_class.ipynb #60d1a56b
@@ -47,8 +48,9 @@ def same_class_confusion(arrays:dict, # video (n,D), label (n)
                         ) -> np.ndarray: # (n,n)
     "Class of the nearest other video"
     x = F.normalize(arrays['video'].float(), dim=1)
-    near = (x @ x.T).fill_diagonal_(-torch.inf).argmax(1)
-    return np.bincount((arrays['label']*n + arrays['label'][near]).numpy(), minlength=n*n).reshape(n, n)
+    near = (x @ x.T).nan_to_num(nan=-torch.inf).fill_diagonal_(-torch.inf).argmax(1)
+    told = ~x.isnan().any(1)
+    return np.bincount((arrays['label']*n + arrays['label'][near])[told].numpy(), minlength=n*n).reshape(n, n)
 
 # %% ../../nbs/tasks/70_same_class.ipynb #6775f86b
 @patch(cls_method=True)

@@ -21,7 +21,7 @@ class SortingTask(Task):
     "Contrast clip and transcripts, and put the transcripts in order"
     monitor,columns = 'sorted',dict(sorted=SHARE, places=SHARE, **BOTH_WAYS)
     unused = True                                               # captions leave the sort head without a gradient
-    measured = 'drop_tokens',
+    measured,needs = ('drop_tokens',),('text',)                 # or transcripts
     sides = dict(pairs='row')                                   # clip and transcripts at once
     def __init__(self, model, # with `order` among its outputs: TVTS
                  gather:str='full', # contrast across processes: 'full' | 'official' (1/world gradients) | 'local', see `vidlab.losses.gather`
@@ -83,6 +83,7 @@ def score(self:SortingTask, parts:dict, expected:dict=None) -> dict:
     if 'right' in p:
         m |= {'sorted': 100*float(p['right'].all(1).float().mean()), 'places': 100*float(p['right'].float().mean())}
         arrays['right'] = p['right']
+    if lost := int(sim.isnan().all(0).sum()): m['nan_clips'] = lost
     n = max((expected or {}).get('pairs') or 0, len(sids))
     return dict(metrics=dict(m, texts=len(inv), videos=n, unread=n - len(sids)), arrays=arrays)
 

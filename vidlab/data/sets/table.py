@@ -26,11 +26,11 @@ def _with_names(m, names, source):
 
 # %% ../../../nbs/data/sets/80_table.ipynb #800893f4
 @register_data
-def manifest(path, # the table itself (.csv, .tsv, .jsonl or .parquet)
+def manifest(path, # the table itself (.csv, .tsv, .jsonl, .json or .parquet)
              split:str=None, # rows to take
              whole:bool=False, # all rows, whatever their split
-             root=None, # folder the paths are relative to; None: the folder of the table
-             columns:dict=None, # columns to rename, name in the file: name, e.g. video: path, caption: text
+             root=None, # folder the paths are relative to; None: the folder of the table, or none where all are whole
+             columns:dict=None, # columns to rename, name in the file: name, e.g. recording: path; usual names such as video and caption are known
              sep:str='', # separator of a text table, e.g. ';' or tab; '' from the name of the file and its first line
              encoding:str='auto', # of a text table: 'auto', UTF-8 or else what spreadsheets write | utf-8, latin-1 ...
              duplicates:str='keep', # equal rows: 'keep', 'drop' or 'error'
@@ -41,7 +41,8 @@ def manifest(path, # the table itself (.csv, .tsv, .jsonl or .parquet)
              unreadable:str='keep', # files that cannot be read: 'keep', then training skips them and evaluation does as on_bad says | 'drop': looked for at first, listed, left out
              val_share:float=.1, # of the videos (of each class), where nothing says which split they are of
              test_share:float=.1, # the same for the test
-             split_seed:int=0 # another one deals the videos out otherwise
+             split_seed:int=0, # another one deals the videos out otherwise
+             split_by:str='' # column whose equal values stay in one part, e.g. the person or the recording; '' the video
             ) -> Manifest:
     "A table of your own, or a manifest: one row per clip and caption"
     names = class_list(classes)
@@ -50,4 +51,4 @@ def manifest(path, # the table itself (.csv, .tsv, .jsonl or .parquet)
     m = Manifest.read(path, root, columns, separator(sep), code, missing, missing_limit, duplicates, label, names)
     if encoding == 'auto' and code != 'utf-8': m.report['encoding'] = code
     m = _with_names(m, names, path) if names else m
-    return part_of_own(m, None if whole else split, unreadable, val_share, test_share, split_seed, path)
+    return part_of_own(m, None if whole else split, unreadable, val_share, test_share, split_seed, path, split_by)
