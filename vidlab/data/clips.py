@@ -95,7 +95,7 @@ class Clips(Dataset):
                  train:bool=False, # random draws; unreadable files are left out instead of raised
                  seed:int=0,
                  decoder:str='auto', # as in `vidlab.data.decode`
-                 resize:str='fast', # 'fast' | 'official' | 'bilinear': arithmetic of `vidlab.data.transforms.resize`
+                 resize:str='fast', # 'fast', 'official', ...: arithmetic of `vidlab.data.transforms.resize`
                  on_bad:str=None, # 'skip' (default in training) | 'fail' (default in evaluation) | 'miss'
                  augment:str='none', # in training: words of `vidlab.data.transforms.make_steps`, e.g. 'rrc'
                  short:int=0, # short side before the centre crop; 0: `size`
