@@ -59,7 +59,7 @@ def ask(code):
 def test_help_and_refusals_import_nothing_heavy():
     "Neither help nor a misspelt word waits for torch or papermill"
     heavy = "; print('heavy', [m for m in ('torch', 'papermill', 'pandas', 'matplotlib') if m in sys.modules])"
-    for args, code in ((['--help'], 0), (['train', '--help'], 0), (['recipes', 'shapes'], 0), (['train', 'shapes_smokee'], 2),
+    for args, code in ((['--help'], 0), (['train', '--help'], 0), (['recipes', 'shapes'], 0), (['recipes', 'k400_stan_b16+stan_compat'], 0), (['train', 'shapes_smokee'], 2),
                        (['train', 'shapes_smoke', 'epoch=2'], 2), (['train', 'shapes_smoke', 'epochs=two'], 2)):
         rc, out, err = ask(f'import sys; from vidlab import cli; rc = cli.main({args!r}){heavy}; sys.exit(rc)')
         assert (rc, out.splitlines()[-1]) == (code, 'heavy []'), (args, out, err)

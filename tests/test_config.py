@@ -125,6 +125,31 @@ def test_rates_count_optimiser_steps():
     assert round(decay(0), 6) == .1 and round(decay(6), 6) == .4 and rates(make_config(), 10)[1] is None
 
 
+@pytest.mark.parametrize('epochs,every', [(30, 10), (25, 10), (20, 10), (7, 2), (3, 5)])
+def test_a_rate_that_falls_again_and_again(epochs, every):
+    "A period in epochs: a tenth at each multiple of it, at the very step; the same as the list of these epochs"
+    from vidlab.build import rates
+    cfg = make_config(epochs=epochs, schedule='multistep', fall_every=every, warmup=1/epochs)
+    factor, _ = rates(cfg, 7)
+    for k in range(7*epochs): assert factor(k) == pytest.approx(k/7 if k < 7 else .1**(k//(7*every)), rel=1e-9), k
+    listed = make_config(epochs=epochs, schedule='multistep', milestones=[(m + 1)*every/epochs for m in range(epochs//every)] or [1.], warmup=1/epochs)
+    assert [rates(listed, 7)[0](k) for k in range(7*epochs)] == [factor(k) for k in range(7*epochs)]
+
+@pytest.mark.parametrize('more', [dict(), dict(milestones=[.5], fall_every=2)])
+def test_a_multistep_schedule_needs_one_list_of_falls(more):
+    with pytest.raises(ValueError, match="schedule 'multistep' with milestones .* and fall_every .*: give one of them"): make_config(schedule='multistep', **more)
+
+def test_a_run_of_algorithms_that_repeat():
+    "deterministic reaches torch before anything is built, and the next run is free again"
+    import torch
+    from vidlab.core import seed_everything
+    try:
+        seed_everything(0, True)
+        assert torch.are_deterministic_algorithms_enabled()
+    finally: seed_everything(0)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_choices_are_those_of_their_pages():
     "The words that a config knows are the words that the pages know"
     from vidlab.config import CHOICES, FIELDS, LEAST, MOST

@@ -2,9 +2,12 @@
 from pathlib import Path
 import pytest
 import official
-from vidlab.config import fits, further_set, read_tables
+from vidlab.config import as_written, fits, further_set, read_recipe, read_tables
 from vidlab.core import read_json
 from vidlab.data.names import shipped_names
+from vidlab.expects import sources_of
+from vidlab.registry import layout_of
+from vidlab.results import eval_table, load_eval
 from vidlab.train import build_task, class_names, config_from, launch, load_manifest, run, run_eval
 
 ROWS = {r.name: r for t in read_tables().values() if t.name not in ('shapes', 'own') for r in t.recipes}
@@ -93,7 +96,7 @@ FAST, SLOW = chosen()
 def joins():
     "Every add-on with the first recipe that it is for, or one that has splits of its own"
     first = dict(compat='activitynet_meanP_b32', stan_compat='didemo_stan_b32')
-    return [f'{first.get(a) or next(n for n in RECIPES if set(ROWS[a].to) <= set(ROWS[n].keys) and fits(ROWS[a], ROWS[n].keys))}+{a}' for a in ADDONS]
+    return [f'{first.get(a) or next(n for n in RECIPES if set(ROWS[a].to) <= set(ROWS[n].keys) and fits(ROWS[a], ROWS[n].keys))}+{a}' for a in ADDONS] + ['k400_stan_b16+stan_compat']
 
 
 @pytest.mark.parametrize('recipe', FAST)
@@ -113,6 +116,39 @@ def test_every_recipe_finds_its_rows(table, mini):
 @pytest.mark.long
 @pytest.mark.parametrize('recipe', joins())
 def test_starts_with_an_addon(recipe, mini): dry_run(recipe, mini)
+
+def every_join():
+    "Each add-on with each kind of rows that it may be joined to"
+    seen = set()
+    for a, n in ((a, n) for a in ADDONS for n in RECIPES if set(ROWS[a].to) <= set(ROWS[n].keys) and fits(ROWS[a], ROWS[n].keys)):
+        keys = read_recipe(f'{n}+{a}')
+        kind = (a, form_of(n), *(str(keys.get(k)) for k in ('data', 'variant', 'train_split', 'val_split', 'test_split', 'topic', 'more', 'eval_data')))
+        if kind not in seen: yield f'{n}+{a}'
+        seen.add(kind)
+
+def test_every_addon_finds_its_rows(mini):
+    "No add-on asks for a list that nobody publishes"
+    for j in every_join():
+        cfg = small(j, mini)
+        for split in {cfg.train_split if ROWS[j.split('+')[0]].page == 'train' else cfg.test_split, cfg.val_split, cfg.test_split} - {''}: assert len(load_manifest(cfg, split)), (j, split)
+
+def spelled(name):
+    "'{a,b}.json' -> a.json, b.json"
+    head, brace, rest = name.partition('{')
+    if not brace: return [name]
+    inner, _, tail = rest.partition('}')
+    return [head + o + tail for o in inner.split(',')]
+
+@pytest.mark.parametrize('form', sorted({form_of(n) for n in RECIPES}))
+def test_what_a_recipe_says_is_there(form, mini):
+    "The annotation files that `vidlab recipes NAME` names lie in the folder as it is published"
+    for n in (n for n in RECIPES if form_of(n) == form):
+        words = mini(form)
+        for s in sources_of(as_written(n)[1], ROWS[n].page)[:1]:
+            files = layout_of(s.data, s.words).path
+            if not isinstance(files, dict): continue
+            gone = [k for k in files if not all((Path(words['data_path'])/f).exists() for f in spelled(k))]
+            assert all(files[k].startswith('version') for k in gone) and len(gone) < len(files), (n, gone)
 
 @pytest.mark.parametrize('form', OTHERS)
 def test_other_forms(form, mini): dry_run(OTHERS[form], mini, form)
@@ -190,6 +226,17 @@ def test_split_in_the_root_of_an_evaluation(mini):
     words = mini('webvid_tvts')
     m = load_manifest(small('webvid10m_stan_b32', mini, eval_data='pairs', eval_path=words['data_path'], eval_root=words['video_root']), 'val')
     assert len(m) == 4 and m.root.name == 'val'
+
+
+def test_lists_of_any_two_names(mini, outputs):
+    "data_path={split}: the splits are the lists themselves, wherever they lie; numbers stay in the run folder under the last part of the name"
+    folder = mini('something2_lists')['data_path'].parent
+    train, val = (str(folder/f'sthv2_{s}_list_videos.txt') for s in ('train', 'val'))
+    cfg = small('ssv2_stan_b16', mini, 'something2_lists', data_path='{split}', train_split=train, val_split=val, test_split=val)
+    f = run(cfg)
+    assert [p.name for p in (f/'eval').glob('*.json')] == ['sthv2_val_list_videos.txt.json'] and not list(folder.glob('*.json'))
+    assert load_eval(f, val)['metrics']['clips'] == 4 and len(eval_table([f], val)) == 1
+    assert [len(load_manifest(cfg, s)) for s in (train, val)] == [4, 4]
 
 
 def test_activitynet_has_no_test_of_its_own(mini):

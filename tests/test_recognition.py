@@ -30,7 +30,8 @@ def test_published_recipes():
     assert want <= set(list_recipes())
     for r in want:
         c = config_from(r + '+tdsclip_compat')
-        assert (c.max_frames, c.weight_decay, c.smoothing, c.lr_every, c.groups, c.repeats) == (8, .15, .1, 10, 'all', 2) and c.warmup*c.epochs == pytest.approx(4)
+        assert config_from(r).groups == 'all'
+        assert (c.max_frames, c.weight_decay, c.smoothing, c.lr_every, c.groups, c.repeats) == (8, .15, .1, 10, 'tdsclip', 2) and c.warmup*c.epochs == pytest.approx(4)
         assert (c.swap_sides, tuple(c.stretch)) == ((False, ()) if 'k400' in r else (True, (256, 320)))
 
 

@@ -234,6 +234,23 @@ def test_every_second_epoch_is_kept(tmp_path):
     assert torch.equal(torch.cat([kept['weights']['fc.weight'].flatten(), kept['weights']['fc.bias']]), seen[1])
 
 
+@pytest.mark.parametrize('first', [True, False])
+def test_an_evaluation_before_the_first_step(first, tmp_path):
+    "Of the start weights, written as epoch 0; it chooses no checkpoint, and a run that goes on does not repeat it"
+    start, seen = flat(Line()), []
+    def evaluate(learn):
+        seen.append(flat(learn.raw_task.model).clone())
+        return dict(m=1. if learn.step else 9.)
+    for epochs in (1, 2):
+        learn, _ = learner(tmp_path, epochs=epochs, eval_first=first, evaluate=evaluate)
+        learn.cbs.append(Log())
+        learn.resume()
+        learn.fit()
+    rows = [(r['epoch'], r['m']) for r in RunFolder(tmp_path).metrics() if r['kind'] == 'epoch']
+    assert rows == [(0, 9.)]*first + [(1, 1.), (2, 1.)] and torch.equal(seen[0], start) == first
+    assert load_checkpoint(tmp_path/'ckpt'/'best')['card']['epoch'] == 1 and learn.best == 1.
+
+
 # -- the best
 
 @pytest.mark.parametrize('task,values,best', [(LineTask, [1., 3., 2.], 2), (Falling, [3., 1., 2.], 2), (LineTask, [3., 3., 1.], 1), (LineTask, [math.nan, 1., 2.], 3), (Falling, [2., math.nan, 3.], 1)])
@@ -332,6 +349,15 @@ def test_task_recognition_mixes_as_often_as_it_is_told():
         assert not seen
         loss(mix_switch=1.)
         assert seen
+
+def test_task_recognition_pastes_boxes_between_two_sides():
+    "cutmix_minmax alone mixes, too; what it cannot be is said before a batch is seen"
+    b = dict(CLIPS, label=torch.tensor([0, 0, 1]))
+    task = RecognitionTask(Bright(2), ['dark', 'light'], cutmix_minmax=[.2, .8])
+    clean = nn.functional.cross_entropy(Bright(2)(b)['logits'], b['label'])
+    torch.testing.assert_close(task.eval()(b)['loss'], clean)
+    assert (task.train()(b)['loss'] - clean).abs() > 1e-4
+    with pytest.raises(ValueError, match='cutmix_minmax .* two shares of a side'): RecognitionTask(Bright(2), ['dark', 'light'], cutmix_minmax=[.8, .2])
 
 def test_task_recognition_mean_average_precision():
     "By hand, over the classes that occur; the third has no clip and does not count"

@@ -237,6 +237,17 @@ def test_optimiser_groups():
         assert all(x['weight_decay'] == 0 for x in s if 'side.positions' in x['names'])
     make_optimizer('adamw', g)
 
+def test_a_run_takes_the_official_groups():
+    "groups=tdsclip: coef_lr for the whole visual part, the batch norms' rate divided by accum; of other models an error"
+    from vidlab.build import build_optimizer
+    from vidlab.config import make_config
+    m = make()
+    cfg = make_config(model='tdsclip', task='recognition', groups='tdsclip', lr=1e-3, coef_lr=.1, accum=4, weight_decay=.15)
+    got, want = build_optimizer(cfg, m).param_groups, m.official_groups(1e-3, .15, .1, 4)
+    assert [(g['name'], g['lr'], g['weight_decay'], g['names']) for g in got] == [(g['name'], pytest.approx(g['lr']), .15, g['names']) for g in want]
+    with pytest.raises(ValueError, match="layer_decay does not go with rule='tdsclip'"): param_groups(m, 1e-3, layer_decay=.5, rule='tdsclip')
+    with pytest.raises(ValueError, match="groups 'tdsclip' are those of model tdsclip, not of Linear"): param_groups(torch.nn.Linear(2, 2), 1e-3, rule='tdsclip')
+
 
 @pytest.mark.parametrize('plugin', [None, *PLUGINS])
 def test_official_file(plugin, tmp_path):

@@ -414,6 +414,30 @@ def test_mixing_is_timms_on_images(opts, seed, globals_kept):
     assert torch.allclose(t.sum(1), torch.ones(B)) and t.dtype == torch.float32
 
 
+@pytest.mark.parametrize('opts', [dict(mixup=0., cutmix=0.), dict(mixup=.8, cutmix=0.), dict(mixup=.8, cutmix=.3, prob=.6, switch=.7)])
+@pytest.mark.parametrize('mode', ['batch', 'elem', 'pair'])
+def test_boxes_between_two_sides_are_timms(opts, mode, globals_kept):
+    "timm's cutmix_minmax on images that are wider than high, to the last pixel; the clip: the same in every frame"
+    from timm.data.mixup import Mixup
+    x, y, low, high = torch.rand(6, 2, 3, 20, 36), torch.arange(6) % 5, .2, .7
+    names = dict(mixup='mixup_alpha', cutmix='cutmix_alpha', prob='prob', switch='switch_prob')
+    boxes = 0
+    for seed in range(6):
+        got, t = mix_clips(x, y, 5, np.random.RandomState(seed), smoothing=.1, mode=mode, minmax=[low, high], **opts)
+        np.random.seed(seed)
+        want, u = Mixup(**{names[k]: v for k, v in opts.items()}, cutmix_minmax=[low, high], mode=mode, label_smoothing=.1, num_classes=5)(x.flatten(1, 2).clone(), y)
+        assert torch.allclose(got, want.unflatten(1, (2, 3)), atol=1e-6) and torch.allclose(t, u, atol=1e-6)
+        sides = ((got != x).any(2).any(1)).float()
+        for m in sides:
+            h, w = int(m.any(1).sum()), int(m.any(0).sum())
+            if not h or m.sum() != h*w or h*w == 20*36: continue
+            boxes += 1
+            assert int(20*low) <= h < int(20*high) and int(36*low) <= w < int(36*high)
+    assert boxes > 3
+    for bad in ([.5], [.7, .2], [0., .5], [.2, 1.2], [.3, .3]):
+        with pytest.raises(ValueError, match='two shares of a side'): draw_mix(20, 36, np.random.RandomState(0), minmax=bad)
+
+
 def test_mixing_bytes_and_shares():
     "uint8 is the rounded mixture of floats; shares go in as labels; the batch given is not touched"
     x = torch.randint(0, 256, (3, 2, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

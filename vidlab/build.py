@@ -326,13 +326,17 @@ def build_task(cfg:RunConfig, exact:bool=False, # as in `build_model`
     return create('task', cfg.task, model, **options_of(cfg, 'task'), **{k: v for k,v in given.items() if k in takes})
 
 # %% ../nbs/48_build.ipynb #f3d72300
+def _milestones(cfg): # shares of the run at which the rate falls
+    if not cfg.fall_every: return cfg.milestones
+    return [e/cfg.epochs for e in range(cfg.fall_every, cfg.epochs, cfg.fall_every)]
+
 def rates(cfg:RunConfig, batches:int # of an epoch
          ) -> tuple: # step -> factor on the rate; step -> weight decay, or None
     "The schedules of a run"
     if cfg.schedule not in SCHEDULES: raise unknown('schedule', cfg.schedule, SCHEDULES)
     per_epoch = math.ceil(batches/cfg.accum)
     total = cfg.epochs*((batches + cfg.accum - 1)/cfg.accum if cfg.schedule in BERT_SCHEDULES else per_epoch)
-    shape = (cfg.warmup, cfg.warmup_start, cfg.min_factor, cfg.milestones, cfg.wave)
+    shape = (cfg.warmup, cfg.warmup_start, cfg.min_factor, _milestones(cfg), cfg.wave)
     def factor(step): return schedule_factor(cfg.schedule, held(step, per_epoch, cfg.lr_every), total, *shape)
     def decay(step): return cfg.weight_decay*schedule_factor('beit', step, total, end=cfg.weight_decay_end/cfg.weight_decay)
     return factor,decay if cfg.weight_decay and cfg.weight_decay_end >= 0 else None
@@ -343,7 +347,7 @@ def build_optimizer(cfg:RunConfig, model):
         raise ValueError(f'half_weights: eps {cfg.eps:g} is 0 in fp16: set eps, e.g. 1e-6 as published')
     scale = cfg.batch_size*cfg.repeats*cfg.accum/cfg.lr_batch if cfg.lr_batch else 1
     lr,layers = cfg.lr*scale,cfg.layer_decay if cfg.layer_decay < 1 else None
-    groups = param_groups(model, lr=lr, weight_decay=cfg.weight_decay, coef_lr=cfg.coef_lr, rule=cfg.groups, layer_decay=layers)
+    groups = param_groups(model, lr=lr, weight_decay=cfg.weight_decay, coef_lr=cfg.coef_lr, rule=cfg.groups, layer_decay=layers, accum=cfg.accum)
     return make_optimizer(cfg.optimizer, groups, lr=lr, betas=tuple(cfg.betas), eps=cfg.eps, momentum=cfg.betas[0])
 
 # %% ../nbs/48_build.ipynb #f77d1d2b
@@ -394,7 +398,7 @@ def build_learner(cfg:RunConfig, folder:RunFolder, engine) -> Learner: # its `la
     learn = Learner(task, build_optimizer(cfg, task.model), train, folder, cfg.epochs, engine, schedule, decay, cfg.accum, cfg.clip_grad,
                     cfg.ema, partial(evaluate_with, loaders=val, every=cfg.eval_every) if val else None, cfg.save_every, watching,
                     card=dict(config=dataclasses.asdict(cfg), model=card, classes=getattr(task, 'classes', None)),
-                    keep_every=cfg.keep_every, ema_cpu=cfg.ema_cpu)
+                    keep_every=cfg.keep_every, ema_cpu=cfg.ema_cpu, eval_first=cfg.eval_first)
     learn.later = {f'{w} split {s!r}': loaders for w,s,loaders in (('val', cfg.val_split, val), ('test', cfg.test_split, test)) if loaders}
     return learn
 

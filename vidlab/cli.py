@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EXAMPLES', 'OF_A_RUN', 'TOOLS', 'SAID', 'Parameter', 'run_pages', 'page_words', 'value_of', 'values_of',
            'check_recipe', 'newest_run', 'Page', 'said_now', 'watch', 'error_of', 'result_of', 'ended', 'run_page',
-           'show_recipes', 'show_runs', 'overview', 'page_help', 'run_tool', 'main']
+           'show_recipes', 'recipes_for', 'show_runs', 'overview', 'page_help', 'run_tool', 'main']
 
 # %% ../nbs/56_cli.ipynb #0655858b
 import ast, contextlib, json, os, re, shlex, shutil, signal, sys, tempfile, threading, time
@@ -343,6 +343,15 @@ def show_recipes(word:str='' # part of a name or of what is said of it
     paper = lambda r: ', '.join(f'{k} {v}' for k, v in list(r.paper.items())[:1])
     return _table(('recipe', 'published', 'what'), [(name(r), paper(r), r.what[:80]) for r in rows])
 
+def recipes_for(word:str='' # a whole name, with add-ons joined by `+`; else as in `show_recipes`
+               ) -> str:
+    "What one recipe expects where; of another word all recipes that it fits"
+    parts = word.removeprefix('+').split('+')
+    if '+' in word.strip('+'): check_recipe(word)
+    if not {*parts} <= {*list_recipes(), *list_addons()}: return show_recipes(word)
+    from vidlab.expects import show_recipe
+    return show_recipe('+'.join(parts))
+
 # %% ../nbs/56_cli.ipynb #dee92fc7
 def _number(run): # a damaged evaluation has none
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -369,7 +378,8 @@ def show_runs(word:str='' # part of a recipe, state or path
 # %% ../nbs/56_cli.ipynb #789cef47
 TOOLS = dict(check_videos='which files can be trusted', make_manifest='annotations -> one table',
              compress_videos='small copies, faster training', extract_frames='videos as folders of pictures',
-             make_shards='a table as webdataset shards', make_shapes='render the embedded data set')
+             make_shards='a table as webdataset shards', make_shapes='render the embedded data set',
+             convert_checkpoint='weights for the published code')
 SAID = dict(train='RECIPE', evaluate='RUN|RECIPE', attention='RUN', compare='RECIPE...', cost='RECIPE...')
 
 def overview() -> str:
@@ -379,7 +389,7 @@ def overview() -> str:
         title = ''.join(json.loads(page.read_text(encoding='utf-8'))['cells'][0]['source'])
         return shorten(title.partition('> ')[2].split('\n')[0], 55, placeholder=' ...')
     runs = {f'{n} {SAID.get(n, "")}': about(p) for n, p in run_pages().items()}
-    lists = {'recipes [WORD]': 'what can be trained, with published numbers',
+    lists = {'recipes [WORD|RECIPE]': 'what can be trained; what one recipe expects where',
              'runs [WORD]': 'what was run, and how it stands'}
     out = ['usage: vidlab COMMAND ... [name=value ...]']
     heads = 'runs (values as in YAML; RUN is a folder, or a recipe: its newest run)', 'lists', 'tools'
@@ -418,7 +428,7 @@ def _run(name, args):
     if name not in (known := [*run_pages(), 'recipes', 'runs', *TOOLS]): raise unknown('command', name, known)
     if name in ('recipes', 'runs'):
         if args and args[0].startswith('-') or len(args) > 1: raise ValueError(f'usage: vidlab {name} [WORD]')
-        return print((show_recipes if name == 'recipes' else show_runs)(*args)) or 0
+        return print((recipes_for if name == 'recipes' else show_runs)(*args)) or 0
     if {'-h', '--help'} & {*args}: return print(page_help(name)) or 0
     if bad := [a for a in args if a.startswith('-')]: raise ValueError(f'{bad[0]}: parameters are given as name=value')
     is_set = lambda a: re.match(r'[A-Za-z_]\w*=', a)

@@ -6,8 +6,8 @@
 __all__ = ['FIELDS', 'CHOICES', 'LEAST', 'MOST', 'PER_SET', 'WORDS', 'SECTIONS', 'DataFields', 'ClipFields', 'SystemFields',
            'OptimFields', 'WatchFields', 'RunConfig', 'check_value', 'coerce', 'words', 'make_config', 'options_of',
            'flat', 'changed', 'further_set', 'restored', 'load_config', 'Recipe', 'Table', 'read_table', 'recipes_dir',
-           'read_tables', 'list_recipes', 'list_addons', 'added_to', 'fits', 'read_recipe', 'replaced', 'config_from',
-           'page_parameters', 'check_page', 'page_config', 'parameters_cell', 'write_parameters']
+           'read_tables', 'list_recipes', 'list_addons', 'added_to', 'fits', 'read_recipe', 'as_written', 'replaced',
+           'config_from', 'page_parameters', 'check_page', 'page_config', 'parameters_cell', 'write_parameters']
 
 # %% ../nbs/46_config.ipynb #972bc27c
 import ast, copy, dataclasses, inspect, json, math, types
@@ -24,7 +24,7 @@ class DataFields:
     recipe:str = ''             # recipe it was built from
     data:str = 'shapes'         # data set, see `vidlab.data.sets`
     data_path:str = ''          # manifest file, or folder of the annotation files; may hold {split}
-    video_root:str = ''         # folder of the video files
+    video_root:str = ''         # folder of the video files; may hold {split}
     train_split:str = 'train'   # rows to train on
     val_split:str = 'val'       # rows that choose the best epoch; '' none
     test_split:str = 'test'     # rows of the final numbers; '' none
@@ -41,8 +41,8 @@ class DataFields:
     mixing:str = 'shuffled'     # of several training sets: 'shuffled', every batch once | 'alternate', one of each in turn until the longest ends (TVTS)
     more:list = field(default_factory=list) # further training sets, each a dict of data, data_path, video_root ...; a batch comes from one of them
     eval_data:str = ''          # another data set for val and test; '' the same
-    eval_path:str = ''          # its data_path
-    eval_root:str = ''          # its video_root
+    eval_path:str = ''          # its data_path; may hold {split}
+    eval_root:str = ''          # its video_root; may hold {split}
 
 # %% ../nbs/46_config.ipynb #d952e7e3
 @dataclass
@@ -88,6 +88,7 @@ class SystemFields:
     task:str = 'retrieval'      # for what it is trained and measured, see `vidlab.tasks`
     options:dict = field(default_factory=dict) # of the model, the task and the data set
     start:str = ''              # weights to start from or to evaluate: a run folder, a checkpoint folder, an official file, or 'latest:RECIPE', the newest finished run of a recipe (one on shapes is run first if there is none)
+    start_state:str = ''        # what the published code keeps beside these weights, to go on from: CLIP4Clip's pytorch_opt.bin.N (official: --resume_model), of TVTS's pretraining the same file (official: -r)
 
 # %% ../nbs/46_config.ipynb #cfea15d8
 @dataclass
@@ -98,7 +99,7 @@ class OptimFields:
     eval_batch_size:int = 32    # the same in evaluation
     accum:int = 1               # batches per optimiser step
     optimizer:str = 'adamw'     # 'adamw' | 'bertadam' (no bias correction, clips each parameter) | 'hf_adamw' (TVTS) | 'sgd' | 'timm:' and a name that timm knows
-    groups:str = 'standard'     # weight decay and learning-rate groups: 'standard' | 'clip4clip' | 'stan' | 'ends' (VideoMamba), all three as published | 'all' decays
+    groups:str = 'standard'     # weight decay and learning-rate groups: 'standard' | 'clip4clip' | 'stan' | 'ends' (VideoMamba) | 'tdsclip' (coef_lr is its clip_ratio, of the whole visual part; batch norms of the side network learn at lr/accum), all four as published | 'all' decays
     lr:float = 1e-5             # peak learning rate of what is new
     lr_batch:int = 0            # batch size that lr is meant for: it is scaled in proportion to the real one; 0 as it is
     coef_lr:float = 1.          # what is pretrained learns at lr * coef_lr
@@ -108,7 +109,8 @@ class OptimFields:
     eps:float = 1e-8            # of the optimiser
     layer_decay:float = 1.      # factor on lr per layer downwards
     schedule:str = 'cosine'     # 'cosine' | 'linear' | 'constant' | 'warmup_cosine' (CLIP4Clip's: the cosine runs over the warm-up too) | 'multistep' | 'wave' (STAN's) | 'beit' (VideoMamba's and TVTS's: the last warm-up step is at the full rate)
-    milestones:list = field(default_factory=list) # of 'multistep': shares of the run at which the rate falls to a tenth
+    milestones:list = field(default_factory=list) # of 'multistep': shares of the run at which the rate falls to a tenth (official: --schedule, lr_decay_step as a list)
+    fall_every:int = 0          # of 'multistep', instead: epochs after which the rate falls to a tenth, again and again (official: lr_decay_step as one number)
     lr_every:int = 1            # steps between moves of the rate (10 in TDS-CLIP's published loop)
     wave:list = field(default_factory=lambda: [0.1, 0.1, 0.9]) # of 'wave', in shares of the run: end of its warm-up, begin of the cosine, half a period
     warmup:float = 0.1          # share of the steps for the warm-up
@@ -123,6 +125,7 @@ class OptimFields:
     compile:bool = False        # torch.compile the model
     device:str = 'auto'         # 'auto' | 'cpu' | 'cuda'
     seed:int = 42               # of everything
+    deterministic:bool = False  # only algorithms that give the same on a GPU every time, slower (official: --deterministic)
 
 # %% ../nbs/46_config.ipynb #e0e66b2e
 @dataclass
@@ -130,6 +133,7 @@ class WatchFields:
     "What is written down on the way"
     log_every:int = 10          # steps per row of metrics.jsonl
     eval_every:int = 1          # epochs between evaluations; the last is always followed by one
+    eval_first:bool = False     # also an evaluation before the first step (official: init_val)
     save_every:int = 0          # also save every so many steps; 0: at the end of an epoch
     keep_every:int = 0          # epochs between weights that stay in ckpt/epochN, beside last and best; 0 none (official: --save_ckpt_freq, save_period; 1 as CLIP4Clip)
     callbacks:list = field(default_factory=list) # further observers: 'tensorboard'
@@ -152,13 +156,13 @@ CHOICES = dict(
     segments=('half_open', 'inclusive', 'something', 'kinetics', 'floor', 'floor_zero', 'floor_folder', 'tvts', 'step', 'ends'),
     slice_framepos=(0, 1, 2), train_frame_order=(0, 1, 2), eval_frame_order=(0, 1, 2), cut=('end', 'official'),
     resize=('fast', 'official', 'bilinear', 'opencv', 'pillow'), eval_crops=(1, 3, 5, 10), val_crops=(1, 3, 5, 10), on_bad=('fail', 'miss'),
-    groups=('standard', 'clip4clip', 'stan', 'all', 'ends'),
+    groups=('standard', 'clip4clip', 'stan', 'all', 'ends', 'tdsclip'),
     schedule=('cosine', 'linear', 'constant', 'multistep', 'wave', 'beit', 'warmup_cosine', 'warmup_constant', 'warmup_linear'),
     precision=('fp32', 'bf16', 'fp16'), device=('auto', 'cpu', 'cuda'))
 LEAST = dict(
     few_shot=0, cut_windows=0, window_stride=0, pieces=0, min_chars=0, window=1, max_frames=1, eval_frames=0, rate=0, max_words=1, eval_words=0,
     repeats=1, short_side=0, eval_clips=1, val_clips=1, workers=0, timeout=0, hang=0, bad_limit=0, epochs=0, batch_size=1, eval_batch_size=1, accum=1, lr=0,
-    lr_batch=0, coef_lr=0, weight_decay=0, eps=0, lr_every=1, warmup=0, warmup_start=0, min_factor=0, clip_grad=0, ema=0, log_every=1, eval_every=1,
+    lr_batch=0, fall_every=0, coef_lr=0, weight_decay=0, eps=0, lr_every=1, warmup=0, warmup_start=0, min_factor=0, clip_grad=0, ema=0, log_every=1, eval_every=1,
     save_every=0, keep_every=0)
 MOST = dict(bad_limit=1, layer_decay=1, ema=1, warmup=1, warmup_start=1, min_factor=1)
 
@@ -266,6 +270,9 @@ def make_config(**keys # fields of `RunConfig` and options of its model, task an
     for k,v in own.items(): check_value(k, v)
     opts = {k: coerce(k, keys[k], _plain(o.default)) if k in keys else o.default for k,o in known.items()}
     cfg = RunConfig(**own, options={k: v for k,v in opts.items() if v is not inspect.Parameter.empty})
+    if cfg.start_state and not cfg.start: raise ValueError(f'start_state {cfg.start_state!r} belongs to weights: name them by start')
+    if cfg.schedule == 'multistep' and bool(cfg.milestones) == bool(cfg.fall_every):
+        raise ValueError(f"schedule 'multistep' with milestones {cfg.milestones} and fall_every {cfg.fall_every}: give one of them, shares of the run or epochs")
     for i in range(len(cfg.more)): further_set(cfg, i)
     return cfg
 
@@ -499,16 +506,31 @@ def _find(name):
     return known[name]
 
 # %% ../nbs/46_config.ipynb #66398fc1
+def _taken_over(keys):
+    "`'{test_split}'` is what the recipe says there"
+    names = {k: v[1:-1] for k,v in keys.items() if isinstance(v, str) and v[:1] + v[-1:] == '{}' and v[1:-1] in FIELDS}
+    return keys | {k: keys.get(w, FIELDS[w].default) for k,w in names.items()}
+
+def _in_place(name, rows, keys):
+    "An error for an add-on that is joined to what it is not for"
+    for r in rows:
+        if r and not fits(r, keys): raise _misplaced(r, f'{name} has ' + ', '.join(f'{k} {keys[k]}' for k in r.to if k in keys))
+    return keys
+
 def read_recipe(name:str # name, or path of a YAML file; several joined by `+`, the later one winning
                ) -> dict: # flat overrides
     "The overrides of a recipe"
     parts,keys = str(name).split('+'),{}
     rows = [_find(n) for n in parts]
     for n,r in zip(parts, rows): keys |= _checked(r) if r else _read_file(n)
-    keys = _where_it_applies(keys, rows)
-    for r in rows:
-        if r and not fits(r, keys): raise _misplaced(r, f'{name} has ' + ', '.join(f'{k} {keys[k]}' for k in r.to if k in keys))
-    return keys
+    return _in_place(name, rows, _taken_over(_where_it_applies(keys, rows)))
+
+def as_written(name:str # of the tables; several joined by `+`, the later one winning
+              ) -> tuple: # rows; their keys
+    "A recipe before models and tasks have looked at its words: nothing heavy is imported"
+    rows = [_find(n) for n in name.split('+')]
+    keys = {k: v for r in rows for k,v in copy.deepcopy(r.keys).items()}
+    return rows, _in_place(name, rows, _taken_over(keys))
 
 # %% ../nbs/46_config.ipynb #c5f46571
 def replaced(keys:dict, # of a recipe or a run

@@ -271,6 +271,12 @@ def load_weights(self:VideoModel, source, # path, or a state dict
     self.report.rows += [(k, None, 'dropped') for k in sorted(other) if k in state]
     return self.report
 
+# %% ../nbs/28_contract.ipynb #7edadd30
+@patch
+def official_file(self:VideoModel) -> dict: # for `torch.save`
+    "The weights in the form in which the published code of this system reads them"
+    raise ValueError(f'{type(self).__name__}: nobody has published code that reads a file of it')
+
 # %% ../nbs/28_contract.ipynb #249692bb
 @patch
 def load_clip(self:VideoModel, state:dict, name:str, exact:bool=False,

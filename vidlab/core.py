@@ -76,13 +76,16 @@ def rng(*keys:int # e.g. seed, epoch, index
     return np.random.default_rng(np.random.SeedSequence([int(k) & 0xffffffffffffffff for k in keys]))
 
 # %% ../nbs/00_core.ipynb #cea1437c
-def seed_everything(seed:int # any integer
+def seed_everything(seed:int, # any integer
+                    deterministic:bool=False # torch takes only algorithms that give the same every time; an operation without one is an error
                    ):
     "Seed python, numpy and torch (all devices); called at the start of a run, never at import"
     import torch
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+    if deterministic: os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')    # read when CUDA starts
+    torch.use_deterministic_algorithms(deterministic)
 
 # %% ../nbs/00_core.ipynb #4ebd834e
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -7,6 +7,7 @@ __all__ = ['unique_samples', 'collect', 'evaluate', 'save_eval']
 
 # %% ../nbs/42_evaluate.ipynb #8f47a14c
 import time
+from pathlib import Path
 import torch
 from .ckpt import save_tensors
 from .core import progress, tick, write_json
@@ -62,14 +63,15 @@ def evaluate(task, # vidlab.tasks.Task, the bare one
 
 # %% ../nbs/42_evaluate.ipynb #d4e713c0
 def save_eval(folder, # RunFolder
-              name:str, # e.g. 'test'
+              name:str, # of the split, e.g. 'test'; of a path its last part
               res:dict, # from `evaluate`
               protocol:dict, # data set, split, hash, frames, sampler, post-processing, decoder, weights, seed ...
               rows=None # Manifest of the rows that were evaluated: which clips belong together
              ):
     "Write metrics, protocol and arrays of an evaluation, then the intervals of the metrics"
     (folder/'eval').mkdir(parents=True, exist_ok=True)
-    path, said = folder/'eval'/f'{name}.json', dict(metrics=res['metrics'], protocol=protocol, seconds=res['seconds'])
+    path = folder/'eval'/f'{Path(name).name}.json'               # the name may be a list that is a split itself
+    said = dict(metrics=res['metrics'], protocol=protocol, seconds=res['seconds'])
     arrays = {**res['arrays'], **({} if rows is None else dict(together=torch.as_tensor(rows.related())))}
     save_tensors(path.with_suffix('.safetensors'), arrays)
     write_json(path, said)

@@ -131,13 +131,14 @@ class Learner:
                  cbs=(), # callbacks: any of before_fit, after_step, after_epoch, after_fit, each taking the learner
                  card:dict=None, # goes into every checkpoint's card
                  keep_every:int=0, # epochs between checkpoints that stay; 0: none does
-                 ema_cpu:bool=False # the averaged weights lie in the CPU's memory
+                 ema_cpu:bool=False, # the averaged weights lie in the CPU's memory
+                 eval_first:bool=False # also evaluate before the first step
                 ):
         self.engine = engine or make_engine()
         self.folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
         self.raw_task, self.train, self.epochs = task, train, epochs
         self.schedule, self.decay, self.accum, self.clip_grad = schedule, decay, accum, clip_grad
-        self.evaluate, self.save_every, self.keep_every = evaluate, save_every, keep_every
+        self.evaluate, self.save_every, self.keep_every, self.eval_first = evaluate, save_every, keep_every, eval_first
         self.cbs, self.card = list(cbs), dict(card or {})
         for g in opt.param_groups: g.setdefault('base_lr', g['lr'])
         self.task, self.opt = self.engine.prepare(task.to(self.engine.device), opt)
@@ -253,6 +254,12 @@ def measure(self:Learner):
 
 # %% ../nbs/40_learner.ipynb #443b7eca
 @patch
+def look(self:Learner):
+    "Note what the model can do before the first step; no checkpoint is chosen by it"
+    self.metrics = self.evaluate(self) if self.evaluate else {}
+    self.call('after_epoch')
+
+@patch
 def _improved(self:Learner):
     "Is this epoch the best so far, by the task's own measure? One that is not a number never is"
     new = self.metrics.get(self.raw_task.monitor)
@@ -274,6 +281,7 @@ def fit(self:Learner, then=None # function: what the run is still for when all e
     try:
         with stop_signals() as asked:
             if not self.measured: self.measure()                # the run ended in the evaluation of its last epoch
+            if self.eval_first and not self.step: self.look()
             while self.epoch < self.epochs: self.one_epoch(asked)
             if then: then()
         end = dict(state='done', reason='all epochs done')

@@ -83,7 +83,7 @@ def schedule_factor(name:str, # see SCHEDULES
     w = round(warmup*total) if warmup <= 1 else int(warmup)
     if name in ('constant', 'multistep') and step < w: return start + (1-start)*step/w
     if name in ('constant', 'multistep'):
-        return 0.1**sum(step >= m*total for m in milestones) if name == 'multistep' else 1.
+        return 0.1**sum(step >= m*total - 1e-6 for m in milestones) if name == 'multistep' else 1.
     if name == 'wave': return wave_schedule(step, _whole(wave[0]*total), _whole(wave[1]*total), wave[2]*total, start)
     if name not in SCHEDULES: raise unknown('schedule', name, SCHEDULES)
     return _WAVES[name](step, total, w, start, end)
@@ -197,7 +197,7 @@ def _stan(name, p, k): # weights of a Mug head learn like the towers, as publish
 def _standard(name, p, k): return p.ndim > 1 and name not in k.whole, name in k.pretrained
 def _all(name, p, k): return True, name in k.pretrained
 
-RULES = dict(standard=_standard, clip4clip=_clip4clip, stan=_stan, all=_all, ends=_standard)
+RULES = dict(standard=_standard, clip4clip=_clip4clip, stan=_stan, all=_all, ends=_standard, tdsclip=_all)
 
 # %% ../nbs/25_optim.ipynb #45c6a533
 def _group(name, named, lr, wd):
@@ -229,23 +229,30 @@ def _layered(model, rule, known, lr, clip_lr, wd, layer_decay, ends=False):
             for (d,c,i),v in sorted(out.items(), key=lambda kv: (kv[0][2], not kv[0][1], not kv[0][0]))]
 
 # %% ../nbs/25_optim.ipynb #67a37234
+def _visual(model, lr, wd, ratio, accum):
+    "TDS-CLIP's groups: the whole visual part, the classifier, the batch norms of the side network"
+    if not hasattr(model, 'official_groups'): raise ValueError(f"groups 'tdsclip' are those of model tdsclip, not of {type(model).__name__}")
+    return model.official_groups(lr, wd, 1. if ratio is None else ratio, accum)
+
 def param_groups(model, # nn.Module
                  lr:float, weight_decay:float=0.,
                  coef_lr:float=None, # what is pretrained (see `vidlab.contract`) learns with lr*coef_lr; None: with lr
                  rule:str='standard', # see RULES
-                 layer_decay:float=None # factor per layer below the top; not with 'clip4clip'
+                 layer_decay:float=None, # factor per layer below the top; not with 'clip4clip' and 'tdsclip'
+                 accum:int=1 # batches per step; 'tdsclip' divides the rate of batch norms by it
                 ) -> list: # optimiser groups with 'name' and 'names'
     "Groups of parameters for an optimiser"
     if rule not in RULES: raise unknown('parameter group rule', rule, RULES)
     clip_lr = lr if coef_lr is None else lr*coef_lr
+    if layer_decay is not None and rule in ('clip4clip', 'tdsclip'):
+        raise ValueError(f'layer_decay does not go with rule={rule!r}, whose groups are those of the published code')
+    if rule == 'tdsclip': return _visual(model, lr, weight_decay, coef_lr, accum)
     known = _known(model)
     if clip_lr != lr and not known.pretrained:
         raise ValueError(f'coef_lr {coef_lr:g}: nothing in {type(model).__name__} is pretrained, '
                          'all of it learns at lr; leave coef_lr at 1')
     if rule != 'clip4clip':
         return _layered(model, RULES[rule], known, lr, clip_lr, weight_decay, layer_decay, ends=rule == 'ends')
-    if layer_decay is not None:
-        raise ValueError("layer_decay does not go with rule='clip4clip', whose groups are those of the published code")
     return _four(model, known, lr, clip_lr, weight_decay)
 
 # %% ../nbs/25_optim.ipynb #19131b61

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'Option', 'Kind', 'name_of', 'reserve', 'register', 'register_model', 'register_task', 'register_data',
-           'names', 'lookup', 'options', 'owners', 'create', 'list_models', 'create_model']
+           'Layout', 'layout', 'names', 'lookup', 'options', 'owners', 'layout_of', 'create', 'list_models',
+           'create_model']
 
 # %% ../nbs/01_registry.ipynb #f3110bdf
 import importlib, inspect, pkgutil, re
@@ -110,6 +111,21 @@ def register_data(f): # function -> Manifest
     "Decorator: a data set, see `vidlab.data.manifest`"
     return register('data', f)
 
+# %% ../nbs/01_registry.ipynb #9ee0958a
+@dataclass
+class Layout:
+    "What a data set reads, and who publishes it"
+    path:object = ''   # at data_path: what the file holds, or of a folder {file: what it is}
+    root:object = ''   # at video_root, likewise
+    pages:dict = field(default_factory=dict) # what is published -> where
+
+def layout(path, root, pages): # as in `Layout`, or functions of the words of a run
+    "Decorator: the layout of a data set"
+    def said(f):
+        f.layout = Layout(path, root, pages)
+        return f
+    return said
+
 # %% ../nbs/01_registry.ipynb #f22013d9
 def _import_all(kind):
     "Import every page below the package, so that its builders register"
@@ -149,6 +165,22 @@ def owners(word:str # an option
           ) -> list: # (kind, name)
     "Who takes an option of this name"
     return [(k, n) for k in KINDS for n in names(k) if word in (p := options(k, n)) and not p[word].given]
+
+# %% ../nbs/01_registry.ipynb #f9c9154c
+def _worded(said, words):
+    "A declaration for the words of a run: functions called, `{word}` filled in"
+    if callable(said): said = said(words)
+    if isinstance(said, dict): return {_worded(k, words): _worded(v, words) for k,v in said.items() if k != 'none'}
+    return re.sub(r'\{(\w+)\}', lambda m: str(words.get(m[1], m[0])), said)
+
+def layout_of(name:str, # of a data set
+              words:dict # of a run; options that it does not name are the defaults
+             ) -> Layout:
+    "Where the files of a data set lie, as it declares it, else by the comments beside `path` and `root`"
+    f = lookup('data', name)
+    words = {o.name: o.default for o in options('data', name).values() if not o.given} | words
+    if said := getattr(f, 'layout', None): return Layout(*(_worded(x, words) for x in (said.path, said.root, said.pages)))
+    return Layout(*(_helps(f).get(k, '') for k in ('path', 'root')))
 
 # %% ../nbs/01_registry.ipynb #f08c8fad
 def create(kind:str, # of KINDS

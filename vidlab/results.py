@@ -43,7 +43,7 @@ def load_eval(folder, # RunFolder or path
               split:str='test') -> dict: # metrics, protocol, arrays
     "One evaluation of a run"
     from safetensors.torch import load_file
-    p = path_of(folder)/'eval'/f'{split}.json'
+    p = path_of(folder)/'eval'/f'{Path(split).name}.json'
     if not p.exists():
         there = sorted(q.stem for q in p.parent.glob('*.json')) or 'none'
         raise FileNotFoundError(f'{tilde(p)}: this run has no evaluation of split {split!r}; there are {there}')
@@ -85,7 +85,7 @@ def eval_table(folders, # runs, or {name: run}
     named = folders if isinstance(folders, dict) else dict(zip(run_names(folders), folders))
     rows,marks = [],{}
     for name,f in named.items():
-        p = path_of(f)/'eval'/f'{split}.json'
+        p = path_of(f)/'eval'/f'{Path(split).name}.json'
         if not p.exists(): continue
         e = read_json(p)
         task = e['protocol']['task']

@@ -31,6 +31,7 @@ from .machine import threads_each, threads_record
 from .owner import InUse, Owner, owned, tied_to
 from .preflight import preflight
 from .registry import lookup
+from .takeover import take_over
 _all_ = ['FIELDS', 'Recipe', 'RunConfig', 'build_learner', 'build_task', 'changed', 'check_page', 'class_names', 'config_from',
          'eval_loaders', 'evaluate_with', 'flat', 'latest_run', 'list_addons', 'list_recipes', 'load_config', 'load_manifest',
          'make_clips', 'make_config', 'make_loader', 'options_of', 'page_config', 'page_parameters', 'read_recipe', 'runs_of',
@@ -54,7 +55,7 @@ def unfinished_run(cfg:RunConfig): # Path, or None
         if not other: return p
 
 # %% ../nbs/50_train.ipynb #15e31b87
-NAMED = ('data_path', 'video_root', 'classes', 'eval_path', 'eval_root', 'start')      # words of a run that name files
+NAMED = ('data_path', 'video_root', 'classes', 'eval_path', 'eval_root', 'start', 'start_state')      # words of a run that name files
 
 def _settled(d): # the words of a run, or of one of its further training sets
     here = lambda v: isinstance(v, str) and v and not is_word(v) and not Path(v).is_absolute() and Path(v).exists()
@@ -85,7 +86,7 @@ def _folder(cfg, resume) -> RunFolder: # nothing is written into one that exists
 
 def _tidy(folder):
     "Take away what was said of an earlier attempt, and what `atomic_write` leaves when it is killed"
-    for f in (*folder.path.glob('error_*.txt'), *folder.path.glob('.*.tmp')): f.unlink()
+    for f in (*folder.path.glob('error_*.txt'), *folder.path.rglob('.*.tmp')): f.unlink()
 
 @contextmanager
 def own_folder(cfg:RunConfig, resume:str='' # run folder to go on with, or 'auto'
@@ -154,8 +155,9 @@ def evaluate_split(cfg:RunConfig, task, engine, folder:RunFolder, split:str, wei
     res = evaluate(task, loaders, engine)
     said = dict(name=card.name, untrained=card.untrained)       # what tables call it
     told = {p: text for dl in loaders.values() for p,text in getattr(dl, 'told', {}).items()}
-    said_of = dict(protocol(cfg, task, loaders, split, weights), model=said, **(dict(warned=told) if told else {}))
-    if engine.is_main_process: save_eval(folder, split, res, said_of, next(iter(loaders.values())).ds.manifest)
+    if engine.is_main_process:
+        record = dict(protocol(cfg, task, loaders, split, weights), model=said, **(dict(warned=told) if told else {}))
+        save_eval(folder, split, res, record, next(iter(loaders.values())).ds.manifest)
     return res['metrics']
 
 # %% ../nbs/50_train.ipynb #065ad0e2
@@ -203,11 +205,11 @@ def _measure_best(cfg, learn, engine, folder):
 def train_in(folder:RunFolder, engine):
     "Train what the config of a folder describes, from its last checkpoint on"
     cfg = load_config(folder.path)
-    seed_everything(cfg.seed)
+    seed_everything(cfg.seed, cfg.deterministic)
     learn = build_learner(cfg, folder, engine)
     note_paths(folder, learn.raw_task, engine)
     try:
-        learn.resume()
+        if not learn.resume() and cfg.start_state: take_over(learn, cfg)
         preflight(learn)
         learn.fit(partial(_measure_best, cfg, learn, engine, folder) if cfg.test_split else None)
     finally: _note_files(folder, learn.train, engine)
@@ -234,7 +236,7 @@ def run_eval(cfg:RunConfig, # `start` names the checkpoint; '' measures the mode
     with stop_at_once(), own_folder(cfg) as folder, told(folder):
         cfg = load_config(folder.path)
         folder.status('running')
-        seed_everything(cfg.seed)
+        seed_everything(cfg.seed, cfg.deterministic)
         task = build_task(cfg, exact=True)
         note_paths(folder, task, engine)
         evaluate_split(cfg, task, engine, folder, split or cfg.test_split, weights_record(cfg.start or cfg.options.get('checkpoint')))
@@ -367,9 +369,10 @@ def _failed(folder, nproc, why) -> RuntimeError:
     return RuntimeError('\n'.join([*said, *end.splitlines()[-30:]]))
 
 def _stopped(folder, sig):
-    "The status of a launched run that was asked to stop before any process could save; that one lost the others is no error then"
+    "The status of a launched run that was asked to stop and could not save; that one process lost the others is no error then"
     if first_error(folder) is None: _tidy(folder)
-    folder.status('stopped', reason=f'{sig} before the first step was saved')
+    saved = f'in a step that took longer than {PATIENCE:g} s; go on with resume={tilde(folder.path)}'
+    folder.status('stopped', reason=f'{sig} {saved if find_checkpoint(folder/"ckpt"/"last") else "before the first step was saved"}')
 
 def launch(cfg:RunConfig, nproc:int, # processes; on one machine
            resume:str='' # as in `run`
@@ -397,7 +400,9 @@ def _one_of(folder):
     engine = _engine(load_config(folder.path))
     if not engine.is_main_process: return train_in(folder, engine)
     with owned(folder):
-        if not launcher: _tidy(folder)
+        if not launcher:
+            _tidy(folder)
+            folder.status('starting', reason=None)
         with told(folder): train_in(folder, engine)
 
 def _watched(folder, rank):

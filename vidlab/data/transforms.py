@@ -559,20 +559,27 @@ def normalise(video:torch.Tensor, # (..., 3, H, W) uint8, or float in 0..1
     return x.to(dtype)
 
 # %% ../../nbs/data/12_transforms.ipynb #6097ae76
+def _amounts(mixup, cutmix, minmax): # as timm has it, boxes between two sides are drawn as often as those of cutmix=1
+    if minmax and not (len(minmax) == 2 and 0 < minmax[0] < minmax[1] <= 1):
+        raise ValueError(f'cutmix_minmax {list(minmax)}: two shares of a side, such as [0.2, 0.8], the smaller one first')
+    if mixup < 0 or cutmix < 0 or not (mixup + cutmix or minmax):
+        raise ValueError(f'mixup {mixup}, cutmix {cutmix}: not negative, and one of them above 0')
+    return mixup, 1. if minmax else cutmix
+
 def draw_mix(h:int, w:int, # frame
              gen, # numpy Generator (or RandomState)
              mixup:float=.8, # both parameters of its Beta distribution; 0: never
              cutmix:float=1., # likewise
              prob:float=1., # of mixing this batch at all
-             switch:float=.5 # of cutmix, where both may act
+             switch:float=.5, # of cutmix, where both may act
+             minmax=() # least and most side of the box as shares of the frame's, instead of the share that `cutmix` draws
             ) -> tuple: # share of the clip itself; box (left, top, right, bottom) or None
     "Random choices for one batch"
-    if mixup < 0 or cutmix < 0 or not mixup + cutmix:
-        raise ValueError(f'mixup {mixup}, cutmix {cutmix}: not negative, and one of them above 0')
+    mixup, cutmix = _amounts(mixup, cutmix, minmax)
     if gen.random() >= prob: return 1., None
     cut = gen.random() < switch if mixup and cutmix else cutmix > 0
     lam = float(gen.beta(cutmix, cutmix) if cut else gen.beta(mixup, mixup))
-    return _box(h, w, lam, gen) if cut else (lam, None)
+    return _pasted(h, w, lam, gen, minmax) if cut else (lam, None)
 
 # %% ../../nbs/data/12_transforms.ipynb #a57f4d55
 def _box(h, w, lam, gen):
@@ -582,6 +589,14 @@ def _box(h, w, lam, gen):
     box = max(x - cw, 0), max(y - ch, 0), min(x + cw, w), min(y + ch, h)
     return 1 - (box[2] - box[0])*(box[3] - box[1])/(h*w), box
 
+def _within(h, w, minmax, gen):
+    draw = getattr(gen, 'integers', None) or gen.randint
+    ch, cw = (int(draw(int(o*minmax[0]), int(o*minmax[1]))) for o in (h, w))
+    y, x = int(draw(h - ch + 1)), int(draw(w - cw + 1))
+    return 1 - ch*cw/(h*w), (x, y, x + cw, y + ch)
+
+def _pasted(h, w, lam, gen, minmax): return _within(h, w, minmax, gen) if minmax else _box(h, w, lam, gen)
+
 # %% ../../nbs/data/12_transforms.ipynb #7660b9a6
 MODES = ('batch', 'elem', 'pair')
 
@@ -589,19 +604,19 @@ def draw_mixes(n:int, # clips
                h:int, w:int, # frame
                gen, # numpy Generator (or RandomState)
                mixup:float=.8, cutmix:float=1., prob:float=1., switch:float=.5, # as in `draw_mix`
-               mode:str='batch' # 'batch' | 'elem' | 'pair'
+               mode:str='batch', # 'batch' | 'elem' | 'pair'
+               minmax=() # as in `draw_mix`
               ) -> list: # (share, box) of each clip
     "Random choices for one batch, clip by clip, in the order of timm's draws"
     if mode not in MODES: raise unknown('mode of mixing', mode, MODES)
-    if mode == 'batch': return [draw_mix(h, w, gen, mixup, cutmix, prob, switch)]*n
-    if mixup < 0 or cutmix < 0 or not mixup + cutmix:
-        raise ValueError(f'mixup {mixup}, cutmix {cutmix}: not negative, and one of them above 0')
+    if mode == 'batch': return [draw_mix(h, w, gen, mixup, cutmix, prob, switch, minmax)]*n
+    mixup, cutmix = _amounts(mixup, cutmix, minmax)
     m = n if mode == 'elem' else n//2
     cut = gen.random(m) < switch if mixup and cutmix else np.full(m, cutmix > 0)
     lam = [gen.beta(o, o, m) if o else np.ones(m) for o in (cutmix, mixup)]
     lam = np.where(cut, *lam)
     lam = np.where(gen.random(m) < prob, lam, 1.)
-    one = [_box(h, w, s, gen) if c and s < 1 else (float(s), None) for s,c in zip(lam, cut)]
+    one = [_pasted(h, w, s, gen, minmax) if c and s < 1 else (float(s), None) for s,c in zip(lam, cut)]
     return one if mode == 'elem' else one + [(1., None)]*(n % 2) + one[::-1]
 
 # %% ../../nbs/data/12_transforms.ipynb #c705c57a
@@ -625,10 +640,11 @@ def mix_clips(video:torch.Tensor, # (B,...,H,W) float, or uint8 (rounded)
               gen, # numpy Generator (or RandomState)
               mixup:float=.8, cutmix:float=1., prob:float=1., switch:float=.5, # as in `draw_mix`
               smoothing:float=0., # of the labels
-              mode:str='batch' # 'batch' | 'elem' | 'pair'
+              mode:str='batch', # 'batch' | 'elem' | 'pair'
+              minmax=() # as in `draw_mix`
              ) -> tuple: # video, (B,C) float32 labels
     "Mixup or cutmix with the reversed batch"
-    draws, out = draw_mixes(len(video), *video.shape[-2:], gen, mixup, cutmix, prob, switch, mode), video.clone()
+    draws, out = draw_mixes(len(video), *video.shape[-2:], gen, mixup, cutmix, prob, switch, mode, minmax), video.clone()
     for i,(lam, box) in enumerate(draws):
         other = video[-1 - i]
         if box:

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
 from fastcore.basics import patch
 from ..core import unknown
-from ..ckpt import load_into, read_weights, WeightsError
+from ..ckpt import load_into, OfficialRun, read_file, read_weights, WeightsError
 from ..contract import Card, VideoModel
 from ..mug import MugHead
 from ..layers import LayerNorm, QuickGELU, TemporalTransformer, layers_from, masked_mean, unit
@@ -348,6 +348,23 @@ def to_official_state(self:CLIP4Clip) -> dict: # name -> CPU tensor
     "State dict as the official code saves it: CLIP's matrices in fp16, the rest in fp32"
     half = {'clip.' + n for n in self.clip.half_names()}
     return {n: (p.half() if n in half else p.float()).detach().cpu().clone() for n,p in self.state_dict().items()}
+
+# %% ../../nbs/models/30_clip4clip.ipynb #88610f34
+@patch
+def official_file(self:CLIP4Clip) -> dict: return self.to_official_state()
+
+# %% ../../nbs/models/30_clip4clip.ipynb #1f1bcf70
+@patch
+def official_run(self:CLIP4Clip, path, # pytorch_opt.bin.N
+                 names:list # of the official parameters, in their order
+                ) -> OfficialRun:
+    "What the published code keeps beside the weights"
+    d = read_file(path)
+    if not isinstance(d, dict) or not {'epoch', 'optimizer_state_dict'} <= set(d):
+        raise WeightsError(f'{path}: no epoch and optimizer_state_dict in it: not the pytorch_opt.bin of CLIP4Clip')
+    kind = lambda n: (any(s in n for s in ('bias', 'LayerNorm.bias', 'LayerNorm.weight')), 'clip.' not in n)
+    groups = [[n for n in names if kind(n) == k] for k in ((False, False), (False, True), (True, False), (True, True))]
+    return OfficialRun(d['epoch'] + 1, d['optimizer_state_dict'], 'bertadam', groups)
 
 # %% ../../nbs/models/30_clip4clip.ipynb #8fb599cc
 PRESETS = dict(base=dict(clip='ViT-B-32', temporal_layers=4, max_words=32, max_frames=12),

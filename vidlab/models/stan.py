@@ -14,7 +14,7 @@ from fastcore.meta import delegates
 from torch import nn
 from torch.utils.checkpoint import checkpoint as recompute
 from ..core import unknown
-from ..ckpt import load_into, read_weights, rename, WeightsError
+from ..ckpt import cpu_state, load_into, read_weights, rename, rename_back, WeightsError
 from ..contract import Card, VideoModel
 from ..layers import LayerNorm, MultiHeadAttention, QuickGELU, ResidualAttentionBlock, key_padding, masked_mean
 from ..clip import CLIPBackbone, hf_blocks, hf_text, towers_of
@@ -339,6 +339,12 @@ def _branch(name): # as the file calls it -> rules
 OFFICIAL = [*_towers, *_unread, ('adapter.*', 'mug.*'), *_branch('STAN'), *_branch('timesFPN')]
 
 def is_official(state:dict) -> bool: return any(k.startswith('backbone.') for k in state)
+
+# %% ../../nbs/models/31_stan.ipynb #2ab4dec0
+@patch
+def official_file(self:STAN) -> dict:
+    state = {k: v for k,v in cpu_state(self.state_dict()).items() if k != 'clip.logit_scale'}
+    return dict(meta={}, state_dict=rename_back(state, OFFICIAL))
 
 # %% ../../nbs/models/31_stan.ipynb #40010d6b
 _marks = {'attention': 'attn.in_proj_weight', 'conv': 'layers.down.weight',

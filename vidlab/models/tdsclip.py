@@ -662,6 +662,10 @@ def to_official_state(self:TDSCLIP, copy:bool=True # False: views of the paramet
     rules = [(b, a, out) for a,b,_,out in OFFICIAL if tsm or '.net.' not in a]
     return {k: v.detach().cpu().clone() if copy else v for k,v in rename(self.state_dict(), rules)[0].items()}
 
+# %% ../../nbs/models/33_tdsclip.ipynb #f952fea7
+@patch
+def official_file(self:TDSCLIP) -> dict: return dict(epoch=0, model_state_dict=self.to_official_state())
+
 # %% ../../nbs/models/33_tdsclip.ipynb #72b0b2c9
 _marks = {'.conv.weight': 'tokent1d', '.path.bn.weight': 'localuni', '.bn_2.weight': 't1d',
           '.attn.in_proj_weight': 'dividedst'} # end of a plug-in's key

@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint as recompute
 from ..core import IMAGENET_MEAN, IMAGENET_STD, from_hub, need, unknown
 from ..attend import Attend
-from ..ckpt import LoadReport, WeightsError, load_into, read_weights, rename, state_dict_of
+from ..ckpt import LoadReport, OfficialRun, WeightsError, cpu_state, load_into, read_file, read_weights, rename, state_dict_of
 from ..contract import Card, VideoModel
 from ..layers import LayerNorm, key_padding
 from ..clip import CLIPBackbone, create_clip
@@ -498,6 +498,20 @@ def load_weights(self:TVTS, source, # path, or a state dict
     self.report.rows = [(a, b, 'resized' if b and b.removeprefix('video_model.') in done else w) for a,b,w in rows]
     return self.report
 
+# %% ../../nbs/models/35_tvts.ipynb #87c49111
+@patch
+def official_run(self:TVTS, path, # checkpoint-epochN.pth
+                 names:list # of the official parameters, in their order
+                ) -> OfficialRun:
+    "What the published code keeps beside the weights"
+    d = read_file(path, ALLOW)
+    if not isinstance(d, dict) or not {'epoch', 'optimizer'} <= set(d): raise WeightsError(f'{path}: no epoch and optimizer in it: not a checkpoint of TVTS\'s pretraining')
+    return OfficialRun(d['epoch'], d['optimizer'], 'hf_adamw', [list(names)])
+
+# %% ../../nbs/models/35_tvts.ipynb #e573d8d4
+@patch
+def official_file(self:TVTS) -> dict: return dict(arch='TVTS', epoch=0, state_dict={f'module.{k}': v for k,v in cpu_state(self.state_dict()).items()})
+
 # %% ../../nbs/models/35_tvts.ipynb #0da881c2
 class TVTSClassifier(VideoEncoder, VideoModel):
     "The video encoder and a linear classifier on its class token"
@@ -549,6 +563,10 @@ def load_weights(self:TVTSClassifier, source, # path, or a state dict
                                new=() if same else ('head.*',), exact=exact)
     self.report.rows += [(k, None, 'dropped') for k in left]
     return self.report
+
+# %% ../../nbs/models/35_tvts.ipynb #fbdf6841
+@patch
+def official_file(self:TVTSClassifier) -> dict: return dict(model=cpu_state(self.state_dict()))
 
 # %% ../../nbs/models/35_tvts.ipynb #dbb98627
 _tiny = dict(dim=128, depth=4, heads=2, size=64, patch=16, frames=16, time_std=1., place_std=.5)

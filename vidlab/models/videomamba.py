@@ -21,7 +21,7 @@ from timm.layers import DropPath
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from ..core import IMAGENET_MEAN, IMAGENET_STD, read_json, unknown
-from ..ckpt import LoadReport, WeightsError, load_into, rename
+from ..ckpt import LoadReport, WeightsError, cpu_state, load_into, rename
 from ..contract import Card, VideoModel
 from ..layers import LayerNorm
 from ..ssm import causal_conv1d, scan_matrix, scan_path, selective_scan
@@ -447,6 +447,10 @@ def rules_for(model, # VideoMamba or VideoMambaStudent
     own = _to_student if isinstance(model, VideoMambaStudent) else _to_classifier
     own = [] if exact else [('distill_head.*', None), *((a, None if compat and a == 'norm.*' else b) for a,b in own)]
     return [(p + a, b) for p in PREFIXES for a,b in (*own, ('*','*'))]
+
+# %% ../../nbs/models/32_videomamba.ipynb #393680cf
+@patch
+def official_file(self:Trunk) -> dict: return dict(model=cpu_state(self.state_dict()))
 
 # %% ../../nbs/models/32_videomamba.ipynb #90cd0f5c
 def label_rows(labels, # list of numbers, or a JSON file with one

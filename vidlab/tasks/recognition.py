@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from ..core import rng, text_hash, unknown
 from ..data.names import spoken
 from ..data.text import tokenize
-from ..data.transforms import mix_clips
+from ..data.transforms import draw_mix, mix_clips
 from ..registry import register_task
 from .base import AVERAGES, SHARE, Evaluation, Task, merge_views
 
@@ -28,6 +28,7 @@ class RecognitionTask(Task):
                  smoothing:float=0., # of the labels
                  mixup:float=0., # mix pairs of training clips: parameter of the Beta distribution; 0 never
                  cutmix:float=0., # paste a box of another clip, likewise
+                 cutmix_minmax:list=[], # sides of that box as shares of the frame's, least and most, e.g. [0.2, 0.8], instead of a draw by cutmix (official: --cutmix_minmax)
                  mix_mode:str='batch', # one draw for the 'batch', for each 'elem' of it, or for each 'pair'
                  mix_prob:float=1., # share of the batches that are mixed (official: --mixup_prob)
                  mix_switch:float=.5, # share of cutmix among them, where both are on (official: --mixup_switch_prob)
@@ -37,9 +38,10 @@ class RecognitionTask(Task):
                 ):
         super().__init__(model)
         self.check(classes, templates, average)
+        if cutmix_minmax: draw_mix(224, 224, np.random.default_rng(0), mixup, cutmix, minmax=cutmix_minmax)    # or an error now
         self.classes,self.templates,self.average = list(classes),list(templates),average
         self.smoothing,self.mix,self.mix_mode,self.seed = smoothing,(mixup, cutmix),mix_mode,seed
-        self.mix_odds,self.mean_ap = (mix_prob, mix_switch),mean_ap
+        self.mix_odds,self.mix_box,self.mean_ap = (mix_prob, mix_switch),list(cutmix_minmax),mean_ap
         self.classifier = model.card.classes > 0
         if self.classifier: self.own_classes(max_words)
         else: self.text_classes(max_words)
@@ -119,7 +121,7 @@ def forward(self:RecognitionTask, batch:dict) -> dict: # loss, acc
     b,y,n = self.prep(batch),batch['label'],len(self.classes)
     if y.ndim == 1 and int(y.max()) >= n:
         raise ValueError(f'label {int(y.max())}: there are {n} class names; give the names of all classes')
-    if self.training and any(self.mix): return self.mixed(b, y)
+    if self.training and any((*self.mix, self.mix_box)): return self.mixed(b, y)
     x = self.logits(b)
     hot = y/y.sum(1, keepdim=True).clamp(min=1) if y.ndim == 2 and not y.is_floating_point() else y
     right = y.gather(1, x.argmax(1, keepdim=True)) > 0 if y.ndim == 2 else x.argmax(1) == y
@@ -130,7 +132,8 @@ def forward(self:RecognitionTask, batch:dict) -> dict: # loss, acc
 def mixed(self:RecognitionTask, b, y): # the batch, normalised; its labels
     "The same of mixed clips, drawn from the batch itself, so that a resumed run mixes alike"
     gen = rng(self.seed, *b['sid'].tolist())
-    video,y = mix_clips(b['video'], y, len(self.classes), gen, *self.mix, *self.mix_odds, smoothing=self.smoothing, mode=self.mix_mode)
+    video,y = mix_clips(b['video'], y, len(self.classes), gen, *self.mix, *self.mix_odds, smoothing=self.smoothing, mode=self.mix_mode,
+                         minmax=self.mix_box)
     x = self.logits({**b, 'video': video})
     return dict(loss=F.cross_entropy(x, y), acc=(x.argmax(1) == y.argmax(1)).float().mean())
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from ...core import unknown
 from ..manifest import Manifest, checked_template, find_videos, from_columns, public_videos
-from ..names import shipped_names
+from ..names import PAGES, shipped_names
 from ..tables import beside, class_list, given, lines_of, load_json, pick_columns, read_class_names, some
-from ...registry import register_data
+from ...registry import layout, register_data
 
 # %% ../../../nbs/data/sets/40_actions.ipynb #82c15269
 def _kinetics_rows(file):
@@ -33,6 +33,9 @@ def _kinetics_part(rows, split, file):
     return [r for r in rows if r[4] == split]
 
 @register_data
+@layout('the CSV of a split: label,youtube_id,time_start,time_end,split; or the JSON',
+        {'abseiling/-3B32lodo2M_000059_000069.mp4': 'a file called by id, start and end for each, in any folder; or by its id alone'},
+        {'annotations and videos': PAGES['kinetics400']})
 def kinetics(path, # the CSV or JSON: kinetics-400_val.csv and the like
              root, # folder of the video files, searched
              classes=None, # class names in order, or the file that holds them; None: Kinetics-400's, or where it lacks one those of the file, sorted
@@ -91,7 +94,13 @@ def _something_rows(file, split):
 # %% ../../../nbs/data/sets/40_actions.ipynb #042e630e
 SOMETHING = dict(train='train', val='validation')               # split -> end of the file's name
 
+def _something_files(words): # of a video
+    if words['template']: return {f"78687/{words['template']}": 'a folder of pictures for each id'}
+    return {'78687.webm': 'version 2: a file for each id; with `template` a folder of pictures', '1/00001.jpg': 'version 1: a folder of pictures for each id'}
+
 @register_data
+@layout({'{labels,train,validation}.json': 'version 2, as its owners hand them out',
+         'something-something-v1-{labels,train,validation}.csv': 'version 1'}, _something_files, {'annotations and videos': PAGES['something2']})
 def something(path, # folder with labels, train and validation files
               root, # folder of `id.webm`, or of folders of pictures
               splits=('train', 'val'), # the splits to read
@@ -118,6 +127,8 @@ def something(path, # folder with labels, train and validation files
 FOLDS = (1, 2, 3)
 
 @register_data
+@layout({'classInd.txt': 'the classes', 'trainlist0{fold}.txt': 'training clips', 'testlist0{fold}.txt': 'test clips'},
+        {'Archery/v_Archery_g01_c01.avi': 'a folder for each class'}, {'lists and videos': PAGES['ucf101']})
 def ucf101(path, # folder with classInd.txt, trainlist0N.txt, testlist0N.txt
            root, # folder of the class folders
            fold:int=1, # official fold: 1, 2 or 3
@@ -147,6 +158,8 @@ def _hmdb51_rows(file, name):
 
 # %% ../../../nbs/data/sets/40_actions.ipynb #1e7e4bde
 @register_data
+@layout({'wave_test_split{fold}.txt': 'a list for each class'}, {'wave/50_FIRST_DATES_wave_f_cm_np1_fr_med_0.avi': 'a folder for each class'},
+        {'lists and videos': PAGES['hmdb51']})
 def hmdb51(path, # folder with NAME_test_splitN.txt for each class
            root, # folder of the class folders
            fold:int=1, # official fold: 1, 2 or 3

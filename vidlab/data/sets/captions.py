@@ -12,7 +12,7 @@ import numpy as np
 
 from ..manifest import Manifest, composed, from_columns, public_videos
 from ..tables import given, load_json, no_file, pick_columns, read_rows
-from ...registry import register_data
+from ...registry import layout, register_data
 
 # %% ../../../nbs/data/sets/10_captions.ipynb #f167bb13
 def sentences(id:str, # of the video, for the message
@@ -70,7 +70,13 @@ def _pairs(path, sample):
 # %% ../../../nbs/data/sets/10_captions.ipynb #7cb0d686
 def _said(t): return t.strip() and t != 'nan'                   # pandas writes nan where there was nothing
 
+def _pair_files(words):
+    return 'a file for each, called as in the list' + (f", {words['ext']} behind names without an ending" if words['ext'] != 'none' else '')
+
 @register_data
+@layout('below a line of headers a caption and its file a line, a tab between them', _pair_files,
+        {'lists': 'github.com/TencentARC/TVTS, v1/README.md', 'videos of WebVid': 'github.com/m-bain/webvid',
+         'pictures of CC3M': 'ai.google.com/research/ConceptualCaptions/download'})
 def pairs(path, # the list: caption, path, ... with a header, separated by tabs
           root, # folder the paths are relative to, e.g. WebVid/train or CC3M/training
           split:str=None, # name for all rows
@@ -89,6 +95,8 @@ def pairs(path, # the list: caption, path, ... with a header, separated by tabs
 
 # %% ../../../nbs/data/sets/10_captions.ipynb #302b6ef6
 @register_data
+@layout('a CSV with the columns videoid, page_dir and name, which is the caption', {'000001_000050/1066674784.mp4': 'page_dir/videoid.mp4'},
+        {'annotations and videos': 'github.com/m-bain/webvid'})
 def webvid(path, # the CSV: results_2M_train.csv and the like
            root, # folder of the page folders
            split:str=None, # name for all rows

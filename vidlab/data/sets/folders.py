@@ -11,9 +11,10 @@ from pathlib import Path
 
 from ...core import tilde, unknown
 from ..files import PICTURES, VIDEO
+from ..names import PAGES
 from ..manifest import Manifest, part_of_own, walk_files
 from ..tables import class_list, given, lines_of, some
-from ...registry import register_data
+from ...registry import layout, register_data
 
 # %% ../../../nbs/data/sets/60_folders.ipynb #f07f1c37
 def _clips_below(root, frames):
@@ -121,6 +122,8 @@ def from_class_folders(root, # root/class/video or root/split/class/video
 
 # %% ../../../nbs/data/sets/60_folders.ipynb #83a2631b
 @register_data
+@layout('', {'CLASS/video.mp4': 'a folder of videos for each class; or split/CLASS/video.mp4'},
+        lambda w: {'videos': PAGES[w['classes']]} if w.get('classes') in PAGES else {})
 def class_folders(root, # folder of the class folders: class/video or split/class/video
                   split:str=None, # rows to take; with `whole` the name for all rows where no folder names it
                   whole:bool=False, # all splits

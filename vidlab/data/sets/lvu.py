@@ -14,7 +14,7 @@ import numpy as np
 from ...core import unknown
 from ..manifest import Manifest, find_videos, from_rows, public_videos
 from ..tables import given, lines_of, pick_columns, some
-from ...registry import register_data
+from ...registry import layout, register_data
 
 # %% ../../../nbs/data/sets/50_lvu.ipynb #a8434839
 LVU = dict(relationship=('friend', 'ex_boyfriend_ex_girlfriend', 'husband_wife', 'boyfriend_girlfriend'),
@@ -112,7 +112,13 @@ def read_lvu(folder, # with a folder per task, each with {split}.csv
     with public_videos(): return from_rows(rows, videos, str(folder), missing, missing_limit, names=names)
 
 # %% ../../../nbs/data/sets/50_lvu.ipynb #5f2c6fc5
+def _lvu_files(words):
+    lists = {'{topic}/{train,val,test}.csv': "class or target, and the video's id"}
+    return lists if words['durations'] == 'none' else lists | {'{durations}': 'videoid,duration'}
+
 @register_data
+@layout(_lvu_files, {'-ID0DH1PvLA.mp4': 'a file called by its YouTube id for each, in any folder'},
+        dict(lists='github.com/md-mohaiminul/ViS4mer, data', videos='github.com/chaoyuaw/lvu'))
 def lvu(path, # folder with a folder per topic, each with {split}.csv
         root, # folder of the video files, searched; files are named by the YouTube id
         split:str=None, # only the list of this split

@@ -9,7 +9,7 @@ __all__ = ['yttemporal']
 from pathlib import Path
 from ..asr import Narration, read_yttemporal, unpack_yttemporal
 from ..manifest import Manifest, missing_policy
-from ...registry import register_data
+from ...registry import layout, register_data
 
 # %% ../../../nbs/data/sets/72_narrated.ipynb #71bfcdf6
 def _audited(m, torn, source, missing, limit):
@@ -23,6 +23,9 @@ def _audited(m, torn, source, missing, limit):
 
 # %% ../../../nbs/data/sets/72_narrated.ipynb #05c54207
 @register_data
+@layout('a list with the column Name: subset_87/data/ID.mp4',
+        {'subset_87/data/ID.mp4': 'a video', 'subset_87/annotations/ID.json': 'what is said in it'},
+        {'lists': 'github.com/TencentARC/TVTS, v1/README.md', 'annotations and videos': 'rowanzellers.com/merlot'})
 def yttemporal(path, # the list (yttemporal_train.csv and the like), or a pattern of .jsonl.gz shards, which are unpacked below the root
                root, # folder of the subset folders
                split:str=None, # name for all rows

@@ -9,10 +9,10 @@ __all__ = ['BREAKFAST', 'PARTS', 'COIN', 'breakfast', 'coin']
 from pathlib import Path
 
 from ..manifest import Manifest, find_videos, from_columns, from_rows, public_videos
-from ..names import shipped_names
+from ..names import PAGES, shipped_names
 from ..tables import load_json, pick_columns
 from ...core import unknown
-from ...registry import register_data
+from ...registry import layout, register_data
 
 # %% ../../../nbs/data/sets/55_procedures.ipynb #1f6b03cd
 BREAKFAST = 'cereals', 'coffee', 'tea', 'pancake', 'friedegg', 'scrambledegg', 'sandwich', 'juice', 'milk', 'salat'
@@ -28,6 +28,8 @@ def _dishes(file):
 
 # %% ../../../nbs/data/sets/55_procedures.ipynb #82d0c9e7
 @register_data
+@layout({'{train,test}.csv': 'file_name,duration,action,class_id'}, {'P47/cam01/P47_tea.avi': 'as the owners hand them out'},
+        dict(lists='github.com/md-mohaiminul/ViS4mer, data', videos='serre-lab.clps.brown.edu/resource/breakfast-actions-dataset'))
 def breakfast(path, # folder with train.csv and test.csv
               root, # folder of the videos: P47/cam01/P47_tea.avi
               splits=PARTS, # the lists to read
@@ -57,6 +59,8 @@ def _tasks(file, subset, names):
 
 # %% ../../../nbs/data/sets/55_procedures.ipynb #37ac15f9
 @register_data
+@layout('the whole JSON: database, by id class, recipe_type and subset', {'0/-7kMO5nZ0sE.mp4': 'a file called by its YouTube id for each, in any folder'},
+        {'annotations and videos': PAGES['coin']})
 def coin(path, # COIN.json
          root, # folder of the video files, searched; files are named by the id
          splits=PARTS, # the parts to read

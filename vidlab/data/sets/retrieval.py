@@ -14,7 +14,7 @@ from ..manifest import Manifest, find_videos, from_rows, named_files, public_vid
 from ..sample import clip_times
 from .captions import captions, sentences
 from ..tables import given, lines_of, load_json, load_plain_pickle, no_file, not_utf8, pick_columns
-from ...registry import register_data
+from ...registry import layout, register_data
 
 # %% ../../../nbs/data/sets/20_retrieval.ipynb #ed80dad8
 CAPTIONS = ('all', 'one')
@@ -57,6 +57,10 @@ def read_msrvtt(folder, # with the annotation files
 VARIANTS = {'9k': 'MSRVTT_train.9k.csv', '7k': 'MSRVTT_train.7k.csv'}
 
 @register_data
+@layout(lambda w: {w['data_json']: 'captions of the training clips', w['train_csv'] or VARIANTS[w['variant']]: 'ids of the training clips',
+                   w['test_csv']: 'ids and captions of the test'},
+        {'video0.mp4': 'a file called by its id for each, directly here; .webm, too'},
+        dict(annotations='github.com/ArrowLuo/CLIP4Clip, msrvtt_data.zip', videos='ms-multimedia-challenge.com/2017/dataset'))
 def msrvtt(path, # folder of the annotation files
            root, # folder of the video files
            variant:str='9k', # of the training split: '9k' | '7k'
@@ -74,6 +78,9 @@ def msrvtt(path, # folder of the annotation files
 
 # %% ../../../nbs/data/sets/20_retrieval.ipynb #9466f522
 @register_data
+@layout({'{train,val,test}_list.txt': 'ids, one a line', 'raw-captions.pkl': 'captions by id; or raw-captions.json'},
+        {'-4wsuPCjDBc_5_15.avi': 'a file called by its id for each, in any folder'},
+        dict(annotations='github.com/ArrowLuo/CLIP4Clip, msvd_data.zip', videos='www.cs.utexas.edu/users/ml/clamp/videoDescription'))
 def msvd(path, # folder with train_list.txt, val_list.txt, test_list.txt and raw-captions.pkl (or .json)
          root, # folder of the video files, searched through all its folders
          splits=('train', 'val', 'test'), # the lists to read
@@ -112,6 +119,9 @@ def _with_files(rows, found): return [r | dict(path=found.get(r['id'])) for r in
 
 # %% ../../../nbs/data/sets/20_retrieval.ipynb #97adf3a0
 @register_data
+@layout({f: f'a clip and its sentence a line, {s}' for s,f in LSMDC.items()},
+        {'0001_American_Beauty/0001_American_Beauty_00.00.51.926-00.00.54.129.avi': 'a file called by its id for each, in any folder'},
+        {'annotations and videos': 'sites.google.com/site/describingmovies/download, on request'})
 def lsmdc(path, # folder with the three LSMDC16 files
           root, # folder of the video files, searched through all its folders
           splits=('train', 'val', 'test'), # the files to read
@@ -138,6 +148,9 @@ def _paragraph(file, v, said, split):
 
 # %% ../../../nbs/data/sets/20_retrieval.ipynb #027c62b6
 @register_data
+@layout({'{train,val}_ids.json': 'ids of the videos'} | {f: f'sentences and durations by id, {s}' for s,f in ACTIVITYNET.items()},
+        {'v_QOlSCBRmfWY.mp4': "a file called by its id for each, in any folder; without 'v_', too"},
+        dict(annotations='cs.stanford.edu/people/ranjaykrishna/densevid, captions.zip', videos='activity-net.org/download.html'))
 def activitynet(path, # folder with train_ids.json, val_ids.json, train.json, val_1.json
                 root, # folder of the video files, searched; files are named by the id, as their owners do or without 'v_'
                 split:str=None, # only this one; 'test': val
@@ -169,7 +182,13 @@ def _didemo_said(file, listed):
     return said
 
 # %% ../../../nbs/data/sets/20_retrieval.ipynb #bd1ee8b5
+def _didemo_files(words): # of the owners with CLIP4Clip's lists, or of STAN
+    if words.get('data_path', '').endswith('.json'): return 'a JSON from file to sentences'
+    return {'{train,val,test}_data.json': 'the sentences', '{train,val,test}_list.txt': 'names of the files, one a line'}
+
 @register_data
+@layout(_didemo_files, {'12090392@N02_13482799053_87ef417396.mov': 'a file called as in the lists for each, in any folder'},
+        {'lists': 'github.com/albanie/collaborative-experts, misc/datasets/didemo', 'sentences and videos': 'github.com/LisaAnne/LocalizingMoments'})
 def didemo(path, # folder with {train,val,test}_list.txt and {train,val,test}_data.json, or the JSON of a split in STAN's form
            root, # folder of the video files, searched; the lists hold names with extension
            splits=('train', 'val', 'test'), # the splits to read from the folder
