@@ -159,6 +159,7 @@ def tell(m, out, report, new):
     "What was made, on the screen"
     print(f"{tilde(out)}: {m.summary()}{'' if m.report.get('missing') else ', missing: 0'}, hash {m.hash()}, "
           f"{'written' if new else 'unchanged'}; report: {tilde(report)}")
+    if m.report.get('read_as'): print('columns: ' + ', '.join(f'{theirs} is read as {ours}' for theirs, ours in m.report['read_as'].items()) + '; --columns says otherwise')
     for what in ('missing', 'without_caption', 'transcripts_left_out'):
         if m.report.get(what): print(f"{what.replace('_', ' ')}: {some(m.report[what])}")
     parts = {s: m.split(s) for s in m.splits() if s}

@@ -556,3 +556,40 @@ def test_class_folders_beside_splits(tmp_path):
         (tmp_path/n).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path/n).touch()
     with pytest.raises(ValueError, match='train, val are splits with folders of classes in them, and samples beside them is none'): class_folders(tmp_path)
+
+
+def _coco(n, ask=lambda i: dict(coco_url=f'http://x.org/train2017/{i:012}.jpg', file_name='elsewhere.jpg')):
+    return dict(info={}, images=[dict(id=100 + i, **ask(i)) for i in range(n)], annotations=[dict(id=k, image_id=100 + k % n, caption=f'caption {k}') for k in range(2*n + 1)])
+
+
+@pytest.mark.parametrize('said,names', [
+    (_coco(3), [f'train2017/{i:012}.jpg' for i in (0, 1, 2, 0, 1, 2, 0)]),
+    (_coco(2, lambda i: dict(file_name=f'p{i}.jpg')), ['p0.jpg', 'p1.jpg', 'p0.jpg', 'p1.jpg', 'p0.jpg']),
+    ([dict(image=f'/any/where/{i}.jpg', caption=f'caption {i}', dir_id=1 + i % 2) for i in range(3)], ['VG_100K/0.jpg', 'VG_100K_2/1.jpg', 'VG_100K/2.jpg']),
+    ([dict(image='a/b.jpg', caption=['caption 0', 'caption 1'])], ['a/b.jpg']*2)], ids=['coco', 'coco without addresses', 'genome', 'plain list'])
+def test_captions_of_pictures(said, names, tmp_path):
+    "COCO's and Visual Genome's own files: rows in their order, pictures where the published loaders look"
+    (tmp_path/'c.json').write_text(json.dumps(said))
+    for n in names: (tmp_path/n).parent.mkdir(parents=True, exist_ok=True); (tmp_path/n).touch()
+    m = A.read_captions(tmp_path/'c.json', tmp_path)
+    assert [m.row(i)['path'] for i in range(len(m))] == [str(tmp_path/n) for n in names]
+    assert m.column('text').to_pylist() == [f'caption {i}' for i in range(len(names))] and len(m.groups()) == len(set(names))
+    whole = A.read_captions(tmp_path/'c.json', tmp_path, paragraph=True)
+    assert whole.column('text').to_pylist() == [' '.join(f'caption {i}' for i, n in enumerate(names) if n == o) for o in dict.fromkeys(names)]
+
+
+@pytest.mark.parametrize('said,word', [([dict(image='a.jpg')], "without 'caption'"), (dict(images=[dict(id=1)], annotations=[]), "without 'file_name'"),
+                                       (dict(images=[], annotations=[dict(image_id=7, caption='x')]), 'without 7'), (['a'], 'holds a list, not')])
+def test_captions_of_pictures_that_are_none(said, word, tmp_path):
+    (tmp_path/'c.json').write_text(json.dumps(said))
+    with pytest.raises(ValueError, match=word): A.read_captions(tmp_path/'c.json', tmp_path)
+
+
+@pytest.mark.parametrize('header', [True, False])
+def test_pairs_with_and_without_a_header(header, tmp_path):
+    "Conceptual Captions begins with a pair; TVTS's lists with names. Commas stay, names without extension too when asked"
+    rows = [('caption', 'file')]*header + [('a dog, asleep, at home', '0'), ('"the end"', '1.jpg'), ('a cat', '2')]
+    (tmp_path/'c.tsv').write_text(''.join(f'{a}\t{b}\n' for a, b in rows))
+    m = A.read_pairs(tmp_path/'c.tsv', tmp_path, header=header, ext='none', missing='keep')
+    assert [(r['text'], r['path']) for r in map(m.row, range(len(m)))] == [('a dog, asleep, at home', f'{tmp_path}/0'), ('the end', f'{tmp_path}/1.jpg'), ('a cat', f'{tmp_path}/2')]
+    assert len(A.read_pairs(tmp_path/'c.tsv', tmp_path, header=not header, missing='keep')) == (4 if header else 2)

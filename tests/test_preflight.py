@@ -124,7 +124,7 @@ def test_times_behind_the_end(videos, outputs, split, capsys):
         with pytest.raises(Exception, match=r'1 of 4 clips of the evaluation: .*8\.mp4.*no frame lies within 9'): run(cfg)
 
 
-@pytest.mark.parametrize('labels,task,said', [(['0.5', '1.5'], 'recognition', 'numbers with a fraction'), (['0 1', '2'], 'same_class', 'several classes'), (['0.5', '1'], 'same_class', 'fraction')])
+@pytest.mark.parametrize('labels,task,said', [(['0.5', '1.5'], 'recognition', 'numbers with a fraction'), (['0 1', '2'], 'same_class', 'several of a clip'), (['0.5', '1'], 'same_class', 'fraction')])
 def test_labels_of_another_kind(videos, labels, task, said):
     table = videos('path,label,split', lambda i, s: f'{i}.mp4,{labels[i%2]},{s}')
     base = {**CLASSES, 'data_path': table, 'classes': '3', 'task': task}
@@ -136,3 +136,25 @@ def test_labels_of_another_kind(videos, labels, task, said):
 def test_a_contrastive_batch_of_one_is_refused(videos, outputs):
     with pytest.raises(ValueError, match='batch_size to 2'): run(make_config(**{**CLIPS, 'data_path': videos(), 'batch_size': 1}))
     assert 'trying a batch of training' in folder_of(outputs).status()['reason']
+
+
+def test_a_long_evaluation_by_itself_is_tried_first(videos, outputs, monkeypatch):
+    "What fails in the score, fails before all clips are decoded; a short one goes straight on"
+    from vidlab.tasks import RetrievalTask
+    from vidlab.train import run_eval
+    seen = []
+    def eval_step(self, batch, real=RetrievalTask.eval_step):
+        seen.append(len(batch['sid'])); return real(self, batch)
+    def score(self, parts, expected=None): raise ZeroDivisionError('no numbers')
+    monkeypatch.setattr(RetrievalTask, 'eval_step', eval_step); monkeypatch.setattr(RetrievalTask, 'score', score)
+    table = videos(row=lambda i, s: f'{i}.mp4,clip {i},test')
+    for size, steps in ((1, 4), (4, 6)):
+        seen.clear()
+        with pytest.raises(ZeroDivisionError): run_eval(make_config(**{**CLIPS, 'data_path': table, 'eval_batch_size': size}))
+        assert len(seen) == steps, seen
+
+
+def test_a_rate_that_no_file_has_says_so(videos, outputs):
+    "Frames a second above those of every file: the reason, and not a batch that cannot be filled"
+    with pytest.raises(Exception, match=r'4 of 4 clips cannot be read, more than bad_limit.*rate 30 is more frames per second than the video has'):
+        run(make_config(**{**CLIPS, 'data_path': videos(), 'sampler': 'grid', 'rate': 30}))

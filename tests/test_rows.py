@@ -86,6 +86,8 @@ def test_the_tool_speaks_of_its_options(videos, run):
     for text, said in (('recording,text\nv/0.mp4,a\n', '--columns recording=path'), ('path\nw.mp4\n', 'Check --root, or pass --missing drop')):
         code, out, err = run('make_manifest', 'table', '--root', videos, '--annots', table(videos, 'm.csv', text if 'record' not in text else text.replace('recording', 'paths')), '--out', videos/'out.csv')
         assert code == 1 and said.replace('recording', 'paths') in err, err
+    code, out, err = run('make_manifest', 'table', '--root', videos, '--annots', table(videos, 'm.csv', 'Video,Caption\nv/0.mp4,a\n'), '--out', videos/'out.csv')
+    assert code == 0 and 'Video is read as path, Caption is read as text; --columns says otherwise' in out
 
 
 def test_groups_stay_together(videos):

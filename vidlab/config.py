@@ -72,7 +72,7 @@ class ClipFields:
     val_clips:int = 1           # clips of each video in the evaluations during training, which choose the best epoch
     val_crops:int = 1           # crops of each clip there
     decoder:str = 'auto'        # 'auto' | 'decord' | 'pyav' | 'torchcodec'
-    resize:str = 'fast'         # 'fast' | 'official': CLIP4Clip's PIL arithmetic | 'bilinear': STAN's | 'opencv': VideoMamba's | 'pillow': TVTS's
+    resize:str = 'fast'         # 'fast' | 'official': CLIP4Clip's PIL arithmetic | 'bilinear': STAN's, 'mmcv' as released | 'opencv': VideoMamba's | 'pillow': TVTS's
     workers:int = 2             # decoding processes; 0: in this one
     timeout:float = 120.        # seconds before a decoding worker counts as hung
     hang:float = 900.           # seconds without a sign of any process of a launched run (nproc) before the one that stands behind counts as hung and all are ended; 0 never
@@ -155,7 +155,7 @@ CHOICES = dict(
     missing=('error', 'drop', 'keep'), captions=('all', 'one'), mixing=('shuffled', 'alternate'), sampler=('grid', 'segment', 'dense'),
     segments=('half_open', 'inclusive', 'something', 'kinetics', 'floor', 'floor_zero', 'floor_folder', 'tvts', 'step', 'ends'),
     slice_framepos=(0, 1, 2), train_frame_order=(0, 1, 2), eval_frame_order=(0, 1, 2), cut=('end', 'official'),
-    resize=('fast', 'official', 'bilinear', 'opencv', 'pillow'), eval_crops=(1, 3, 5, 10), val_crops=(1, 3, 5, 10), on_bad=('fail', 'miss'),
+    resize=('fast', 'official', 'bilinear', 'mmcv', 'opencv', 'pillow'), eval_crops=(1, 3, 5, 10), val_crops=(1, 3, 5, 10), on_bad=('fail', 'miss'),
     groups=('standard', 'clip4clip', 'stan', 'all', 'ends', 'tdsclip'),
     schedule=('cosine', 'linear', 'constant', 'multistep', 'wave', 'beit', 'warmup_cosine', 'warmup_constant', 'warmup_linear'),
     precision=('fp32', 'bf16', 'fp16'), device=('auto', 'cpu', 'cuda'))

@@ -568,6 +568,8 @@ def _choose(path, x, last_state): # the name of the path that `x` takes
     return path
 
 # %% ../nbs/26_ssm.ipynb #bb8be88b
+def _shapes(x): return torch.empty_like(x.u), x.u.new_empty(*x.u.shape[:-1], x.A.shape[-1], dtype=x.dtype) # on the meta device: nothing to compute
+
 def selective_scan(u, # (..,E,L) what is scanned; (K,batch,E,L) when A has three axes: K directions, each with its own parameters
                    delta, # like u, step width (before bias and softplus)
                    A, # (E,S) or (K,E,S), negative
@@ -581,7 +583,7 @@ def selective_scan(u, # (..,E,L) what is scanned; (K,batch,E,L) when A has three
                    path:str='auto'): # a name of `PATHS`
     "h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t; y_t = <C_t, h_t> + D u_t; out = y silu(z) (Mamba, arXiv 2312.00752, eq. 2), in the dtype of u"
     x = scan_inputs(u, delta, A, B, C, D, z, delta_bias, softplus)
-    with _exact(u.device): out,last = _run(_choose(path, x, last_state), x)
+    with _exact(u.device): out,last = _shapes(x) if u.is_meta else _run(_choose(path, x, last_state), x)
     return (out.reshape(u.shape), last.reshape(*u.shape[:-1], A.shape[-1])) if last_state else out.reshape(u.shape)
 
 # %% ../nbs/26_ssm.ipynb #725a8693

@@ -29,7 +29,7 @@ from .evaluate import evaluate, save_eval
 from .learner import Stopped, make_engine, stop_at_once, stop_signals
 from .machine import threads_each, threads_record
 from .owner import InUse, Owner, owned, tied_to
-from .preflight import preflight
+from .preflight import preflight, try_evaluation
 from .registry import lookup
 from .takeover import take_over
 _all_ = ['FIELDS', 'Recipe', 'RunConfig', 'build_learner', 'build_task', 'changed', 'check_page', 'class_names', 'config_from',
@@ -147,17 +147,18 @@ def weights_record(path # as in `weights_path`; '' none
     if not card.exists(): return dict(file=p.name, sha256=file_hash(p))
     return dict(file=f'ckpt/{p.parent.name}/{p.name}', sha256=file_hash(p), step=read_json(card)['step'])
 
-def evaluate_split(cfg:RunConfig, task, engine, folder:RunFolder, split:str, weights:dict # where the weights are from, with sha256
+def evaluate_split(cfg:RunConfig, task, engine, folder:RunFolder, split:str, weights:dict, # where the weights are from, with sha256
+                   first:bool=False # of a long evaluation try two batches first
                   ) -> dict: # metrics
     "Evaluate a task on a split and save numbers, protocol and similarity matrix"
     card = task.model.card
     loaders = eval_loaders(cfg, split, card, engine, classes=getattr(task, 'classes', None))
+    if first and max(map(len, loaders.values())) > 10: try_evaluation(task, loaders, engine)
     res = evaluate(task, loaders, engine)
     said = dict(name=card.name, untrained=card.untrained)       # what tables call it
     told = {p: text for dl in loaders.values() for p,text in getattr(dl, 'told', {}).items()}
-    if engine.is_main_process:
-        record = dict(protocol(cfg, task, loaders, split, weights), model=said, **(dict(warned=told) if told else {}))
-        save_eval(folder, split, res, record, next(iter(loaders.values())).ds.manifest)
+    said_of = dict(protocol(cfg, task, loaders, split, weights), model=said, **(dict(warned=told) if told else {}))
+    if engine.is_main_process: save_eval(folder, split, res, said_of, next(iter(loaders.values())).ds.manifest)
     return res['metrics']
 
 # %% ../nbs/50_train.ipynb #065ad0e2
@@ -189,10 +190,12 @@ def told(folder:RunFolder):
     "What ends a run outside its loop is in its status, too"
     try: yield folder
     except BaseException as e:
-        other, state = first_error(folder), folder.status().get('state')
+        other, now = first_error(folder), folder.status()
+        state = now.get('state')
         stopped = isinstance(e, (Stopped, KeyboardInterrupt)) and not other
         why = f'{type(e).__name__}: {e}'.strip(': ') + (' while the run was set up' if stopped and state == 'starting' else '')
         if other: why = f'rank {other[0]} failed: {_last_line(other[1])}'
+        if why in (now.get('reason') or '') and state == 'failed': raise        # it says more already, such as what was tried
         if state not in ('done', 'stopped'): folder.status('stopped' if stopped else 'failed', reason=why)
         raise
 
@@ -239,7 +242,7 @@ def run_eval(cfg:RunConfig, # `start` names the checkpoint; '' measures the mode
         seed_everything(cfg.seed, cfg.deterministic)
         task = build_task(cfg, exact=True)
         note_paths(folder, task, engine)
-        evaluate_split(cfg, task, engine, folder, split or cfg.test_split, weights_record(cfg.start or cfg.options.get('checkpoint')))
+        evaluate_split(cfg, task, engine, folder, split or cfg.test_split, weights_record(cfg.start or cfg.options.get('checkpoint')), first=True)
         folder.status('done')
     return folder
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Picture', 'show_strip', 'show_batch', 'show_similarity', 'show_confusion', 'show_bars', 'show_predictions',
-           'show_spread', 'show_note', 'overlay_frames', 'show_overlays', 'show_overlay', 'save_clip',
+           'show_spread', 'show_note', 'show_growth', 'overlay_frames', 'show_overlays', 'show_overlay', 'save_clip',
            'show_frame_attention', 'show_words', 'show_lines', 'show_transcripts', 'plot_metrics', 'show_retrieval']
 
 # %% ../nbs/51_viz.ipynb #4a9c169c
@@ -12,6 +12,7 @@ import io, math, textwrap
 from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from .core import RunFolder, atomic_write
 
 # %% ../nbs/51_viz.ipynb #4dc6575b
@@ -204,6 +205,35 @@ def show_note(text:str): # Figure
     "A line of words, where there is nothing to draw"
     fig = _figure(6, .6)
     fig.text(.02, .5, _plain(text), va='center', fontsize=9)
+    return fig
+
+# %% ../nbs/51_viz.ipynb #f48d8aca
+def _power(x, y): # of the last step; nan: too few points
+    there = np.flatnonzero(np.isfinite(y) & (y > 0))[-2:]
+    return np.diff(np.log(y[there]))[0]/np.diff(np.log(x[there]))[0] if len(there) == 2 else np.nan
+
+def show_growth(table, # DataFrame
+                x:str, # column of what is made larger
+                by:str, # column that names the lines
+                panels # columns, a panel each; nan where nothing could be measured
+               ): # Figure
+    "What grows with what, on logarithmic axes; the legend says with which power in the end"
+    fig = _figure(4.4*len(panels), 3.4)
+    for ax,what in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels):
+        for i,(name,rows) in enumerate(table.groupby(by, sort=False)):
+            at,y = rows[x].to_numpy(float),rows[what].to_numpy(float)
+            p = _power(at, y)
+            ax.plot(at, y, marker='os^Dv'[i % 5], label=f'{name} (power {p:.1f})' if np.isfinite(p) else name)
+        ax.set_xscale('log', base=2)
+        ax.set_yscale('log')
+        ax.set_xticks(sorted(set(table[x])), [f'{v:g}' for v in sorted(set(table[x]))])
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter('{x:g}')
+        ax.minorticks_off()
+        ax.set_xlabel(x)
+        ax.set_ylabel(what)
+        ax.grid(alpha=.3)
+        ax.legend(fontsize=8)
     return fig
 
 # %% ../nbs/51_viz.ipynb #5acb30a1

@@ -5,12 +5,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from goldens import close, kind
+from goldens import close, kind, only
 
 
 @kind('clip4clip', 'frame_index')
 def frame_index(case, tensors):
     from vidlab.data.sample import clip_times, frames_per_second, order_frames, slice_frames
+    only(case, 'extract', 'slice', 'clip_times')
     for r in case.get('extract', []):
         args = r['frame_count'], r['fps'], r['feature_framerate'], r['start'], r['end']
         try: got = frames_per_second(*args).tolist()

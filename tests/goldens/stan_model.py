@@ -21,15 +21,20 @@ def clip_of(cfg):
                         context=cfg['context_length'], vocab=cfg['vocab_size'], quick_gelu=True, vision_extra=dict(mlp_ratio=cfg.get('mlp_ratio', 4)), text_extra=dict(mlp_ratio=cfg.get('mlp_ratio', 4)))
 
 
+def options(cfg):
+    "Branch and head of a case, in our words"
+    adapter, bare = cfg.get('adapter'), 'VITCLIP' in cfg.get('visual_type', '')
+    out = dict(depth=0 if bare else cfg['depth'])
+    if adapter and adapter.get('type') == 'Mug_head': out.update(head=MODES[adapter.get('mode', 'mug_frame_token_simple')], mug_tau=float(adapter.get('tau', 100)), leak=True)
+    return out
+
+
 def build(cfg, weights, **more):
     "A model of the case's sizes with the case's weights, through the rules that load official files, strictly"
     ours = rename(weights, OFFICIAL)[0]
     clip = clip_of(cfg)
-    if 'VITCLIP' in cfg.get('visual_type', ''): more['depth'] = 0
-    adapter = cfg.get('adapter')
-    if adapter and adapter.get('type') == 'Mug_head':
-        more.setdefault('head', MODES[adapter.get('mode', 'mug_frame_token_simple')]); more.setdefault('mug_tau', float(adapter['tau'])); more.setdefault('leak', True)
-    model = STAN(clip, **{**dict(depth=cfg['depth'], tau=cfg['tau'], drop_path=0., positions=len(ours.get('branch.time_embed.weight', [0]*64)), max_words=2,
+    more = {**options(cfg), **more}
+    model = STAN(clip, **{**dict(tau=cfg['tau'], drop_path=0., positions=len(ours.get('branch.time_embed.weight', [0]*64)), max_words=2,
                                  max_frames=cfg.get('frames', 1)), **more})
     if 'clip.token_embedding.weight' in ours: model.load_weights(weights, exact=True)
     else: load_into(model, weights, new=[n for n in model.state_dict() if n.startswith('clip.') and not n.startswith('clip.visual.')], rules=OFFICIAL)     # the image side alone
@@ -136,13 +141,14 @@ def stan_conv_layer(case, tensors):
 def retrieval(case, tensors):
     cfg, tol, out = case['config'], case['tolerance'], part(tensors, 'output/')
     model, text, imgs = build(cfg, part(tensors, 'weight/')), tensors['input/text'].long(), tensors['input/imgs']
+    if cfg.get('frozen_layers'): model.freeze('all')
     mask = text != 0
     t, tokens = model.clip.encode_text(text, tokens=True)
     if cfg.get('all_proj'): tokens = model.encode_text(text, mask)
     video, full = model.encode_video(imgs), torch.ones(imgs.shape[:2], dtype=torch.bool)
     task = RetrievalTask(model, directions='sum')
     sim = model.similarity(model.encode_text(text, mask), video, full, mask)*cfg['tau']
-    got = dict(frame_features=video.flatten(0, 1), video_features=video.mean(1) if cfg['return_mean'] else video, text_features=t, text_tokens=tokens,
+    got = dict(frame_features=video.flatten(0, 1), video_features=video.mean(1) if cfg.get('return_mean', True) else video, text_features=t, text_tokens=tokens,
                similarity_video_by_text=sim.T, mug_similarity=sim, loss=task(dict(video=imgs, video_mask=full, text=text, text_mask=mask))['loss'])
     for k, e in out.items():
         assert k in got, f'output/{k}: not computed; known: {", ".join(got)}'
@@ -155,8 +161,8 @@ def retrieval(case, tensors):
 def recognition(case, tensors):
     cfg, tol, out = case['config'], case['tolerance'], part(tensors, 'output/')
     model = build(cfg, part(tensors, 'weight/'), **({'head': 'mean'} if cfg.get('return_mean') else {}))
-    if cfg['frozen_layers']: model.freeze('all')
-    task = RecognitionTask(model, [f'class {i}' for i in range(cfg['num_classes'])])
+    if cfg.get('frozen_layers'): model.freeze('all')
+    task = RecognitionTask(model, [f'class {i}' for i in range(len(tensors['input/class_text']))])
     task.set_texts(tensors['input/class_text'].long(), tensors['input/class_text'].long() != 0)
     task.eval()
     imgs, labels = tensors['input/imgs'], tensors['input/labels']
@@ -168,14 +174,19 @@ def recognition(case, tensors):
         close(k, got[k], e, tol)
     got['loss'].backward()
     grads = check_grads(model, tensors, tol)
-    if 'trainable_with_grad' in cfg: assert grads.keys() == rename({n: torch.zeros(1, 1) for n in cfg['trainable_with_grad']}, OFFICIAL)[0].keys()
+    said = cfg.get('trainable_with_grad')
+    # a case may say it in words; what they mean is that the texts are features without gradient, and frozen means all but the branch
+    want = {n for n, p in model.named_parameters() if p.requires_grad and n.startswith(('clip.visual.', 'branch.'))} - model.unused_parameters()
+    assert grads.keys() == (want if isinstance(said, str) or said is None else rename({n: torch.zeros(1, 1) for n in said}, OFFICIAL)[0].keys())
 
 
 @kind('stan', 'train_steps')
 def train_steps(case, tensors):
     cfg, tol = case['config'], case['tolerance']
     model = build(cfg, part(tensors, 'weight/'))
+    if cfg.get('frozen_layers'): model.freeze('all')
     task = RetrievalTask(model, directions='sum')
+    cfg = {**dict(stan_lr_mult=10., betas=(.9, .98), eps=1e-8, max_grad_norm=5), **cfg}                 # as in the published configurations
     opt = make_optimizer('adamw', param_groups(model, cfg['lr']*cfg['stan_lr_mult'], cfg['weight_decay'], 1/cfg['stan_lr_mult'], 'stan'), betas=tuple(cfg['betas']), eps=cfg['eps'])
     losses, norms = [], []
     for i in range(cfg['steps']):
@@ -194,9 +205,8 @@ def train_steps(case, tensors):
 def groups(case, tensors):
     "Rate and decay of every official parameter"
     cfg, tol = case['config'], case['tolerance']
-    clip = clip_of(cfg)
-    model = STAN(clip, cfg['depth'], tau=cfg['tau'], max_words=2, max_frames=2)
-    if cfg['frozen_layers']: model.freeze('all')
+    model = STAN(clip_of(cfg), **{**dict(tau=cfg['tau'], max_words=2, max_frames=2), **options(cfg)})
+    if cfg.get('frozen_layers'): model.freeze('all')
     got = {n: g for g in param_groups(model, cfg['base_lr']*cfg['stan_lr_mult'], cfg['weight_decay'], 1/cfg['stan_lr_mult'], 'stan') for n in g['names']}
     names = dict(zip(case['trainable'], (next(iter(rename({n: torch.zeros(1)}, [(r[0], r[1][0] if isinstance(r[1], tuple) else r[1]) for r in OFFICIAL])[0])) for n in case['trainable'])))
     assert set(got) == set(names.values()), f'differ in {sorted(set(got) ^ set(names.values()))[:6]}'
@@ -221,7 +231,7 @@ def init_rules(case, tensors):
     for c in case['cases']:
         N, K, D = c['clip_layers'], c['depth'], c['time_embed_shape'][1]
         clip = CLIPBackbone(embed_dim=8, image_size=16, patch=8, vision_width=D, vision_layers=N, vision_heads=2, text_width=8, text_layers=1, text_heads=1, context=8, vocab=32)
-        model = STAN(clip, K, max_words=2, max_frames=2)
+        model = STAN(clip, K, max_words=2, max_frames=2, positions=c['time_embed_shape'][0], drop_path=max(c['drop_path']))
         assert list(model.blocks) == c['taps_output_of_clip_layer'] and tuple(model.branch.time_embed.weight.shape) == tuple(c['time_embed_shape'])
         for j, i in c['spatial_layer_copied_from']:
             for k, v in clip.visual.transformer.resblocks[i].state_dict().items(): assert torch.equal(model.branch.spatial[j].state_dict()[k], v), f'layer {j}: {k}'

@@ -186,12 +186,12 @@ def train_loop(case, tensors):
     cfg, x, tol = case['config'], part(tensors, 'input/'), case['tolerance']
     m = td.from_state(part(tensors, 'weight/'), side_heads=heads_of(cfg, 'side_heads', cfg['side_dim']), vision_heads=heads_of(cfg, 'heads', cfg['width'])).train()
     acc, n = cfg.get('grad_accumulation_steps', 1), cfg['iterations']
-    groups = m.official_groups(cfg['lr'], cfg['weight_decay'], cfg['clip_ratio'], acc, cfg['sync_bn'])
+    groups = m.official_groups(cfg['lr'], cfg.get('weight_decay', .15), cfg.get('clip_ratio', 1), acc, cfg.get('sync_bn', False))
     opt, peak = make_optimizer('adamw', groups), [g['lr'] for g in groups]
     losses, logits = [], []
     for i in range(n):
         if i == 0 or (i+1) % 10 == 0:                                           # the official loop moves the schedule only here
-            for g, lr in zip(opt.param_groups, peak): g['lr'] = lr*cosine_schedule(cfg['epoch'] + i/n, cfg['epochs'], cfg['warmup_epochs'])
+            for g, lr in zip(opt.param_groups, peak): g['lr'] = lr*cosine_schedule(cfg.get('epoch', 0) + i/n, cfg['epochs'], cfg.get('warmup_epochs', 0))
         y = m(dict(video=x['images'][i].unflatten(1, (-1, 3))))['logits']
         loss = F.cross_entropy(y, x['labels'][i], label_smoothing=cfg.get('smoothing') or 0.)
         (loss/acc).backward()
@@ -209,7 +209,7 @@ def plain(cfg, **kw):
                 text_width=64, text_layers=1, text_heads=1, vocab=1, quick_gelu=True)
     device = kw.pop('device', 'cpu')
     with torch.device(device): clip = CLIPBackbone(**clip)
-    return td.TDSCLIP(clip, cfg['classes'], cfg['side_dim'], side_heads=cfg.get('side_heads'), **kw)
+    return td.TDSCLIP(clip, cfg['classes'], cfg['side_dim'], side_heads=cfg.get('side_heads'), neighbours=cfg.get('num_diff', 5), **kw)
 
 
 @kind('tdsclip', 'param_groups')
@@ -219,7 +219,7 @@ def param_groups(case, tensors):
         m = plain(cfg)
         names, frozen = official_names(m), {n for n, p in m.named_parameters() if not p.requires_grad}
         assert {names[n] for n in frozen} == set(c['frozen'])
-        got = make_optimizer('adamw', m.official_groups(cfg['lr'], cfg['weight_decay'], cfg['clip_ratio'], cfg['grad_accumulation_steps'], cfg['sync_bn'])).param_groups
+        got = make_optimizer('adamw', m.official_groups(cfg['lr'], cfg.get('weight_decay', .15), cfg.get('clip_ratio', 1), cfg.get('grad_accumulation_steps', 1), cfg.get('sync_bn', False))).param_groups
         assert len(got) == len(c['groups'])
         for g, e in zip(got, c['groups']):
             assert {names[n] for n in g['names']} == set(e['names']), f'{g["name"]}: {({names[n] for n in g["names"]}) ^ set(e["names"])}'
@@ -296,7 +296,7 @@ def text_logits(case, tensors):
 @kind('tdsclip', 'text_prompts')
 def text_prompts(case, tensors):
     cfg = case['config']
-    ids, mask = tokenize(td.class_prompts([c['name'] for c in case['cases']], [cfg['template']]), cfg['context_length'])
+    ids, mask = tokenize(td.class_prompts([c['name'] for c in case['cases']], [cfg['template']]), cfg.get('context_length', 77))
     for row, n, c in zip(ids.tolist(), mask.sum(1).tolist(), case['cases']): assert row[:n] == c['ids'] and not any(row[n:]), c['name']
 
 

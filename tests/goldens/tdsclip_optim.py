@@ -3,9 +3,11 @@ from goldens import close, kind, sub
 from vidlab.optim import held, schedule_factor
 
 
-def factor(c, e): # at a position in epochs
-    if c.get('type', 'cosine') == 'cosine': return schedule_factor('cosine', e, c['epochs'], c['warmup'] if c['warmup'] > 1 else c['warmup']/c['epochs'])
-    return schedule_factor('multistep', e, c['epochs'], c['warmup'] if c['warmup'] > 1 else c['warmup']/c['epochs'], milestones=[m/c['epochs'] for m in c['milestones']])
+def factor(c, e, per=1): # at a position in epochs, or in steps of which an epoch has `per`
+    total, warmup = c['epochs']*per, c.get('warmup', 0)/c['epochs']
+    if c.get('type', 'cosine') == 'cosine': return schedule_factor('cosine', e, total, warmup)
+    assert c['type'] == 'multistep', f'unknown schedule {c["type"]}'
+    return schedule_factor('multistep', e, total, warmup, milestones=[m/c['epochs'] for m in c['milestones']])
 
 
 @kind('tdsclip', 'lr_schedule')
@@ -15,7 +17,7 @@ def lr_schedule(case, tensors):
             if c['kind'] == 'value':
                 for e, *rates in c['rows']: close(f'at {e}', [r*factor(c, e) for r in c['group_lrs']], rates, case['tolerance'])
             else:
-                n, total = c['iters'], c['epochs']*c['iters']
+                n = c['iters']
                 for s in c['sequence']:
-                    got = [c['lr']*schedule_factor('cosine', held(s['epoch']*n + j, n, 10), total, c['warmup']/c['epochs']) for j in range(len(s['lr']))]
+                    got = [c['lr']*factor(c, held(s['epoch']*n + j, n, 10), n) for j in range(len(s['lr']))]
                     close(f'epoch {s["epoch"]}', got, s['lr'], case['tolerance'])

@@ -45,6 +45,7 @@ def split_rows(case, tensors):
     assert case['cases']
     folder = dict(WebVid=lambda s: f'data/WebVid/{s}', CC3M=lambda s: f"data/CC3M/{'training' if s == 'train' else 'validation'}", YTTemporal=lambda s: 'data/YTTemporal/videos')
     for n, c in enumerate(case['cases']):
+        assert c['dataset'] in folder, f"unknown data set {c['dataset']}; known: {', '.join(folder)}"
         with sub(f"{n} {c['dataset']}"), tempfile.TemporaryDirectory() as d:
             file, root = Path(d)/'rows.tsv', Path(d)/folder[c['dataset']](c.get('split'))
             def name(p): return str(Path(p).relative_to(d))
@@ -54,7 +55,8 @@ def split_rows(case, tensors):
                 assert [name(row['path']), name(root/row['asr'])] == [c['video_path'], c['annotation_path']], row
                 continue
             file.write_text('\n'.join('\t'.join(o) for o in [[f'h{i}' for i in range(len(c['row']))], c['row']]) + '\n', encoding='utf-8')
-            row = read_pairs(file, root, c.get('split'), missing='keep').row(0)
+            ext = '.mp4' if c['dataset'] == 'WebVid' else 'none'           # pictures stand there as they are called
+            row = read_pairs(file, root, c.get('split'), ext, missing='keep').row(0)
             assert [name(row['path']), [row['text']]] == [c.get('video_path', c.get('image_path')), c['captions']], row
 
 

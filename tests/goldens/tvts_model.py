@@ -17,6 +17,7 @@ from vidlab.models.tvts import (PRETRAINED, SortHead, TVTS, TVTSClassifier, Vide
 
 def sizes(cfg):
     "Arguments of `VideoEncoder`"
+    cfg = {**dict(embed_dim=768, depth=12, num_heads=12, img_size=224, patch_size=16, num_frames=16), **cfg}
     return dict(dim=cfg['embed_dim'], depth=cfg['depth'], heads=cfg['num_heads'], size=cfg['img_size'], patch=cfg['patch_size'], frames=cfg['num_frames'],
                 tubelet=cfg.get('tubelet_size', 2), mlp_ratio=cfg.get('mlp_ratio', 4.), qkv_bias=cfg.get('qkv_bias', True))
 
@@ -130,7 +131,7 @@ def text_config(cfg, weights):
 def build(cfg, weights):
     "A model of the case's sizes with the case's weights, through the reader of official files"
     enc = VideoEncoder(**sizes(cfg))
-    model = TVTS(enc, text_tower(text_config(cfg, weights)), cfg['projection'], cfg.get('projection_dim', 256), transcripts=len(weights['pred_model.head.weight']),
+    model = TVTS(enc, text_tower(text_config(cfg, weights)), cfg.get('projection', 'minimal'), cfg.get('projection_dim', 256), transcripts=len(weights['pred_model.head.weight']),
                  sort_depth=cfg['sort']['depth'], sort_heads=cfg['sort']['num_heads'], tau=cfg.get('temperature', .05))
     model.load_weights({'module.' + k: v for k, v in weights.items()}, exact=True)
     return with_eps(model, cfg)
@@ -159,7 +160,7 @@ def tvts_full(case, tensors):
         found.update({f'output/{name}/{k}': v for k, v in got.items()})
         if 'loss_sort' in got:
             model.zero_grad(); got['loss_sort'].backward(retain_graph=True)
-            none = [n for n in cfg['params_without_gradient_from_sort_loss'] if model.get_parameter(n).grad is not None]
+            none = [n for n in cfg.get('params_without_gradient_from_sort_loss', []) if model.get_parameter(n).grad is not None]
             assert not none, f'the sorting loss reaches {none}'
             model.zero_grad(); got['loss'].backward(retain_graph=True); found.update(grads(model))
         close(f'{name}: encode_text', model.encode_text(b['text'], b['text_mask']), out['text'], 1e-6)
@@ -170,7 +171,7 @@ def tvts_full(case, tensors):
 # ---------------------------------------------------------------------------------------------------------------- contrast
 @kind('tvts', 'contrastive_loss')
 def contrastive_loss(case, tensors):
-    T = case['config']['temperature']
+    T = case['config'].get('temperature', .05)
     text, video = (tensors[f'input/{k}_embeds'].clone().requires_grad_() for k in ('text', 'video'))
     sim = cosine(video, text); sim.retain_grad()
     loss = contrastive(sim/T, directions='sum'); loss.backward()

@@ -32,8 +32,8 @@ def lr_schedules(case, tensors):
                 got = [c['base_lr']*schedule_factor('multistep', e, c['epochs'], milestones=[m/c['epochs'] for m in c['milestones']]) for e in range(c['epochs'])]
                 close('rates', got, c['lr_used_in_epoch'], case['tolerance'], own=True)
             else:
-                total, warmup = c['epochs']*c['iters_per_epoch'], c['warmup_epochs']*c['iters_per_epoch']
-                if warmup and c['warmup_steps'] > 0: warmup = c['warmup_steps']
+                total, warmup = c['epochs']*c['iters_per_epoch'], c.get('warmup_epochs', 0)*c['iters_per_epoch']
+                if warmup and c.get('warmup_steps', -1) > 0: warmup = c['warmup_steps']
                 close('rates', schedule(c['base_value'], c['final_value'], total, warmup, 0.), c['values'], case['tolerance'], own=True)
 
 
@@ -62,8 +62,8 @@ def train_steps(case, tensors):
     for s in range(n):
         x = part(tensors, f'input/step{s}/')
         batches.append(dict(batch_of(x, c['batch'], len(x['input_ids'])//c['batch']), sid=torch.arange(c['batch'])))
-    assert c['correct_bias']
-    opt = make_optimizer('hf_adamw', [dict(params=list(task.model.parameters()), lr=c['lr'], weight_decay=c['weight_decay'])], betas=tuple(c['betas']), eps=c['eps'])
+    assert c.get('correct_bias', True), 'the published trainers correct the bias'
+    opt = make_optimizer('hf_adamw', [dict(params=list(task.model.parameters()), lr=c['lr'], weight_decay=c.get('weight_decay', 0.))], betas=tuple(c.get('betas', (.9, .999))), eps=c.get('eps', 1e-6))
     step_through(task, opt, batches, None, c['lr'], tensors, case['tolerance'])
 
 

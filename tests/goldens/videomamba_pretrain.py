@@ -49,8 +49,12 @@ def keep(case, tensors):
         assert got[0].tolist() == c['keep_ind']
 
 
+TEACHER = dict(input_resolution=224, clip_norm_type='l2', kernel_size=1, return_attn=False, clip_return_layer=1, clip_return_interval=1, clip_return_cls=False)     # of the official class
+
+
 def make_teacher(cfg, state, folder, **options):
     "The teacher of a case, its weights read from a file"
+    cfg = {**TEACHER, **cfg}
     from safetensors.torch import save_file
     from vidlab.teacher import create_teacher
     save_file({k: v.contiguous() for k, v in state.items()}, Path(folder)/'tower.safetensors')
@@ -67,21 +71,21 @@ def ask(t, cfg, tensors, tolerance):
     f = tensors['output/features']
     close('features', out['features'], f, tolerance, own=True)
     if 'output/attn' in tensors: close('attn', out['attention'].flatten(0, 1), tensors['output/attn'], tolerance, own=True)
-    assert ('attention' in out) == cfg['return_attn']
+    assert ('attention' in out) == cfg.get('return_attn', False)
 
 
 @kind('videomamba', 'teacher')
 def teacher(case, tensors):
     cfg = case['config']
     with tempfile.TemporaryDirectory() as d: t = make_teacher(cfg, part(tensors, 'weight/'), d)
-    if 'derived' in cfg: assert t.blocks == sorted(cfg['derived']['teacher_return_index'])
+    if said := cfg.get('derived', {}).get('teacher_return_index'): assert t.blocks == sorted(said)
     ask(t, cfg, tensors, case['tolerance'])
 
 
 @kind('videomamba', 'clip_load')
 def clip_load(case, tensors):
     cfg = case['config']; tc = cfg['teacher']
-    with tempfile.TemporaryDirectory() as d: t = make_teacher(tc, part(tensors, 'weight/'), d, inflate='centre' if cfg['center'] else 'mean')
+    with tempfile.TemporaryDirectory() as d: t = make_teacher(tc, part(tensors, 'weight/'), d, inflate='centre' if cfg.get('center', True) else 'mean')
     own = {k: v for k, v in t.clip.visual.state_dict().items()}
     own['conv1.weight'] = own['conv1.weight'].unflatten(1, (3, t.tubelet))           # (d,3,k,p,p)
     for k, v in part(tensors, 'output/state.').items(): close(k, own[k], v, case['tolerance'], own=True)

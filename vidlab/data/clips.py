@@ -95,7 +95,7 @@ class Clips(Dataset):
                  train:bool=False, # random draws; unreadable files are left out instead of raised
                  seed:int=0,
                  decoder:str='auto', # as in `vidlab.data.decode`
-                 resize:str='fast', # 'fast' | 'official' | 'bilinear': arithmetic of `vidlab.data.transforms.resize`
+                 resize:str='fast', # 'fast', 'official', ...: arithmetic of `vidlab.data.transforms.resize`
                  on_bad:str=None, # 'skip' (default in training) | 'fail' (default in evaluation) | 'miss'
                  augment:str='none', # in training: words of `vidlab.data.transforms.make_steps`, e.g. 'rrc'
                  short:int=0, # short side before the centre crop; 0: `size`
@@ -568,9 +568,9 @@ class Loader:
                  bad_limit:float=.5 # stop above this share of unreadable clips
                 ):
         self.ds, self.workers, self.timeout, self.bad_limit = ds, workers, timeout, bad_limit
-        self.order = Order(len(ds), batch_size, shuffle, seed, drop_last, rank, world, permute)
         self.unread, self.told = dict(getattr(ds, 'unread', {})), {}      # path -> reason, path -> what was said of a file that was read
         self._stop_above_limit()
+        self.order = Order(len(ds), batch_size, shuffle, seed, drop_last, rank, world, permute)
         if workers and isinstance(ds, Clips): ds.slots = DecodeSlots(workers)
         self.forks = not _travels((ds, collate, get_decoder(getattr(ds, 'decoder', ''))))
         context, source = self._start()

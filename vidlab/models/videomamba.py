@@ -82,6 +82,9 @@ class Scan(nn.Module):
     def forward(self, u, delta, A, B, C, D, bias):
         return selective_scan(u, delta, A, B, C, D, delta_bias=bias, softplus=True)
 
+    def flops(self, u, delta, A, *rest): # what the authors of Mamba count: nine for every step, channel and state
+        return 9*u.numel()*A.shape[-1]
+
 # %% ../../nbs/models/32_videomamba.ipynb #7a11ded3
 @torch.no_grad()
 def init_dt(proj:nn.Linear, # R -> E
