@@ -13,7 +13,6 @@ from .ckpt import save_tensors
 from .core import progress, tick, write_json
 from .learner import make_engine, stop_if_asked, to_device
 from .registry import lookup
-from .tasks.base import Evaluation
 
 # %% ../nbs/42_evaluate.ipynb #fcf1328a
 def unique_samples(part:dict # per-sample tensors with `sid` and `view`
@@ -76,5 +75,6 @@ def save_eval(folder, # RunFolder
     save_tensors(path.with_suffix('.safetensors'), arrays)
     write_json(path, said)
     if 'task' not in protocol: return
+    from vidlab.tasks.base import Evaluation
     found = lookup('task', protocol['task']).intervals(Evaluation(arrays, rows), res['metrics'])
     write_json(path, dict(said, intervals={k: {f: getattr(v, f) for f in ('low', 'high', 'n', 'groups')} for k, v in found.items()}))
