@@ -118,7 +118,7 @@ class Page(threading.Thread):
         spec.mkdir(parents=True)
         # tables as wide as this terminal, not as pandas' 80 columns
         wide = f"import pandas; pandas.set_option('display.width', {shutil.get_terminal_size((120, 24)).columns})"
-        argv = [sys.executable, '-m', 'ipykernel_launcher', '--log-level=40', f'--IPKernelApp.exec_lines={wide}',
+        argv = [sys.executable, '-m', 'ipykernel_launcher', '--log-level=50', f'--IPKernelApp.exec_lines={wide}',
                 '-f', '{connection_file}']
         # nobody watches this kernel's displays, so it belongs to no session
         env = dict(VIDLAB_PROGRESS=str(self.told), PYTHONUNBUFFERED='1', JPY_SESSION_NAME='')
