@@ -130,10 +130,11 @@ def main(home, every=1, first=1):
     torch.set_num_threads(1)
     home, whole = Path(home), Path(home)/'whole'
     train(RunFolder(whole).made().path)                         # here: what it imports need not be imported by every child
+    counted = RunFolder(home/'counted').made().path
     def unbroken():
         said = []
         count(0, said.append)
-        train(RunFolder(home/'counted').made().path)
+        train(counted)
         return said
     _, events = forked(unbroken)
     assert not str(events).startswith('ERROR'), events
@@ -141,7 +142,7 @@ def main(home, every=1, first=1):
     for at in range(int(first), len(events) + 1, int(every)):
         path = RunFolder(home/'killed').made().path
         code, said = forked(lambda: (count(at, lambda what: None), train(path)))
-        now = f'{at}: before {events[at - 1]}'.replace(str(home/'counted'), '')
+        now = f'{at}: before {events[at - 1]}'.replace(str(counted), '')
         if code != -signal.SIGKILL: wrong[now] = [f'not killed: {said}']
         code, said = forked(lambda: look(path, whole))
         if code or not isinstance(said, dict): wrong[now] = [str(said)]

@@ -330,7 +330,7 @@ def watched(outputs, cmd, stage, target, sig):
     assert p.poll() is None, p.communicate()[0][-3000:]
     kids = psutil.Process(p.pid).children(recursive=True)
     os.kill(next(k.pid for k in [psutil.Process(p.pid), *kids] if target in ' '.join(k.cmdline())), sig)
-    return p, [p.pid, *(k.pid for k in kids)], next(outputs.glob(stage.rpartition('*/')[0] + '*'))
+    return p, [p.pid, *(k.pid for k in kids)], next(outputs.glob('*/*/config.json')).parent
 
 
 SAVED, BEGUN = '*/*/ckpt/last/card.json', '*/*/status.json'
