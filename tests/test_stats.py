@@ -216,3 +216,21 @@ def test_many_equal_runs_are_one_group(tmp_path):
         save_eval(runs[f'r{i}'], 'test', dict(metrics=dict(top1=100*right.mean()), arrays=dict(prob=prob, label=y, sid=clips(80)), seconds=0.), dict(task='recognition'))
     assert min(paired(a, b, 'share').p for i, a in enumerate(skill) for b in skill[:i]) < .05
     assert set(alike(runs).values()) == {'a'}
+
+
+def test_films_and_uploads_are_sources(tmp_path):
+    "Clips of one video of the public sets are one group"
+    from vidlab.data.manifest import Manifest
+    from vidlab.registry import create
+    names = dict(ucf101=['Archery/v_Archery_g01_c01.avi', 'Archery/v_Archery_g01_c02.avi', 'Archery/v_Archery_g02_c01.avi'],
+                 hmdb51=['wave/50_FIRST_DATES_wave_f_cm_np1_fr_med_0.avi', 'wave/50_FIRST_DATES_wave_f_cm_np1_fr_med_1.avi', 'wave/Ariel_wave_u_nm_np1_fr_med_0.avi'])
+    for p in sum(names.values(), []):
+        (tmp_path/p).parent.mkdir(exist_ok=True)
+        (tmp_path/p).touch()
+    (tmp_path/'classInd.txt').write_text('1 Archery\n')
+    (tmp_path/'trainlist01.txt').write_text(f'{names["ucf101"][0]} 1\n')
+    (tmp_path/'testlist01.txt').write_text('\n'.join(names['ucf101']))
+    (tmp_path/'wave_test_split1.txt').write_text('\n'.join(f'{p.split("/")[1]} 2' for p in names['hmdb51']))
+    for name in names:
+        m = create('data', name, path=tmp_path, root=tmp_path).split('test')
+        assert m.related().tolist() == [0, 0, 1], name

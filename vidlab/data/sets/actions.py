@@ -146,6 +146,7 @@ def ucf101(path, # folder with classInd.txt, trainlist0N.txt, testlist0N.txt
         paths += lines
         splits += [s]*len(lines)
     cols = dict(id=paths, path=paths, label=[p.split('/')[0] for p in paths], split=splits)
+    cols['source'] = [p.rpartition('_c')[0] for p in paths]               # clips of a group are cut from one video
     return from_columns(cols, root, str(folder), missing, missing_limit, label='name', classes=[o[1] for o in named])
 
 # %% ../../../nbs/data/sets/40_actions.ipynb #fe2359fb
@@ -175,4 +176,5 @@ def hmdb51(path, # folder with NAME_test_splitN.txt for each class
     usual = shipped_names('hmdb51')
     names = usual if set(names) <= set(usual) else names
     paths, label, split = map(list, zip(*rows))
-    return from_columns(dict(id=paths, path=paths, label=label, split=split), root, str(path), missing, missing_limit, label='name', classes=names)
+    films = [p.split('/')[1].rpartition(f'_{c}_')[0] for p,c in zip(paths, label)]
+    return from_columns(dict(id=paths, path=paths, label=label, split=split, source=films), root, str(path), missing, missing_limit, label='name', classes=names)

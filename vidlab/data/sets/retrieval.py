@@ -6,7 +6,7 @@
 __all__ = ['CAPTIONS', 'VARIANTS', 'LSMDC', 'ACTIVITYNET', 'read_msrvtt', 'msrvtt', 'msvd', 'lsmdc', 'activitynet', 'didemo']
 
 # %% ../../../nbs/data/sets/20_retrieval.ipynb #12bd27b1
-import math, os
+import math, os, re
 from pathlib import Path
 
 from ...core import unknown
@@ -96,7 +96,7 @@ def msvd(path, # folder with train_list.txt, val_list.txt, test_list.txt and raw
     found = find_videos(root, [v for ids in lists.values() for v in ids])
     rows, bare = [], []
     for s,v in [(s, v) for s,ids in lists.items() for v in ids]:
-        if v in said: rows += [dict(id=v, path=found.get(v), text=c, split=s) for c in sentences(v, said[v], file)]
+        if v in said: rows += [dict(id=v, path=found.get(v), text=c, split=s, source=v.rsplit('_', 2)[0]) for c in sentences(v, said[v], file)]
         else: bare.append(v)
     return from_rows(rows, root, str(folder), missing, missing_limit, bare)
 
@@ -113,7 +113,7 @@ def _lsmdc_rows(file, split):
         if not line.strip(): continue
         part = line.strip().split('\t')
         if len(part) != 6: raise ValueError(f'{file}: row {n} has {len(part)} fields separated by tabs, not 6: {line[:80]!r}')
-        yield dict(id=part[0], path=None, text=part[5], split=split)
+        yield dict(id=part[0], path=None, text=part[5], split=split, source=re.split(r'_\d\d\.\d\d\.\d\d', part[0])[0])    # the film
 
 def _with_files(rows, found): return [r | dict(path=found.get(r['id'])) for r in rows]
 
