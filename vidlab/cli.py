@@ -93,7 +93,7 @@ def _subject(page, words) -> dict: # parameters
     if page in ('compare', 'cost'):
         for r in words: check_recipe(r)
         return dict(recipes=words) if words else {}
-    if len(words) > (page in ('train', 'evaluate', 'attention')):
+    if len(words) > (page in ('train', 'evaluate', 'attention', 'time')):
         raise ValueError(f'{" ".join(words)!r}: parameters of {page} are given as name=value')
     if not words: return {}
     folder = Path(words[0]).expanduser()
@@ -380,7 +380,7 @@ TOOLS = dict(check_videos='which files can be trusted', make_manifest='annotatio
              compress_videos='small copies, faster training', extract_frames='videos as folders of pictures',
              make_shards='a table as webdataset shards', make_shapes='render the embedded data set',
              convert_checkpoint='weights for the published code')
-SAID = dict(train='RECIPE', evaluate='RUN|RECIPE', attention='RUN', compare='RECIPE...', cost='RECIPE...')
+SAID = dict(train='RECIPE', evaluate='RUN|RECIPE', attention='RUN', time='RUN|RECIPE', compare='RECIPE...', cost='RECIPE...')
 
 def overview() -> str:
     "The help, on one screen"

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['MAY_CHANGE', 'NAMED', 'LOST', 'SIGNS', 'GRACE', 'PATIENCE', 'START', 'WAITS', 'unfinished_run', 'settled',
            'own_folder', 'start_folder', 'with_start', 'protocol', 'weights_record', 'evaluate_split', 'note_paths',
-           'first_error', 'told', 'train_in', 'run', 'run_eval', 'evaluation_config', 'launch', 'main', 'FIELDS',
-           'Recipe', 'RunConfig', 'build_learner', 'build_task', 'changed', 'check_page', 'class_names', 'config_from',
-           'eval_loaders', 'evaluate_with', 'flat', 'latest_run', 'list_addons', 'list_recipes', 'load_config',
-           'load_manifest', 'make_clips', 'make_config', 'make_loader', 'options_of', 'page_config', 'page_parameters',
-           'read_recipe', 'runs_of', 'train_loader', 'weights_path']
+           'first_error', 'told', 'train_in', 'run', 'run_eval', 'evaluation_config', 'run_profile', 'launch', 'main',
+           'FIELDS', 'Recipe', 'RunConfig', 'build_learner', 'build_task', 'changed', 'check_page', 'class_names',
+           'config_from', 'eval_loaders', 'evaluate_with', 'flat', 'latest_run', 'list_addons', 'list_recipes',
+           'load_config', 'load_manifest', 'make_clips', 'make_config', 'make_loader', 'options_of', 'page_config',
+           'page_parameters', 'read_recipe', 'runs_of', 'train_loader', 'weights_path']
 
 # %% ../nbs/50_train.ipynb #1978d36a
 import dataclasses, faulthandler, json, os, re, shutil, signal, socket, subprocess, sys, time, traceback
@@ -30,6 +30,7 @@ from .learner import Stopped, make_engine, stop_at_once, stop_signals
 from .machine import threads_each, threads_record
 from .owner import InUse, Owner, owned, tied_to
 from .preflight import preflight, try_evaluation
+from .profile import profile_summary, profile_table, time_profile
 from .registry import lookup
 from .takeover import take_over
 _all_ = ['FIELDS', 'Recipe', 'RunConfig', 'build_learner', 'build_task', 'changed', 'check_page', 'class_names', 'config_from',
@@ -257,6 +258,28 @@ def evaluation_config(keys:dict, # parameters of an evaluation page; None: as th
     p = _here(run, 'run')
     more = {k: v for k,v in keys.items() if v is not None and k != 'recipe'}
     return make_config(**replaced(flat(load_config(p)), {'start': str(p), **more}))
+
+# %% ../nbs/50_train.ipynb #c3d2c2c4
+def run_profile(cfg:RunConfig, # as for `run_eval`
+                split:str=None, # default `cfg.test_split`
+                shuffles:int=3 # random orders
+               ) -> tuple: # RunFolder, new, with profile.json; task; evaluations by condition; rows
+    "What becomes of a model's numbers when its clips are shown in other orders, at other speeds, as stills"
+    cfg = with_start(cfg)
+    engine = make_engine(cfg.precision, cfg.device)
+    with stop_at_once(), own_folder(cfg) as folder, told(folder):
+        cfg,split = load_config(folder.path),split or cfg.test_split
+        folder.status('running')
+        seed_everything(cfg.seed, cfg.deterministic)
+        task = build_task(cfg, exact=True)
+        loaders = eval_loaders(cfg, split, task.model.card, engine, classes=getattr(task, 'classes', None))
+        rows = next(iter(loaders.values())).ds.manifest
+        record = protocol(cfg, task, loaders, split, weights_record(cfg.start or cfg.options.get('checkpoint')))
+        seen = time_profile(task, loaders, rows, shuffles, engine)
+        table,short = profile_table(task, seen, rows),profile_summary(task, seen, rows)
+        write_json(folder/'profile.json', dict(metric=task.monitor, table=table.to_dict('index'), summary={k: vars(v) for k,v in short.items()}, protocol=record))
+        folder.status('done')
+    return folder, task, seen, rows
 
 # %% ../nbs/50_train.ipynb #4a34c998
 def _pass_on(file, heard) -> int: # bytes of it that were said before -> those that are now
