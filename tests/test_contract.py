@@ -166,8 +166,9 @@ class Cut:
     def after_step(self, learn):
         if learn.step == 3: raise KeyboardInterrupt
 def resumed(**kw): # a run of two epochs, killed at its third step and resumed
-    CALLBACKS['cut'], f = Cut, start_folder(cfg(epochs=2, save_every=1, test_split='', callbacks=['cut'], **kw))
-    try: run(T.load_config(f.path), folder=f)
+    CALLBACKS['cut'] = Cut
+    f = start_folder(cfg(epochs=2, save_every=1, test_split='', callbacks=['cut'], **kw))
+    try: run(T.load_config(f.path), str(f.path))
     except KeyboardInterrupt: pass
     assert f.status()['state'] != 'done'
     return run(cfg(epochs=2, save_every=1, test_split='', **kw), resume=str(f.path))

@@ -124,10 +124,12 @@ def test_what_fails_while_a_run_is_set_up_is_in_its_status(shapes, monkeypatch):
     assert state('a')[0] == 'failed' and "FileNotFoundError: start 'no/such/run'" in state('a')[1]
     with pytest.raises(FileNotFoundError): run_eval(small(shapes, start='no/such/run', recipe='b'))
     assert state('b')[0] == 'failed'
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)              # a background shell has it ignored
     for sig, error in ((signal.SIGTERM, Stopped), (signal.SIGINT, KeyboardInterrupt)):
         monkeypatch.setattr('vidlab.train.build_learner', lambda *a: os.kill(os.getpid(), sig) or time.sleep(60))
         with pytest.raises(error): run(small(shapes, recipe=sig.name))
         assert state(sig.name)[0] == 'stopped' and state(sig.name)[1].startswith(error.__name__) and 'while the run was set up' in state(sig.name)[1]
+    signal.signal(signal.SIGINT, before)
 
 
 def test_done_is_written_with_the_test_numbers(shapes, monkeypatch):
@@ -192,7 +194,7 @@ def test_a_kill_at_some_file_events_costs_nothing(tmp_path):
     assert got['events'] > 200 and got['wrong'] == {}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_kill_at_any_file_event_costs_nothing(tmp_path):
     assert killed(tmp_path, 1, 1)['wrong'] == {}
 
@@ -337,7 +339,7 @@ SAVED, BEGUN = '*/*/ckpt/last/card.json', '*/*/status.json'
 
 
 @pytest.mark.parametrize('cmd,stage,target,sig', [
-    pytest.param('launch', SAVED, 'launch(', signal.SIGKILL, marks=pytest.mark.slow),
+    pytest.param('launch', SAVED, 'launch(', signal.SIGKILL, marks=pytest.mark.long),
     pytest.param('launch', SAVED, 'launch(', signal.SIGTERM, marks=pytest.mark.long),
     pytest.param('launch', BEGUN, 'launch(', signal.SIGTERM, marks=pytest.mark.long),
     pytest.param('launch', SAVED, 'vidlab.train /', signal.SIGTERM, marks=pytest.mark.long),

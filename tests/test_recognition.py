@@ -41,7 +41,7 @@ def test_classifier_run_measures_every_view_once(shapes):
     assert (e['metrics']['clips'], e['protocol']['clips'], e['protocol']['crops'], e['protocol']['before_crop']) == (12, 2, 3, 72)
     cfg = small(shapes)
     assert class_table(f, list(MOTIONS))['clips'].sum() == 12 and len(worst(f, cfg, n=3)) == 3 and show_eval(f, cfg)
-    assert comparison({'tds': f}, load_manifest(cfg, 'test'))['top1']['tds'] == pytest.approx(e['metrics']['top1'], abs=.05)
+    assert float(comparison({'tds': f}, load_manifest(cfg, 'test'))['top1']['tds']) == pytest.approx(e['metrics']['top1'], abs=.05)
     again = run_eval(make_config(**{**read_json(f/'config.json'), 'start': str(f.path)}))
     assert read_json(again/'eval'/'test.json')['metrics'] == e['metrics']
     figs = explain_run(f, sid=2)
@@ -95,7 +95,7 @@ def test_resume_in_the_middle_of_an_epoch(shapes):
     folder = start_folder(cfg2)
     Learner.one_step = stop
     try:
-        with pytest.raises(KeyboardInterrupt): run(cfg2, folder=folder)
+        with pytest.raises(KeyboardInterrupt): run(cfg2, str(folder.path))
     finally: Learner.one_step = real
     run(cfg2, resume=str(folder.path))
     a, b = (load_file(f/'ckpt'/'last'/'weights.safetensors') for f in (whole, folder))

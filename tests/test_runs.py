@@ -38,7 +38,8 @@ def spawn(folder, **env):
 # ---------------------------------------------------------------------------------------------------- resume
 
 @pytest.mark.slow
-@pytest.mark.parametrize('workers,sig,head', [(0, signal.SIGKILL, 'tightTransf'), (2, signal.SIGKILL, 'seqTransf'), (2, signal.SIGTERM, 'seqTransf')])
+@pytest.mark.parametrize('workers,sig,head', [(2, signal.SIGTERM, 'seqTransf'),
+    *(pytest.param(*p, marks=pytest.mark.long) for p in ((0, signal.SIGKILL, 'tightTransf'), (2, signal.SIGKILL, 'seqTransf')))])
 def test_stop_anywhere_and_resume_is_bit_for_bit(shapes, workers, sig, head):
     cfg = small(shapes, workers=workers, head=head, save_every=1, test_split='')
     whole = run(cfg)

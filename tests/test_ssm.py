@@ -195,7 +195,7 @@ def test_triton_interpreted():
     run_python(code, TRITON_INTERPRET='1')
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_triton_golden():
     "Golden cases that together have every option; the rest takes the interpreter too long"
     pytest.importorskip('triton')

@@ -51,7 +51,7 @@ def test_parameters_are_annotated_literals():
     assert all(isinstance(n, ast.AnnAssign) and isinstance(n.value, ast.Constant) for n in body)
     assert {n.target.id for n in body} == OWN
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_papermill_tour(shapes, tmp_path):
     "Every training of the page, once over a few clips"
     out, few = tmp_path/'tour.ipynb', dict(epochs=1, caption_epochs=1, down_epochs=1, batch_size=4, workers=0, data_path=shapes)

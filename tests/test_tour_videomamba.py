@@ -19,7 +19,7 @@ def test_parameters_are_annotated_literals():
     assert all(isinstance(n, ast.AnnAssign) and isinstance(n.value, ast.Constant) for n in body)
     assert {n.target.id for n in body} == {'epochs', 'pretrain_epochs', 'long', 'long_epochs', 'batch_size', 'workers', 'data_path'}
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_papermill_tour(tmp_path):
     "Every training of the page, once over a few clips"
     root = make_shapes(tmp_path/'shapes', kinds=('clips', 'long'), sizes=dict(clips=dict(train=8, val=6, test=6), long=dict(train=4, val=4, test=4)))

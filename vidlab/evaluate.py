@@ -6,7 +6,7 @@
 __all__ = ['unique_samples', 'collect', 'evaluate', 'save_eval']
 
 # %% ../nbs/42_evaluate.ipynb #8f47a14c
-import time
+import math, time
 from pathlib import Path
 import torch
 from .ckpt import save_tensors
@@ -77,4 +77,4 @@ def save_eval(folder, # RunFolder
     if 'task' not in protocol: return
     from vidlab.tasks.base import Evaluation
     found = lookup('task', protocol['task']).intervals(Evaluation(arrays, rows), res['metrics'])
-    write_json(path, dict(said, intervals={k: {f: getattr(v, f) for f in ('low', 'high', 'n', 'groups')} for k, v in found.items()}))
+    write_json(path, dict(said, intervals={k: {f: getattr(v, f) for f in ('low', 'high', 'n', 'groups')} for k, v in found.items() if math.isfinite(v.half)}))

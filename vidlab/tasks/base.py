@@ -195,7 +195,7 @@ def column(cls:Task, metric:str) -> Column: # four digits where nothing is said
 def per_clip(cls:Task, e:Evaluation) -> tuple: # {metric: (n,) numbers}, (n,) sid of each
     "What an evaluation says about every caption or clip"
     sid = e.arrays.get('sid', torch.zeros(0, dtype=torch.long))
-    numbers = {k: v.double().numpy() for k,v in e.arrays.items() if k not in ('sid', 'view') and v.shape == sid.shape}
+    numbers = {k: v.double().numpy() for k,v in e.arrays.items() if k not in ('sid', 'view', 'together') and v.shape == sid.shape}
     return numbers, sid.numpy()
 
 @patch(cls_method=True)
