@@ -256,7 +256,7 @@ def _run_of(page, values, folders):
     named = values.get('run') or values.get('resume') or 'auto'
     return Path(named).expanduser().absolute() if named != 'auto' else None
 
-OF_A_RUN = ('train', 'evaluate', 'attention')
+OF_A_RUN = ('train', 'evaluate', 'attention', 'time')
 
 def _keep(page, out, run):
     "Put the executed notebook beside the run, never over another one"
@@ -282,7 +282,7 @@ def _where(page, out, run):
     if run and any((run/'figs').glob('*')): rows.append(('figures', run/'figs'))
     said = [f'{n:<15} {tilde(p)}' for n, p in rows]
     if page != 'train': return said
-    return said + [f'next            {shlex.join(["vidlab", p, tilde(run)])}' for p in ('evaluate', 'attention')]
+    return said + [f'next            {shlex.join(["vidlab", p, tilde(run)])}' for p in ('evaluate', 'attention', 'time')]
 
 # %% ../nbs/56_cli.ipynb #e6539da1
 def ended(name:str, page:Page, say # print
