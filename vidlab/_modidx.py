@@ -996,6 +996,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'vidlab/data/sets/retrieval.py'),
                                             'vidlab.data.sets.retrieval._msrvtt_train': ( 'data/sets/retrieval.html#_msrvtt_train',
                                                                                           'vidlab/data/sets/retrieval.py'),
+                                            'vidlab.data.sets.retrieval._msrvtt_uploads': ( 'data/sets/retrieval.html#_msrvtt_uploads',
+                                                                                            'vidlab/data/sets/retrieval.py'),
                                             'vidlab.data.sets.retrieval._paragraph': ( 'data/sets/retrieval.html#_paragraph',
                                                                                        'vidlab/data/sets/retrieval.py'),
                                             'vidlab.data.sets.retrieval._with_files': ( 'data/sets/retrieval.html#_with_files',

@@ -19,10 +19,13 @@ from ...registry import layout, register_data
 # %% ../../../nbs/data/sets/20_retrieval.ipynb #ed80dad8
 CAPTIONS = ('all', 'one')
 
-def _msrvtt_train(folder, train_csv, data_json, captions):
+def _msrvtt_uploads(said): # of MSRVTT_data.json -> id of a clip to the video it was cut from
+    videos = said.get('videos', ()) if isinstance(said, dict) else ()
+    return {v.get('video_id'): v.get('url') for v in videos if isinstance(v, dict)}
+
+def _msrvtt_train(folder, train_csv, data_json, said, captions):
     "(id, caption) of the training clips in order, and the ids without a caption"
     ids, = pick_columns(folder/train_csv, ['video_id'])
-    said = load_json(folder/data_json)
     try: pairs = [(s['video_id'], s['caption']) for s in said['sentences']]
     except (KeyError, TypeError) as e:
         raise ValueError(f"{folder/data_json}: expects 'sentences', a list of objects with 'video_id' and "
@@ -48,9 +51,11 @@ def read_msrvtt(folder, # with the annotation files
     folder, pairs, bare = Path(folder), dict(train=[], test=[]), []
     there = set(os.listdir(videos)) if os.path.isdir(videos) else set()
     def file(id): return f'{id}.webm' if f'{id}.webm' in there and f'{id}.mp4' not in there else f'{id}.mp4'
-    if train_csv: pairs['train'], bare = _msrvtt_train(folder, train_csv, data_json, captions)
+    said = load_json(folder/data_json) if train_csv or (folder/data_json).exists() else {}
+    upload = _msrvtt_uploads(said)
+    if train_csv: pairs['train'], bare = _msrvtt_train(folder, train_csv, data_json, said, captions)
     if test_csv: pairs['test'] = zip(*pick_columns(folder/test_csv, ['video_id', 'sentence']))
-    rows = [dict(id=v, path=file(v), text=c, split=s) for s,said in pairs.items() for v,c in said]
+    rows = [dict(id=v, path=file(v), text=c, split=s, source=upload.get(v)) for s,those in pairs.items() for v,c in those]
     return from_rows(rows, videos, str(folder), missing, missing_limit, bare)
 
 # %% ../../../nbs/data/sets/20_retrieval.ipynb #5b163f31
