@@ -39,7 +39,7 @@ KNOWN = [ # command (`*`: anything), words more; or how else it is tried
     ('vidlab train own_captions data_path=my.csv', f'{TINY} weights=random clip=tiny max_words=16'),
     ('vidlab train own_videos video_root=small_videos', f'{TINY} image_size=64 out_dim=64 dim=32 depth=2 state=4 teacher=tiny teacher_weights=random mask_ratio=.5'),
     ('vidlab recipes *', ''), ('vidlab runs', ''), ('vidlab train --help', ''), ('vidlab train shapes_seqTransf epochs=2', SHAPES),
-    ('vidlab evaluate shapes_seqTransf dsl=True', 'workers=0 device=cpu'), ('vidlab attention shapes_seqTransf sid=5', ''),
+    ('vidlab evaluate shapes_seqTransf dsl=True', 'workers=0 device=cpu'), ('vidlab attention shapes_seqTransf sid=5', ''), ('vidlab time shapes_seqTransf', 'workers=0 device=cpu shuffles=1'),
     ('papermill nbs/runs/train.ipynb out.ipynb -p recipe shapes_seqTransf -p epochs 2', SHAPES)]
 
 def lines_of(command): return [(p, more) for p, more in KNOWN if re.fullmatch(re.escape(p).replace(r'\*', '.*'), command)]
