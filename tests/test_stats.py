@@ -234,3 +234,13 @@ def test_films_and_uploads_are_sources(tmp_path):
     for name in names:
         m = create('data', name, path=tmp_path, root=tmp_path).split('test')
         assert m.related().tolist() == [0, 0, 1], name
+
+
+def test_what_cannot_be_said_has_no_end():
+    "Ranks without end, targets that do not differ: an interval without end, and no warning"
+    import warnings
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert interval([math.inf]*5 + [1.], 'median').half == math.inf
+        from vidlab.tasks.regression import _r2
+        assert interval(np.array([[1., 1.], [2., 2.], [3., 2.], [4., 2.]]), _r2).half == math.inf

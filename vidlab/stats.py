@@ -38,7 +38,7 @@ class Interval:
     groups:int # groups of items that are independent
 
     @property
-    def half(self): return (self.high - self.low)/2
+    def half(self): return (self.high - self.low)/2 if math.isfinite(self.low) and math.isfinite(self.high) else math.inf
     def __str__(self): return f'{self.value:.1f} ± {self.half:.1f}'
 
 LEVEL = .95
@@ -129,6 +129,7 @@ def jackknife_interval(x, # (n,...) one row per item
     if m < 2: return Interval(value, -math.inf, math.inf, len(x), m)
     block = np.random.default_rng(0).permutation(np.arange(m) % k)[g]
     without = np.array([f(x[block != i]) for i in range(k)], dtype=float)
+    if not np.isfinite(without).all(): return Interval(value, -math.inf, math.inf, len(x), m)     # too few items for it
     half = _quantile(level, k - 1)*math.sqrt((k - 1)/k*((without - without.mean())**2).sum())
     return Interval(value, value - half, value + half, len(x), m)
 

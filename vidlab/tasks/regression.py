@@ -68,7 +68,10 @@ register_task(RegressionTask)
 def per_clip(cls:RegressionTask, e:Evaluation) -> tuple:
     return dict(mae=(e.arrays['predicted'] - e.arrays['target']).abs().numpy()), e.arrays['sid'].numpy()
 
-def _r2(x): return 1 - ((x[:, 0] - x[:, 1])**2).mean()/x[:, 1].var()
+def _r2(x): # (n,2)
+    spread = x[:, 1].var()
+    return 1 - ((x[:, 0] - x[:, 1])**2).mean()/spread if spread else -np.inf
+
 def _spearman(x): # (n,2)
     from scipy.stats import spearmanr
     return spearmanr(x[:, 0], x[:, 1])[0]
