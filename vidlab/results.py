@@ -99,6 +99,7 @@ def eval_table(folders, # runs, or {name: run}
         for n,s in alike(mine, split).items(): table.loc[n, 'alike'] = s
     return table.fillna(dict(alike='')) if 'alike' in table else table
 
+# %% ../nbs/54_results.ipynb #18bc0f9e
 def alike(runs:dict, # name -> run, of one protocol
           split:str='test', metric:str=None # None: the task's `monitor`, else its first column
          ) -> dict: # name -> letters: those who share one are not told apart; empty where nothing can be said
