@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from vidlab.core import read_json
 from vidlab.data.shapes import make_shapes
-from vidlab.profile import CONDITIONS, STILLS, conditions, profile_table, shown_as
+from vidlab.profile import CONDITIONS, STILLS, conditions, profile_summary, profile_table, shown_as
 from vidlab.train import config_from, run_eval, run_profile
 
 
@@ -44,6 +44,8 @@ def test_frames_averaged_know_no_order(shapes):
     t = profile_table(task, seen, rows)
     assert t['value'][['as it is', 'reversed', 'shuffled']].nunique() == 1 and t['p']['reversed'] == 1
     assert t['within pair']['as it is'] == t['within pair']['reversed'] and t['value']['as it is'] == pytest.approx(read_json(run_eval(cfg)/'eval'/'test.json')['metrics']['t2v/R1'])
+    _, task0, seen0, rows0 = run_profile(cfg, shuffles=0)
+    assert 'shuffled' not in profile_table(task0, seen0, rows0).index and list(profile_summary(task0, seen0, rows0)) == ['several frames', 'order alone decides']
     said = read_json(folder/'profile.json')
     assert said['summary']['order']['value'] == 0 and said['metric'] == 't2v/R1' and said['protocol']['split'] == 'test' and folder.status()['state'] == 'done'
 

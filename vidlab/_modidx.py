@@ -2149,6 +2149,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'vidlab.results.Shown.__repr__': ('results.html#shown.__repr__', 'vidlab/results.py'),
                                 'vidlab.results._differs': ('results.html#_differs', 'vidlab/results.py'),
                                 'vidlab.results._items': ('results.html#_items', 'vidlab/results.py'),
+                                'vidlab.results._metrics': ('results.html#_metrics', 'vidlab/results.py'),
                                 'vidlab.results._over_runs': ('results.html#_over_runs', 'vidlab/results.py'),
                                 'vidlab.results._pair_column': ('results.html#_pair_column', 'vidlab/results.py'),
                                 'vidlab.results._read': ('results.html#_read', 'vidlab/results.py'),

@@ -13,7 +13,7 @@ import torch
 from .core import progress, rng, unknown
 from .evaluate import collect, unique_samples
 from .learner import make_engine, to_device
-from .stats import Interval, paired
+from .stats import interval, paired
 
 # %% ../nbs/45_profile.ipynb #fbf11d8b
 def _shuffled(seed): return lambda n, sid: rng(seed, sid).permutation(n)
@@ -68,8 +68,8 @@ def time_profile(task, # vidlab.tasks.Task, the bare one
     finally:
         task.train(mode)
         for dl in loaders.values(): getattr(dl, 'close', lambda: None)()
-    if rows is not None:
-        for res in out.values(): res['arrays']['together'] = torch.as_tensor(rows.related())
+    together = {} if rows is None else dict(together=torch.as_tensor(rows.related()))
+    for res in out.values(): res['arrays'] |= together
     return out
 
 def _each(task, loader, engine, ways) -> dict: # condition -> per-sample tensors
@@ -82,12 +82,19 @@ def _each(task, loader, engine, ways) -> dict: # condition -> per-sample tensors
     return {w: unique_samples({k: torch.cat([p[k] for p in ps]) for k in ps[0]}) for w,ps in kept.items()}
 
 # %% ../nbs/45_profile.ipynb #cddf4b47
-def _items(task, res, metric, rows): # items, groups, kind of a metric; None where it is not made of items
+ORDER = ('as it is', 'reversed', 'shuffled', 'half the frames', 'half the speed', 'double speed', 'first frame', 'middle frame', 'last frame', 'best single frame')
+
+def _items(task, seen, rows, metric): # condition -> items, the shuffled orders as their mean and the best of the stills among them; sid, groups, kind
     from vidlab.tasks.base import Evaluation
-    e = Evaluation(res['arrays'], rows)
-    made = task.items(e, metric)
-    if made is None or made[2] not in ('share', 'mean'): return None
-    return np.asarray(made[0], dtype=float),e.together(made[1]),made[2]
+    each = {w: Evaluation(res['arrays'], rows) for w,res in seen.items()}
+    made = {w: task.items(e, metric) for w,e in each.items()}
+    if any(m is None or m[2] not in ('share', 'mean') for m in made.values()):
+        raise ValueError(f'{metric} is not a share or mean over clips: a profile has nothing to compare')
+    x = {w: np.asarray(m[0], dtype=float) for w,m in made.items()}
+    if drawn := [x.pop(w) for w in list(x) if w.startswith('shuffled')]: x['shuffled'] = np.mean(drawn, 0)
+    x['best single frame'] = (np.min if task.column(metric).lower else np.max)([x[w] for w in STILLS], 0)
+    _,sid,kind = made['as it is']
+    return x, np.asarray(sid), each['as it is'].together(sid), kind
 
 def profile_table(task, # the task or its class
                   seen:dict, # from `time_profile`
@@ -95,50 +102,33 @@ def profile_table(task, # the task or its class
                   metric:str=None # None: the task's `monitor`
                  ) -> pd.DataFrame: # value, low, high, against, p; within pair where there are pairs
     "What every condition does to a metric"
-    metric = metric or task.monitor
-    items = {w: _items(task, res, metric, rows) for w,res in seen.items()}
-    if any(v is None for v in items.values()): raise ValueError(f'{metric} is not a share or mean over clips: a profile has nothing to compare')
-    groups,kind = next(iter(items.values()))[1:]
-    x = {w: v[0] for w,v in items.items()}
-    shuffled = [w for w in x if w.startswith('shuffled')]
-    better = np.min if task.column(metric).lower else np.max
-    x = {w: v for w,v in x.items() if w not in shuffled} | ({'shuffled': np.mean([x[w] for w in shuffled], 0)} if shuffled else {})
-    x['best single frame'] = better([x[w] for w in STILLS], 0)
+    x,_,groups,kind = _items(task, seen, rows, metric or task.monitor)
     table = pd.DataFrame({w: _row(v, x['as it is'], kind, groups) for w,v in x.items()}).T
-    pairs = {w: _within(task, seen, rows, shuffled if w == 'shuffled' else [w]) for w in x}
+    pairs = {w: _within(task, seen, rows, w) for w in x}
     if any(v is not None for v in pairs.values()): table['within pair'] = pairs
     return table.loc[[w for w in ORDER if w in table.index]]
 
-ORDER = ('as it is', 'reversed', 'shuffled', 'half the frames', 'half the speed', 'double speed', 'first frame', 'middle frame', 'last frame', 'best single frame')
-
 def _row(x, plain, kind, groups): # percent for a share
-    from vidlab.stats import interval
     scale = 100 if kind == 'share' else 1
     at = interval(x, 'share', groups) if kind == 'share' and np.isin(x, (0, 1)).all() else interval(x*scale, 'mean', groups)
     d = paired(plain*scale, x*scale, 'mean', groups)
     return dict(value=at.value, low=at.low, high=at.high, against=d.value, p=d.p)
 
-def _within(task, seen, rows, ways): # mean of the choice within pairs
+def _within(task, seen, rows, name): # the choice within pairs; of the shuffled orders the mean
     from vidlab.tasks.base import Evaluation
-    if rows is None or any(w not in seen for w in ways) or not ways: return None
-    found = [task.within_pairs(Evaluation(seen[w]['arrays'], rows)) for w in ways]
-    return None if any(f is None for f in found) else float(np.mean(found))
+    found = [] if rows is None else [task.within_pairs(Evaluation(res['arrays'], rows)) for w,res in seen.items() if w == name or w.startswith(f'{name} ')]
+    return float(np.mean(found)) if found and None not in found else None
 
 # %% ../nbs/45_profile.ipynb #e78c9215
 def profile_summary(task, seen:dict, rows=None, metric:str=None) -> dict: # name -> `vidlab.stats.Interval`, in the metric's unit
     "Multi-frame gain, order sensitivity, and the share of items that order alone decides"
-    from vidlab.stats import interval
     metric = metric or task.monitor
-    items = {w: _items(task, res, metric, rows) for w,res in seen.items()}
-    groups,kind = next(iter(items.values()))[1:]
-    x,scale = {w: v[0] for w,v in items.items()},100 if kind == 'share' else 1
-    sign = -1 if task.column(metric).lower else 1
-    shuffled = [w for w in x if w.startswith('shuffled')]
-    best = (np.min if sign < 0 else np.max)([x[w] for w in STILLS], 0)
-    gain = {'several frames': x['as it is'] - best, 'order': x['as it is'] - np.mean([x[w] for w in shuffled], 0)}
-    out = {k: interval(sign*scale*d, 'mean', groups) for k,d in gain.items()}
+    x,_,groups,kind = _items(task, seen, rows, metric)
+    unit = (100 if kind == 'share' else 1)*(-1 if task.column(metric).lower else 1)
+    beside = {'several frames': 'best single frame', 'order': 'shuffled'}
+    out = {k: interval(unit*(x['as it is'] - x[w]), 'mean', groups) for k,w in beside.items() if w in x}
     if kind != 'share': return out
-    others = np.max([x[w] for w in (*shuffled, 'reversed', *STILLS)], 0)
+    others = np.max([x[w] for w in ('shuffled', 'reversed', *STILLS) if w in x], 0)
     return out | {'order alone decides': interval((x['as it is'] > 0) & (others == 0), 'share', groups)}
 
 # %% ../nbs/45_profile.ipynb #f2eb1059
@@ -146,15 +136,10 @@ def profile_by(task, seen:dict, rows, # Manifest of the rows that were evaluated
                by:str=None, # its column; None: the one it names in `by`
                metric:str=None) -> pd.DataFrame: # a row for each value
     "The metric as it is, reversed, shuffled, and of the best single frame, for each value of a column"
-    from vidlab.tasks.base import Evaluation
-    metric,by = metric or task.monitor,by or getattr(rows, 'by', None)
+    by = by or getattr(rows, 'by', None)
     if by is None or by not in rows.cols: raise unknown('column', by, sorted(rows.cols))
-    said = np.array([str(rows.row(int(i))[by]) for i in rows.groups().first])
-    x,of = {},None
-    for w,res in seen.items():
-        made = task.items(Evaluation(res['arrays'], rows), metric)
-        x[w],of = np.asarray(made[0], dtype=float)*(100 if made[2] == 'share' else 1),said[np.asarray(made[1])]
-    x['shuffled'] = np.mean([v for w,v in x.items() if w.startswith('shuffled')], 0)
-    x['best single frame'] = (np.min if task.column(metric).lower else np.max)([x[w] for w in STILLS], 0)
-    shown = 'as it is', 'reversed', 'shuffled', 'best single frame'
-    return pd.DataFrame({v: {w: x[w][of == v].mean() for w in shown} for v in dict.fromkeys(of)}).T.rename_axis(by)
+    x,sid,_,kind = _items(task, seen, rows, metric or task.monitor)
+    of = np.array([str(rows.row(int(i))[by]) for i in rows.groups().first])[sid]
+    shown = [w for w in ('as it is', 'reversed', 'shuffled', 'best single frame') if w in x]
+    scale = 100 if kind == 'share' else 1
+    return pd.DataFrame({v: {w: scale*x[w][of == v].mean() for w in shown} for v in dict.fromkeys(of)}).T.rename_axis(by)

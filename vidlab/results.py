@@ -112,9 +112,11 @@ def alike(runs:dict, # name -> run, of one protocol
     p = holm([paired(made[a][0], made[b][0], first[2], first[3]).p for a,b in pairs])
     return letters(list(made), [pair for pair,x in zip(pairs, p) if x < 1 - LEVEL])
 
+def _metrics(folder, split): return read_json(path_of(folder)/'eval'/f'{Path(split).name}.json')['metrics']
+
 def _items(folder, split, metric): # items, sid, kind and groups of a metric; None where it is not made of items
     task,e = read_back(folder, split)
-    metrics = load_eval(folder, split)['metrics']
+    metrics = _metrics(folder, split)
     metric = metric or (task.monitor if task.monitor in metrics else next((k for k in task.columns if k in metrics), None))
     made = task.items(e, metric) if metric and task.intervals(e, {metric: metrics[metric]}) else None
     return made and (*made, e.together(made[1]))
@@ -314,7 +316,7 @@ def seed_table(runs:dict, # recipe -> runs of it that differ in their seed
     "The mean of every metric over the seeds of each recipe"
     rows = {}
     for name,folders in runs.items():
-        read = [(*read_back(f, split), load_eval(f, split)['metrics']) for f in folders]
+        read = [(*read_back(f, split), _metrics(f, split)) for f in folders]
         task,metrics = read[0][0],read[0][2]
         rows[name] = {task.column(k).head(k): _over_runs(read, k) for k in task.columns if k in metrics}
         chosen = [m[task.monitor] for _,_,m in read if task.monitor in m]
