@@ -108,6 +108,7 @@ def test_seeds_widen():
     one = gen.random(300) < .6
     same, apart = np.repeat(one[None], 3, 0), np.stack([gen.random(300) < p for p in (.4, .6, .8)])
     assert over_seeds(same, 'share').half == pytest.approx(100*1.97*one.std()/math.sqrt(300), rel=.02) and over_seeds(same, 'share').deviation == 0
+    assert over_seeds(np.ones((3, 30)), 'share').low < 95
     assert over_seeds(apart, 'share').half > 3*over_seeds(same, 'share').half and over_seeds(apart, 'share').deviation > 15
 
 

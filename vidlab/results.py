@@ -207,7 +207,8 @@ def compare_summary(out:RunFolder, # folder of the comparison
     "Write and return the plain text summary of a comparison, which `make run` prints"
     with pd.option_context('display.width', 200, 'display.max_columns', 30): text = table.to_string()
     lines = [text, '', f'executed notebook     {tilde(out.path.parent/page)}', f'figures               {tilde(out/"figs")}']
-    for n,f in runs.items(): lines.append(f'{n:<22}{tilde(f.path)}' + ('  (checkpoint: ckpt/best)' if (f/'ckpt'/'best').exists() else ''))
+    wide = max(21, *map(len, runs)) + 1
+    for n,f in runs.items(): lines.append(f'{n:<{wide}}{tilde(f.path)}' + ('  (checkpoint: ckpt/best)' if (f/'ckpt'/'best').exists() else ''))
     with atomic_write(out.path.parent/'summary.txt') as f: f.write('\n'.join(lines) + '\n')
     table.to_csv(out/'table.csv')
     return '\n'.join(lines)

@@ -232,6 +232,9 @@ def over_seeds(x, # (S,n) items of S runs that differ in their seed; hits for a 
     cells = np.stack([np.bincount(g, row) for row in x - x.mean()])
     v = max(seed + item - (cells**2).sum()/(s*n)**2, seed, item)
     m = g.max() + 1
+    if not v and kind == 'share':                                        # all right or all wrong, which is no certainty
+        at = share_interval(x[0] > 0, g, level)
+        return Seeds(at.value, at.low, at.high, n, m, s, 0.)
     half = _quantile(level, v**2/max(seed**2/(s - 1) + item**2/max(1, m - 1), 1e-300))*math.sqrt(v) if v else 0.
     return Seeds(x.mean(), x.mean() - half, x.mean() + half, n, m, s, runs.std(ddof=1))
 
