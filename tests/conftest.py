@@ -1,14 +1,19 @@
 """Options, paths, fixtures and small videos shared by all tests."""
-import importlib, sys
+import importlib, os, sys
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 HERE = Path(__file__).resolve().parent
 for p in (HERE.parent, HERE):          # `vidlab` and `data_tools` from the checkout, `goldens` from here
     if str(p) not in sys.path: sys.path.insert(0, str(p))
 import vidlab                          # noqa: before torch, whose threads it settles
+
+settings.register_profile('same', derandomize=True)    # the same examples each time: what passed here passes on the next machine
+settings.register_profile('new')                       # other examples each time: HYPOTHESIS_PROFILE=new
+settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE', 'same'))
 
 
 def pytest_addoption(parser):
