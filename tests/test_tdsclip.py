@@ -131,7 +131,7 @@ def test_order_of_frames_matters_and_batch_does_not():
         torch.testing.assert_close(m(dict(video=b['video'][1:2]))['logits'], out[1:2], rtol=1e-4, atol=1e-5)
     bad = clips(B=3); bad['video_mask'][2, -1] = False
     with pytest.raises(ValueError, match='sids .*31'): m(dict(bad, sid=torch.tensor([11, 21, 31])))
-    with pytest.raises(ValueError, match='padded stem'): TDSCLIP(CLIPBackbone(**{**SMALL, 'patch': 2}))
+    with pytest.raises(ValueError, match='more than 2 pixels'): TDSCLIP(CLIPBackbone(**{**SMALL, 'patch': 2}))
 
 
 # ---------------------------------------------------------------------------------------------------------------- precision, regularisation

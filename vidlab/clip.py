@@ -17,7 +17,7 @@ from torch import nn
 from fastcore.basics import patch
 from .core import CLIP_MEAN, CLIP_STD, cache_dir, file_hash, progress, unknown
 from .ckpt import read_weights, load_into, rename, WeightsError
-from .layers import use_attend
+from .layers import PatchConv, TemporalPatch, use_attend
 from open_clip.model import CLIP, CLIPVisionCfg, CLIPTextCfg
 
 # %% ../nbs/20_clip.ipynb #82218043
@@ -100,7 +100,7 @@ class CLIPBackbone(CLIP):
         super().__init__(embed_dim, vision, text, quick_gelu=quick_gelu,
                          # selects the LayerNorm that computes in float32; weights stay float32
                          cast_dtype=torch.float16)
-        use_attend(self)
+        use_attend(self).visual.conv1 = PatchConv.of(self.visual.conv1)
         self.card = ClipCard(embed_dim=embed_dim, image_size=image_size, patch=patch, vision_width=vision_width,
                              vision_layers=vision_layers,
                              vision_heads=vision_heads, text_width=text_width, text_layers=text_layers,
@@ -121,20 +121,18 @@ def inflate_patch(conv1, # (d,3,p,p)
 def add_temporal_patch(self:CLIPBackbone, t:int=3): # frames of the kernel
     "Add `visual.conv2`, started as the plain patch convolution"
     v,p = self.visual,self.card.patch
-    v.conv2 = nn.Conv3d(3, self.card.vision_width, (t,p,p), stride=(1,p,p), padding=(t//2,0,0),
-                        bias=False).to(v.conv1.weight)
+    v.conv2 = TemporalPatch(3, self.card.vision_width, p, frames=t, bias=False).to(v.conv1.weight)
     v.conv2.weight.data.copy_(inflate_patch(v.conv1.weight.data, t))
 
 # %% ../nbs/20_clip.ipynb #badab21d
 @patch
-def _patches(self:CLIPBackbone, x, frames): # (N,3,S,S), images of a clip -> (N,d_v,g,g)
+def _patches(self:CLIPBackbone, x, frames): # (N,3,S,S), images of a clip -> (N,g²,d_v)
     v = self.visual
-    if not hasattr(v, 'conv2'): return v.conv1(x)
+    if not hasattr(v, 'conv2'): return v.conv1(x).flatten(2).mT
     if not frames:
         raise ValueError('this CLIP has a temporal patch: encode_image needs frames=, the number of consecutive '
                          'images of a clip')
-    # (B,3,T,S,S) -> (B*T,d,g,g)
-    return v.conv2(x.unflatten(0, (-1,frames)).transpose(1,2)).transpose(1,2).flatten(0,1)
+    return v.conv2(x.unflatten(0, (-1,frames))).flatten(0,1)
 
 # %% ../nbs/20_clip.ipynb #ba139efe
 @patch
@@ -144,7 +142,7 @@ def embed_image(self:CLIPBackbone, x, frames:int=None): # (N,3,S,S) normalised -
     if x.shape[-2:] != (S,S):
         raise ValueError(f'images of {x.shape[-2]}x{x.shape[-1]} for a tower of {S}x{S}: '
                          f'change the transform or call resize_positions({x.shape[-1]})')
-    x = self._patches(x.to(v.conv1.weight.dtype), frames).flatten(2).transpose(1,2)
+    x = self._patches(x.to(v.conv1.weight.dtype), frames)
     cls = v.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
     x = torch.cat([cls, x], 1) + v.positional_embedding.to(x.dtype)
     return v.ln_pre(v.patch_dropout(x))

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['LayerNorm', 'QuickGELU', 'additive_mask', 'MultiHeadAttention', 'OpenAttention', 'use_attend',
            'ResidualAttentionBlock', 'Transformer', 'key_padding', 'causal_mask', 'unit', 'masked_mean',
-           'TemporalTransformer', 'layers_from']
+           'TemporalTransformer', 'layers_from', 'embed_patches', 'PatchConv', 'PatchEmbed', 'TemporalPatch']
 
 # %% ../nbs/19_layers.ipynb #7a9fc9ee
 from collections import OrderedDict
 import torch, torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from einops import rearrange
 from .attend import Attend
 
 # %% ../nbs/19_layers.ipynb #339a2c2a
@@ -163,3 +164,55 @@ def layers_from(state:dict, # name -> tensor, e.g. of a CLIP
     start = prefix + 'resblocks.'
     return {k[len(prefix):]: v.detach().clone()
             for k,v in state.items() if k.startswith(start) and int(k[len(start):].split('.')[0]) < layers}
+
+# %% ../nbs/19_layers.ipynb #a67552d2
+def embed_patches(conv, # nn.Conv2d or nn.Conv3d whose stride is its kernel
+                  video): # (B,T,C,S,S) -> (B,T',N,D), rows of patches first
+    "A convolution over patches of k frames, as the matrix product that it is"
+    *time,p,q = conv.kernel_size
+    h,w = video.shape[-2]//p*p,video.shape[-1]//q*q                       # as the convolution does, leave out what fills no patch
+    x = rearrange(video[...,:h,:w], 'b (t k) c (h p) (w q) -> b t (h w) (c k p q)', k=time[0] if time else 1, p=p, q=q)
+    return F.linear(x, conv.weight.flatten(1), conv.bias)
+
+class PatchConv(nn.Conv2d):
+    "The patches of pictures: an nn.Conv2d for whoever calls or loads it"
+    def __init__(self, channels:int, dim:int, patch:int, bias:bool=True): super().__init__(channels, dim, patch, patch, bias=bias)
+    @classmethod
+    def of(cls, conv): # nn.Conv2d -> the same parameters; no random number is drawn
+        with torch.device('meta'): new = cls(conv.in_channels, conv.out_channels, conv.kernel_size[0], conv.bias is not None)
+        new.weight,new.bias = conv.weight,conv.bias
+        return new
+    def forward(self, x): # (N,C,S,S) -> (N,D,S/p,S/p)
+        return embed_patches(self, x[:,None])[:,0].mT.unflatten(-1, (x.shape[-2]//self.kernel_size[0],-1))
+
+# %% ../nbs/19_layers.ipynb #ed36b24c
+class PatchEmbed(nn.Module):
+    "Patches of a clip as tokens"
+    def __init__(self, dim:int, patch:int, tubelet:int=None): # None: 2-D, of an image model
+        super().__init__()
+        k = (patch,patch) if tubelet is None else (tubelet,patch,patch)
+        self.proj = (nn.Conv2d if tubelet is None else nn.Conv3d)(3, dim, k, k)
+
+    def forward(self, video): # (B,T,3,S,S) -> (B,T',N,d)
+        return embed_patches(self.proj, video)
+
+# %% ../nbs/19_layers.ipynb #1bb6f5fe
+class TemporalPatch(nn.Conv3d):
+    "Conv3d(kernel (k,P,P), stride (1,P,P)) on frames, which keeps their number, as a matrix product over patches"
+    def __init__(self, channels:int, dim:int, patch:int,
+                 frames:int=3, # k, odd
+                 pad:int=0, # pixels; the last of them are in no patch
+                 bias:bool=True):
+        if pad >= patch/2: raise ValueError(f'patch {patch}: a stem padded by {pad} needs patches of more than {2*pad} pixels')
+        super().__init__(channels, dim, (frames,patch,patch), (1,patch,patch), (frames//2,pad,pad), bias=bias)
+
+    def forward(self, x): # (B,T,C,S,S) -> (B,T,N,D)
+        k,p,q = self.kernel_size
+        e,T = self.padding[1],x.shape[1]
+        h,w = ((s + 2*e - p)//p*p + p - e - s for s in x.shape[-2:])      # to whole patches
+        x = rearrange(F.pad(x, (e,w,e,h)), 'b t c (h p) (w q) -> b t (h w) (c p q)', p=p, q=q)
+        y = F.linear(x, rearrange(self.weight, 'd c k p q -> (k d) (c p q)')).unflatten(-1, (k,-1))
+        out = y[:,:,:,k//2] if self.bias is None else y[:,:,:,k//2] + self.bias.to(y.dtype)
+        for d in (d - k//2 for d in range(k) if d != k//2):               # what frame t + d means for frame t
+            out = out + F.pad(y[:,max(d, 0):T+min(d, 0),:,d+k//2], (0,0,0,0,max(-d, 0),max(d, 0)))
+        return out

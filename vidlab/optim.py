@@ -282,7 +282,7 @@ def make_optimizer(name:str, # see OPTIMIZERS; or 'timm:' and a name that timm k
     lr = 1e-3 if lr is None else lr
     if name == 'adamw':
         return torch.optim.AdamW(groups, lr=lr, betas=betas or (0.9,0.999), eps=1e-8 if eps is None else eps,
-                                 weight_decay=0.)
+                                 weight_decay=0., fused=True)
     if name == 'hf_adamw': return HFAdamW(groups, lr=lr, betas=betas or (0.9,0.999), eps=1e-6 if eps is None else eps)
     if name == 'sgd': return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=True, weight_decay=0.)
     if name.startswith('timm:'): return _timm(name[5:], groups, lr, betas, eps, momentum)

@@ -16,6 +16,7 @@ from .attend import capture_attention
 from .ckpt import load_into, read_weights
 from .clip import CLIPBackbone, arch_dims, create_clip, weights_file
 from .core import IMAGENET_MEAN, IMAGENET_STD, file_hash, unknown
+from .layers import PatchConv
 
 # %% ../nbs/27_teacher.ipynb #7aa4e902
 def aligned_blocks(depth:int, # blocks of the model
@@ -30,7 +31,7 @@ def aligned_blocks(depth:int, # blocks of the model
     return at
 
 # %% ../nbs/27_teacher.ipynb #889bf9c2
-def _conv_over(k, width, patch): return nn.Conv2d(3*k, width, patch, stride=patch, bias=False)   # channels: colour-major, then time
+def _conv_over(k, width, patch): return PatchConv(3*k, width, patch, bias=False)   # channels: colour-major, then time
 
 def _dims_of(state, conv, heads): # of a tower alone -> arguments of CLIPBackbone; the text tower is as small as can be
     width,patch = conv.shape[0],conv.shape[-1]

@@ -91,6 +91,7 @@ def taps(model, b):
     _, tokens = clip.encode_image(b['video'].flatten(0, 1), tokens=True, frames=T)
     h.remove()
     o, text_tokens = model(b), clip.encode_text(b['text'], tokens=True)[1]
+    if model.patch == '3d': seen = [seen[0].unflatten(2, (clip.card.grid, -1)).permute(0, 4, 1, 2, 3)]     # as a convolution gives it
     F, unit = model.frame_features(b['video']), lambda x: x/x.norm(dim=-1, keepdim=True)
     got = dict(patch_embed=seen[0][:1] if model.patch == '3d' else seen[0][:T], ln_post_cls=tokens[:, 0], text_ln_final=text_tokens,
                sequence_output=o['text'][:, None], visual_output=F, sim_matrix=score(model, o),

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PLUGINS', 'TEMPLATES', 'KINETICS_TEMPLATES', 'POSITIONS', 'HEADS', 'POOLS', 'OFFICIAL', 'OFFICIAL_RULES', 'PRESETS',
-           'over', 'TemporalPatch', 'SideStem', 'TemporalPath', 'TDGate', 'TDAdapter', 'shift_time', 'SideBlock', 'Tap',
-           'SideNetwork', 'init_side', 'on_cls', 'on_patches', 'TokenShift', 'TSM', 'TokenT1D', 'LocalUni', 'T1D',
-           'DividedST', 'make_plugins', 'class_prompts', 'context_prompts', 'place_context', 'FrameHeader', 'trim',
-           'side_width', 'TDSClipCard', 'TDSCLIP', 'init_plugins', 'encode_embedded', 'is_official', 'describe',
-           'tdsclip', 'from_state']
+           'over', 'SideStem', 'TemporalPath', 'TDGate', 'TDAdapter', 'shift_time', 'SideBlock', 'Tap', 'SideNetwork',
+           'init_side', 'on_cls', 'on_patches', 'TokenShift', 'TSM', 'TokenT1D', 'LocalUni', 'T1D', 'DividedST',
+           'make_plugins', 'class_prompts', 'context_prompts', 'place_context', 'FrameHeader', 'trim', 'side_width',
+           'TDSClipCard', 'TDSCLIP', 'init_plugins', 'encode_embedded', 'is_official', 'describe', 'tdsclip',
+           'from_state']
 
 # %% ../../nbs/models/33_tdsclip.ipynb #b7632500
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from ..core import unknown
 from ..ckpt import LoadReport, WeightsError, load_into, read_weights, rename
 from ..contract import Card, VideoModel
-from ..layers import LayerNorm, MultiHeadAttention, TemporalTransformer, unit
+from ..layers import LayerNorm, MultiHeadAttention, TemporalPatch, TemporalTransformer, unit
 from ..clip import CLIPBackbone, clip_rules, towers_of
 from ..registry import register_model
 
@@ -29,21 +29,6 @@ from ..registry import register_model
 def over(module, x): # (B,T,N,D) -> (B,T,N,D')
     "Apply a 2-D module (batch norm, temporal convolution) to tokens: a channels-last view, nothing is copied"
     return module(x.permute(0,3,1,2)).permute(0,2,3,1)
-
-class TemporalPatch(nn.Conv3d):
-    "Conv3d(kernel (3,P,P), stride (1,P,P), padding 1) on frames, as a matrix product over patches"
-    def __init__(self, channels:int, dim:int, patch:int):
-        if patch <= 2: raise ValueError(f'patch {patch}: the padded stem needs patches of more than 2 pixels')
-        super().__init__(channels, dim, (3,patch,patch), (1,patch,patch), (1,1,1))
-
-    def forward(self, x): # (B,T,C,S,S) -> (B,T,N,D)
-        B,T,C,P,D = *x.shape[:3],self.stride[1],self.out_channels
-        p = F.pad(x, (1,-1,1,-1)).unflatten(-1, (-1,P)).unflatten(-3, (-1,P))                 # (B T C G P G P)
-        p = p.permute(0,1,3,5,2,4,6).flatten(4).flatten(2,3)                                  # (B T N CPP)
-        w = self.weight.transpose(1,2).transpose(0,1).reshape(3*D, -1)
-        # what each frame gives to the next, itself, the one before
-        y = F.linear(p, w).unflatten(-1, (3,D))
-        return F.pad(y[:,:-1,:,0], (0,0,0,0,1,0)) + y[:,:,:,1] + F.pad(y[:,1:,:,2], (0,0,0,0,0,1)) + self.bias.to(y.dtype)
 
 # %% ../../nbs/models/33_tdsclip.ipynb #2abd3556
 class SideStem(nn.Module):
@@ -54,8 +39,8 @@ class SideStem(nn.Module):
             raise ValueError(f'neighbours is {neighbours}: it must be odd, so that there is a middle frame (5 as '
                              'published, 1: no differences)')
         self.neighbours = neighbours
-        self.centre,self.centre_bn = TemporalPatch(3, dim, patch),nn.BatchNorm2d(dim)
-        if neighbours > 1: self.motion,self.motion_bn = TemporalPatch(3*(neighbours-1), dim, patch),nn.BatchNorm2d(dim)
+        self.centre,self.centre_bn = TemporalPatch(3, dim, patch, pad=1),nn.BatchNorm2d(dim)
+        if neighbours > 1: self.motion,self.motion_bn = TemporalPatch(3*(neighbours-1), dim, patch, pad=1),nn.BatchNorm2d(dim)
 
     def forward(self, x): # (B,T,M,3,S,S) normalised -> (B,T,N,D)
         y = over(self.centre_bn, self.centre(x[:,:,self.neighbours//2]))

@@ -21,7 +21,7 @@ from ..core import IMAGENET_MEAN, IMAGENET_STD, from_hub, need, unknown
 from ..attend import Attend
 from ..ckpt import LoadReport, OfficialRun, WeightsError, cpu_state, load_into, read_file, read_weights, rename, state_dict_of
 from ..contract import Card, VideoModel
-from ..layers import LayerNorm, key_padding
+from ..layers import LayerNorm, PatchEmbed, key_padding
 from ..clip import CLIPBackbone, create_clip
 from ..registry import register_model
 
@@ -80,8 +80,7 @@ class VideoEncoder(nn.Module):
                              f'{max(1, round(size/patch))*patch}')
         if frames % tubelet: raise ValueError(f'{frames} frames do not fill slots of {tubelet}: give a multiple')
         self.dim,self.size,self.patch,self.frames,self.tubelet,self.grad_checkpointing = dim,size,patch,frames,tubelet,False
-        kernel = (tubelet,patch,patch)
-        self.patch_embed = nn.ModuleDict(dict(proj=nn.Conv3d(3, dim, kernel, kernel)))
+        self.patch_embed = PatchEmbed(dim, patch, tubelet)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + (size//patch)**2, dim))
         self.temporal_embed = nn.Parameter(torch.zeros(1, frames//tubelet, dim))
@@ -129,8 +128,7 @@ def _rows(keep, t): # (B,slots,n) -> (B,t,n)
 
 @patch
 def patches(self:VideoEncoder, video): # (B,T,3,S,S) -> (B,t,P,D)
-    x = self.patch_embed['proj'](video.transpose(1,2).to(self.cls_token.dtype))
-    return x.flatten(3).permute(0,2,3,1)
+    return self.patch_embed(video.to(self.cls_token.dtype))
 
 # %% ../../nbs/models/35_tvts.ipynb #9cc4b63a
 @patch

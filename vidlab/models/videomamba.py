@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROUTES', 'ORDERS', 'NORMS', 'INFLATE', 'DT_INITS', 'PRESETS', 'TAPS', 'NORMALIZE', 'PREFIXES', 'layer_orders',
            'time_first', 'enter', 'leave', 'wide', 'Scan', 'init_dt', 'Mixer', 'RMSNorm', 'drop_rates', 'Block',
-           'PatchEmbed', 'resize_space', 'resize_time', 'inflate', 'MambaCard', 'Trunk', 'init_weights', 'VideoMamba',
+           'resize_space', 'resize_time', 'inflate', 'MambaCard', 'Trunk', 'init_weights', 'VideoMamba',
            'preset_options', 'sine_table', 'Decoder', 'VideoMambaStudent', 'rules_for', 'label_rows', 'videomamba',
            'videomamba_pretrain', 'capture_scans']
 
@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from ..core import IMAGENET_MEAN, IMAGENET_STD, read_json, unknown
 from ..ckpt import LoadReport, WeightsError, cpu_state, load_into, rename
 from ..contract import Card, VideoModel
-from ..layers import LayerNorm
+from ..layers import LayerNorm, PatchEmbed
 from ..ssm import causal_conv1d, scan_matrix, scan_path, selective_scan
 from ..teacher import aligned_blocks
 from ..registry import register_model
@@ -170,20 +170,6 @@ class Block(nn.Module):
         h = self.norm(stream)
         again = self.recompute and torch.is_grad_enabled()
         return (checkpoint(self.mixer, h, swap, use_reentrant=False) if again else self.mixer(h, swap)), stream
-
-# %% ../../nbs/models/32_videomamba.ipynb #5544337f
-class PatchEmbed(nn.Module):
-    "Patches of a clip as tokens"
-    def __init__(self, dim:int, patch:int, tubelet:int=None): # None: 2-D, of an image model
-        super().__init__()
-        k = (patch,patch) if tubelet is None else (tubelet,patch,patch)
-        self.proj = (nn.Conv2d if tubelet is None else nn.Conv3d)(3, dim, k, k)
-        self.kernel = (tubelet or 1,patch)
-
-    def forward(self, video): # (B,T,3,S,S) -> (B,T',N,d)
-        k,p = self.kernel
-        x = rearrange(video, 'b (t k) c (h p) (w q) -> b t (h w) (c k p q)', k=k, p=p, q=p)
-        return F.linear(x, self.proj.weight.flatten(1), self.proj.bias)
 
 # %% ../../nbs/models/32_videomamba.ipynb #a800aa87
 def resize_space(pos, # (1,1+N,d), class token first
