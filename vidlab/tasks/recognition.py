@@ -272,16 +272,16 @@ def rivals(label, # (n,) class of each clip
 
 # %% ../../nbs/tasks/30_recognition.ipynb #c7263694
 @patch(cls_method=True)
-def within_pairs(cls:RecognitionTask, e:Evaluation, keep=None) -> float:
-    "How often a clip's class beats the classes of the clips that differ from it only in the order of time"
+def pair_choices(cls:RecognitionTask, e:Evaluation) -> np.ndarray:
+    "Does a clip's class beat the classes of the clips that differ from it only in the order of time?"
     prob,y,sid = (e.arrays[k] for k in ('prob', 'label', 'sid'))
-    if (pairs := e.pairs()) is None or y.ndim > 1: return None
-    others = rivals(y, pairs[sid.numpy()])
-    rows = [i for i in range(len(y)) if others[i] and (keep is None or keep[i])]
-    if not rows: return None
-    own = torch.stack([prob[i, y[i]] for i in rows])
-    rival = torch.stack([prob[i, sorted(others[i])].max() for i in rows])
-    return 100*float(((own > rival) + .5*(own == rival)).mean())
+    if y.ndim > 1: return None
+    out = np.full(len(y), np.nan)
+    for i,others in enumerate(rivals(y, e.pairs()[sid.numpy()])):
+        if not others: continue
+        own,rival = prob[i, y[i]],prob[i, sorted(others)].max()
+        out[i] = float(own > rival) + .5*float(own == rival)
+    return out
 
 # %% ../../nbs/tasks/30_recognition.ipynb #21ea0c2d
 @patch
