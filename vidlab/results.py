@@ -6,7 +6,7 @@
 __all__ = ['SAME', 'DRAW', 'path_of', 'run_names', 'load_eval', 'read_back', 'shown', 'eval_table', 'alike', 'speed',
            'run_summary', 'within_pair', 'comparison', 'untrained_name', 'mean_shown', 'breakdown', 'show_curves',
            'compare_summary', 'show_eval', 'worst', 'class_table', 'part_by_part', 'zoo_tables', 'zoo', 'zoo_addons',
-           'show_zoo', 'noise_task', 'printed_by', 'seed_table']
+           'show_zoo', 'noise_task', 'printed_by', 'difference', 'told', 'seed_table']
 
 # %% ../nbs/54_results.ipynb #8613e07a
 import math
@@ -104,10 +104,13 @@ def alike(runs:dict, # name -> run, of one protocol
 
 def _said(folder, split): return read_json(path_of(folder)/'eval'/f'{Path(split).name}.json')
 
+def _chosen(task, metrics): # the metric that stands for all
+    return task.monitor if task.monitor in metrics else next((k for k in task.columns if k in metrics), None)
+
 def _items(folder, split, metric): # items, sid, kind and groups of a metric; None where it is not made of items
     task,e = read_back(folder, split)
     metrics = _said(folder, split)['metrics']
-    metric = metric or (task.monitor if task.monitor in metrics else next((k for k in task.columns if k in metrics), None))
+    metric = metric or _chosen(task, metrics)
     made = task.items(e, metric) if metric and task.intervals(e, {metric: metrics[metric]}) else None
     return made and (*made, e.together(made[1]))
 
@@ -308,6 +311,31 @@ def printed_by(page:str # path of an executed notebook, below nbs/
     out = [''.join(o['text']) for o in outputs if o['output_type'] == 'stream' and o['name'] == 'stdout']
     if not out: raise ValueError(f'{tilde(p)}: no stored output; execute the page first')
     return out[-1]
+
+# %% ../nbs/54_results.ipynb #3d516798
+def difference(runs:dict, # two of them, name -> run
+               split:str='test', metric:str=None # None: as for `alike`
+              ): # `vidlab.stats.Difference`, in the metric's unit; None: the metric is not made of items
+    "What the second run has more than the first, on the same items"
+    if len(runs) != 2: raise ValueError(f'{len(runs)} runs: a difference is of two')
+    a,b = (_items(f, split, metric) for f in runs.values())
+    if not (a and b): return None
+    if not np.array_equal(a[1], b[1]): raise ValueError(f'{" and ".join(runs)} were not measured on the same items')
+    return paired(a[0], b[0], a[2], a[3])
+
+def told(runs:dict, split:str='test', metric:str=None # as for `difference`
+        ) -> str:
+    "A sentence that the numbers of two runs carry"
+    d,(first,second) = difference(runs, split, metric),runs
+    task,said = lookup('task', _said(runs[first], split)['protocol']['task']),[_said(f, split)['metrics'] for f in runs.values()]
+    metric = metric or _chosen(task, said[0])
+    column = task.column(metric)
+    numbers = dict(zip(runs, (column.show(s[metric]) for s in said)))
+    if d is None: return f'{first} and {second} have {column.head(metric)} {numbers[first]} and {numbers[second]}; nothing says how far apart that is'
+    by = Shown(abs(d.value), d.half, column.places)
+    if d.p >= 1 - LEVEL: return f'{first} and {second} are not told apart in {column.head(metric)}: {numbers[first]} and {numbers[second]}, a difference of {by} (p = {d.p:.2g})'
+    better,worse = (second, first) if (d.value > 0) != column.lower else (first, second)
+    return f'{better} is better than {worse} in {column.head(metric)}: {numbers[better]} against {numbers[worse]}, a difference of {by} (p = {d.p:.2g})'
 
 # %% ../nbs/54_results.ipynb #6ef49a23
 def seed_table(runs:dict, # recipe -> runs of it that differ in their seed

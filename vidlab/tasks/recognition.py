@@ -14,6 +14,7 @@ from ..data.names import spoken
 from ..data.text import tokenize
 from ..data.transforms import draw_mix, mix_clips
 from ..registry import register_task
+from ..stats import Shown, share_interval
 from .base import AVERAGES, SHARE, Evaluation, Task, merge_views
 
 # %% ../../nbs/tasks/30_recognition.ipynb #7ee454bf
@@ -241,7 +242,8 @@ def class_table(cls:RecognitionTask, e:Evaluation): # DataFrame
     wrong = c - np.diag(np.diag(c))
     taken = [f'{names[int(w.argmax())]} ({w.max()})' if w.any() else '' for w in wrong]
     clips = np.bincount(y.numpy(), minlength=len(names))
-    accuracy = np.round(100*np.diag(c)/np.maximum(1, clips), 1)
+    right,group = hits(prob, y, 1).numpy(),e.together(e.arrays['sid'])
+    accuracy = [Shown.of(share_interval(right[y == i], group[y == i])) if n else np.nan for i,n in enumerate(clips)]
     return pd.DataFrame({'clips': clips, 'accuracy': accuracy, 'taken for': taken}, index=index)
 
 # %% ../../nbs/tasks/30_recognition.ipynb #5c981ba5
