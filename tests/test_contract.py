@@ -13,7 +13,7 @@ VARIANTS = [('clip4clip', dict(head='seqLSTM')), ('clip4clip', dict(head='seqTra
 @pytest.mark.parametrize('name,options', [(m, {}) for m in list_models()] + VARIANTS, ids=str)
 def test_contract(name, options):
     pieces = check_model(name, **options).index
-    assert {'card', 'forward', 'backward', 'freeze', 'layer_of', 'no_decay', 'parts', 'token_layout', 'load_weights', 'options'} == set(pieces)
+    assert {'card', 'forward', 'backward', 'freeze', 'layer_of', 'no_decay', 'parts', 'token_layout', 'framewise', 'load_weights', 'options'} == set(pieces)
 
 
 # ---------------------------------------------------------------------------------------------------- two models from outside

@@ -186,11 +186,11 @@ def test_choice_within_pairs_is_that_of_reversed_motions(shapes, seed):
     classes = Evaluation(dict(prob=prob, label=label, sid=ids), rows)
     captions = Evaluation(dict(sim=sim, text_sid=ids, text_view=ids*0, video_sid=ids), rows)
     assert len(set(old_time_pairs(rows))) == n//2 and np.array_equal(classes.pairs()[:, None] == classes.pairs(), old_time_pairs(rows)[:, None] == old_time_pairs(rows))
-    assert RecognitionTask.within_pairs(classes) == pytest.approx(old_pair_accuracy(prob, label))
-    assert RetrievalTask.within_pairs(captions) == pytest.approx(old_within(sim, old_time_pairs(rows)))
+    assert RecognitionTask.within_pairs(classes).value == pytest.approx(old_pair_accuracy(prob, label))
+    assert RetrievalTask.within_pairs(captions).value == pytest.approx(old_within(sim, old_time_pairs(rows)))
     for motion in range(6):
         mine = label == motion
-        assert RecognitionTask.within_pairs(classes, mine) == pytest.approx(old_pair_accuracy(prob[mine], label[mine]))
+        assert RecognitionTask.within_pairs(classes, mine).value == pytest.approx(old_pair_accuracy(prob[mine], label[mine]))
     assert SameClassTask.within_pairs(classes) is None
 
 

@@ -89,6 +89,12 @@ def pictures(self:VideoModel, task, batch:dict
     "What only this model can show of a batch of one"
     return {}
 
+# %% ../nbs/28_contract.ipynb #9b2fe261
+@patch(as_prop=True)
+def framewise(self:VideoModel) -> bool:
+    "Do the features of a frame depend on that frame alone? Then there is `frame_features`, and `encode_video` takes its output for the video"
+    return False
+
 # %% ../nbs/28_contract.ipynb #03e53ef3
 @patch
 def pooled(self:VideoModel, video, # as `encode_video` gives it
@@ -391,9 +397,19 @@ def _weights(m, b):
     _need(r is m.report and r.count('loaded') == len(m.state_dict()), f'its own weights: {r}')
     return str(r)
 
+@torch.no_grad()
+def _framewise(m, b): # features of a frame are the same at any place, and the encoder goes on from them
+    if not m.framewise: return 'no'
+    v,mask = b['video'],b['video_mask']
+    f,turned = m.frame_features(v),m.frame_features(v.flip(1)).flip(1)
+    same = lambda x, y: torch.allclose(x, y, rtol=1e-3, atol=1e-4)
+    _need(f.shape[:2] == v.shape[:2] and same(f, turned), 'frame_features of a frame depend on its place in the clip')
+    _need(same(m.encode_video(f, mask), m.encode_video(v, mask)), 'encode_video goes on from frame_features to something else than from pixels')
+    return f'features {tuple(f.shape[1:])} of a clip'
+
 # %% ../nbs/28_contract.ipynb #166e2cbe
 CHECKS = dict(forward=_forward, backward=_backward, freeze=_freeze, layer_of=_layers, no_decay=_decay, parts=_parts,
-              token_layout=_tokens, load_weights=_weights)
+              token_layout=_tokens, framewise=_framewise, load_weights=_weights)
 
 # %% ../nbs/28_contract.ipynb #17c281b1
 def check_model(name:str, # as in `list_models`

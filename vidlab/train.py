@@ -6,10 +6,10 @@
 __all__ = ['MAY_CHANGE', 'NAMED', 'LOST', 'RESULT', 'SIGNS', 'GRACE', 'PATIENCE', 'START', 'WAITS', 'unfinished_run', 'settled',
            'own_folder', 'start_folder', 'with_start', 'protocol', 'weights_record', 'evaluate_split', 'note_paths',
            'first_error', 'told', 'train_in', 'run', 'run_once', 'run_eval', 'evaluation_config', 'run_profile',
-           'launch', 'main', 'FIELDS', 'Recipe', 'RunConfig', 'build_learner', 'build_task', 'changed', 'check_page',
-           'class_names', 'config_from', 'eval_loaders', 'evaluate_with', 'flat', 'latest_run', 'list_addons',
-           'list_recipes', 'load_config', 'load_manifest', 'make_clips', 'make_config', 'make_loader', 'options_of',
-           'page_config', 'page_parameters', 'read_recipe', 'runs_of', 'train_loader', 'weights_path']
+           'kept_profile', 'launch', 'main', 'FIELDS', 'Recipe', 'RunConfig', 'build_learner', 'build_task', 'changed',
+           'check_page', 'class_names', 'config_from', 'eval_loaders', 'evaluate_with', 'flat', 'latest_run',
+           'list_addons', 'list_recipes', 'load_config', 'load_manifest', 'make_clips', 'make_config', 'make_loader',
+           'options_of', 'page_config', 'page_parameters', 'read_recipe', 'runs_of', 'train_loader', 'weights_path']
 
 # %% ../nbs/50_train.ipynb #1978d36a
 import dataclasses, faulthandler, json, os, re, shutil, signal, socket, subprocess, sys, time, traceback
@@ -30,7 +30,7 @@ from .learner import Stopped, make_engine, stop_at_once, stop_signals
 from .machine import threads_each, threads_record
 from .owner import InUse, Owner, owned, tied_to
 from .preflight import preflight, try_evaluation
-from .profile import profile_summary, profile_table, time_profile
+from .profile import ORDER, profile_record, time_profile
 from .registry import lookup
 from .takeover import take_over
 _all_ = ['FIELDS', 'Recipe', 'RunConfig', 'build_learner', 'build_task', 'changed', 'check_page', 'class_names', 'config_from',
@@ -294,11 +294,28 @@ def run_profile(cfg:RunConfig, # as for `run_eval`
         loaders = eval_loaders(cfg, split, task.model.card, engine, classes=getattr(task, 'classes', None))
         rows = next(iter(loaders.values())).ds.manifest
         record = protocol(cfg, task, loaders, split, weights_record(cfg.start or cfg.options.get('checkpoint')))
+        began = time.time()
         seen = time_profile(task, loaders, rows, shuffles, engine)
-        table,short = profile_table(task, seen, rows),profile_summary(task, seen, rows)
-        write_json(folder/'profile.json', dict(metric=task.monitor, table=table.to_dict('index'), summary={k: vars(v) for k,v in short.items()}, protocol=record))
+        write_json(folder/'profile.json', dict(profile_record(task, seen, rows), seconds=round(time.time() - began, 1), protocol=record))
         folder.status('done')
     return folder, task, seen, rows
+
+# %% ../nbs/50_train.ipynb #259bb744
+def kept_profile(run, # folder of a run that has an evaluation of this split
+                 split:str=None, # default `test_split` of the run
+                 shuffles:int=3) -> dict: # see `vidlab.profile.profile_record`
+    "The profile of a run, from its folder where it was measured before"
+    p = _here(getattr(run, 'path', run), 'run')
+    cfg = load_config(p)
+    split = split or cfg.test_split
+    name = f'{Path(split).name}.json'
+    of = dict(read_json(p/'eval'/name)['protocol'], shuffles=shuffles, conditions=list(ORDER))
+    if (p/'profile'/name).exists() and (kept := read_json(p/'profile'/name))['of'] == of: return kept
+    trained = find_checkpoint(p/'ckpt'/'best')
+    folder,*_ = run_profile(evaluation_config({}, str(p)) if trained else cfg, split, shuffles)
+    (p/'profile').mkdir(exist_ok=True)
+    write_json(p/'profile'/name, dict(read_json(folder/'profile.json'), of=of))
+    return read_json(p/'profile'/name)
 
 # %% ../nbs/50_train.ipynb #4a34c998
 def _pass_on(file, heard) -> int: # bytes of it that were said before -> those that are now

@@ -143,6 +143,9 @@ def unused_parameters(self:CLIP4Clip) -> set:
     return out | ({'clip.visual.conv1.weight'} if self.patch == '3d' else set())
 
 # %% ../../nbs/models/30_clip4clip.ipynb #8c9868d6
+@patch(as_prop=True)
+def framewise(self:CLIP4Clip) -> bool: return self.patch == '2d'
+
 @patch
 def frame_features(self:CLIP4Clip, video): # (B,T,3,S,S) normalised, padding zero -> (B,T,D) float32
     B,T = video.shape[:2]
@@ -164,12 +167,12 @@ def _check_frames(mask, sid):
 
 # %% ../../nbs/models/30_clip4clip.ipynb #0eae948d
 @patch
-def encode_video(self:CLIP4Clip, video, video_mask=None, sid=None): # (B,T,3,S,S), (B,T) -> (B,T,D)
+def encode_video(self:CLIP4Clip, video, video_mask=None, sid=None): # (B,T,3,S,S) or `frame_features` (B,T,D), (B,T) -> (B,T,D)
     "Frame features after the head (before it, for the tight head)"
     mask = video.new_ones(video.shape[:2]) if video_mask is None else video_mask
     _check_lengths(self.head, self.clip.card.context, 0, video.shape[1])
     if self.training: _check_frames(mask, sid)
-    return self.head_output(self.frame_features(video), mask)
+    return self.head_output(video if video.ndim == 3 else self.frame_features(video), mask)
 
 # %% ../../nbs/models/30_clip4clip.ipynb #56810945
 @patch

@@ -56,12 +56,19 @@ class Probe(VideoModel):
         return dict(logits=self.fc(self.norm(v)), video=v)
 
 # %% ../../nbs/models/34_probe.ipynb #1c4c88b8
+@patch(as_prop=True)
+def framewise(self:Probe) -> bool: return True
+
 @patch
-def encode_video(self:Probe, video, video_mask=None): # (B,T,3,S,S) normalised, (B,T) -> (B,D)
-    "Mean of the frames that are there"
+def frame_features(self:Probe, video): # (B,T,3,S,S) normalised -> (B,T,D)
     graph = torch.is_grad_enabled() and (video.requires_grad or any(p.requires_grad for p in self.clip.parameters()))
     with torch.set_grad_enabled(graph):
-        f = self.clip.encode_image(video.flatten(0,1)).float().unflatten(0, video.shape[:2])
+        return self.clip.encode_image(video.flatten(0,1)).float().unflatten(0, video.shape[:2])
+
+@patch
+def encode_video(self:Probe, video, video_mask=None): # (B,T,3,S,S) or `frame_features` (B,T,D), (B,T) -> (B,D)
+    "Mean of the frames that are there"
+    f = video if video.ndim == 3 else self.frame_features(video)
     return masked_mean(f, f.new_ones(f.shape[:2]) if video_mask is None else video_mask)
 
 # %% ../../nbs/models/34_probe.ipynb #70d92238

@@ -14,7 +14,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 from ..core import unknown
-from ..stats import interval, measured
+from ..stats import Interval, choice_interval, interval, linked, measured
 from ..data.transforms import normalise
 
 # %% ../../nbs/tasks/10_base.ipynb #0014d507
@@ -252,10 +252,19 @@ def class_table(cls:Task, e:Evaluation): # DataFrame, or None: there are no clas
     return None
 
 @patch(cls_method=True)
-def within_pairs(cls:Task, e:Evaluation, keep=None # (n,) bool, which of the numbers per clip count; None: all
-                ) -> float: # percent, chance 50; None: nothing is chosen, or there are no pairs
-    "How often the choice is right among those that differ only in the order of time"
+def pair_choices(cls:Task, e:Evaluation): # (n,) beside the numbers per clip: 1 right, 0 wrong, .5 undecided, nan where there is no partner; None: nothing is chosen
+    "The choice among those that differ only in the order of time"
     return None
+
+@patch(cls_method=True)
+def within_pairs(cls:Task, e:Evaluation, keep=None # (n,) bool, which of the numbers per clip count; None: all
+                ) -> Interval: # percent, chance 50; None: nothing is chosen, or there are no pairs
+    "How often that choice is right; a pair is drawn as one"
+    made = None if e.pairs() is None else cls.pair_choices(e)
+    if made is None: return None
+    there = ~np.isnan(made) & (True if keep is None else np.asarray(keep))
+    sid = cls.per_clip(e)[1][there]
+    return choice_interval(made[there], linked(e.pairs()[sid], e.together(sid))) if len(sid) else None
 
 # %% ../../nbs/tasks/10_base.ipynb #7360b9b0
 @patch

@@ -14,6 +14,7 @@ from ..data.names import spoken
 from ..data.text import tokenize
 from ..data.transforms import draw_mix, mix_clips
 from ..registry import register_task
+from ..stats import Shown, share_interval
 from .base import AVERAGES, SHARE, Evaluation, Task, merge_views
 
 # %% ../../nbs/tasks/30_recognition.ipynb #7ee454bf
@@ -241,7 +242,8 @@ def class_table(cls:RecognitionTask, e:Evaluation): # DataFrame
     wrong = c - np.diag(np.diag(c))
     taken = [f'{names[int(w.argmax())]} ({w.max()})' if w.any() else '' for w in wrong]
     clips = np.bincount(y.numpy(), minlength=len(names))
-    accuracy = np.round(100*np.diag(c)/np.maximum(1, clips), 1)
+    right,group = hits(prob, y, 1).numpy(),e.together(e.arrays['sid'])
+    accuracy = [Shown.of(share_interval(right[y == i], group[y == i])) if n else np.nan for i,n in enumerate(clips)]
     return pd.DataFrame({'clips': clips, 'accuracy': accuracy, 'taken for': taken}, index=index)
 
 # %% ../../nbs/tasks/30_recognition.ipynb #5c981ba5
@@ -272,16 +274,16 @@ def rivals(label, # (n,) class of each clip
 
 # %% ../../nbs/tasks/30_recognition.ipynb #c7263694
 @patch(cls_method=True)
-def within_pairs(cls:RecognitionTask, e:Evaluation, keep=None) -> float:
-    "How often a clip's class beats the classes of the clips that differ from it only in the order of time"
+def pair_choices(cls:RecognitionTask, e:Evaluation) -> np.ndarray:
+    "Does a clip's class beat the classes of the clips that differ from it only in the order of time?"
     prob,y,sid = (e.arrays[k] for k in ('prob', 'label', 'sid'))
-    if (pairs := e.pairs()) is None or y.ndim > 1: return None
-    others = rivals(y, pairs[sid.numpy()])
-    rows = [i for i in range(len(y)) if others[i] and (keep is None or keep[i])]
-    if not rows: return None
-    own = torch.stack([prob[i, y[i]] for i in rows])
-    rival = torch.stack([prob[i, sorted(others[i])].max() for i in rows])
-    return 100*float(((own > rival) + .5*(own == rival)).mean())
+    if y.ndim > 1: return None
+    out = np.full(len(y), np.nan)
+    for i,others in enumerate(rivals(y, e.pairs()[sid.numpy()])):
+        if not others: continue
+        own,rival = prob[i, y[i]],prob[i, sorted(others)].max()
+        out[i] = float(own > rival) + .5*float(own == rival)
+    return out
 
 # %% ../../nbs/tasks/30_recognition.ipynb #21ea0c2d
 @patch
