@@ -2179,6 +2179,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'vidlab.results.read_back': ('results.html#read_back', 'vidlab/results.py'),
                                 'vidlab.results.run_names': ('results.html#run_names', 'vidlab/results.py'),
                                 'vidlab.results.run_summary': ('results.html#run_summary', 'vidlab/results.py'),
+                                'vidlab.results.seed_difference': ('results.html#seed_difference', 'vidlab/results.py'),
                                 'vidlab.results.seed_table': ('results.html#seed_table', 'vidlab/results.py'),
                                 'vidlab.results.show_curves': ('results.html#show_curves', 'vidlab/results.py'),
                                 'vidlab.results.show_eval': ('results.html#show_eval', 'vidlab/results.py'),

@@ -6,7 +6,7 @@
 __all__ = ['SAME', 'DRAW', 'path_of', 'run_names', 'load_eval', 'read_back', 'shown', 'eval_table', 'alike', 'speed',
            'run_summary', 'within_pair', 'comparison', 'untrained_name', 'mean_shown', 'breakdown', 'show_curves',
            'compare_summary', 'show_eval', 'worst', 'class_table', 'part_by_part', 'zoo_tables', 'zoo', 'zoo_addons',
-           'show_zoo', 'noise_task', 'printed_by', 'difference', 'told', 'seed_table']
+           'show_zoo', 'noise_task', 'printed_by', 'difference', 'told', 'seed_table', 'seed_difference']
 
 # %% ../nbs/54_results.ipynb #8613e07a
 import math
@@ -17,7 +17,7 @@ import pandas as pd
 from .core import RunFolder, atomic_write, project_root, read_json, tilde, unknown
 from .cost import noise_batch
 from .data.manifest import Manifest
-from .stats import LEVEL, Shown, holm, interval, letters, over_seeds, paired
+from .stats import LEVEL, Seeds, Shown, holm, interval, letters, over_seeds, paired
 from .registry import create, create_model, lookup, options
 from .tasks.base import Evaluation
 from .build import class_names, load_manifest, trained_classes
@@ -359,3 +359,14 @@ def _over_runs(read, said, metric): # the mean over runs, with its interval
     if not all(metric in s.get('intervals', {}) for s in said): return column.show(np.mean(values))
     own = np.mean([_half(s['intervals'][metric]) for s in said])                 # no mean over the same items, such as a median: both parts side by side
     return Shown(np.mean(values), math.hypot(own, interval(values).half if len(read) > 1 else 0.), column.places)
+
+# %% ../nbs/54_results.ipynb #19f77e8e
+def seed_difference(first:list, second:list, # runs of two recipes, with the same seeds in the same order
+                    split:str='test', metric:str=None # None: as for `alike`
+                   ) -> Seeds: # in the metric's unit
+    "What the second recipe has more than the first, with its interval over seeds and items"
+    made = [[_items(f, split, metric) for f in fs] for fs in (first, second)]
+    _,sid,kind,groups = made[0][0]
+    if not all(np.array_equal(m[1], sid) for ms in made for m in ms): raise ValueError('the runs were not measured on the same items')
+    a,b = (np.stack([m[0] for m in ms]).astype(float) for ms in made)
+    return over_seeds((b - a)*(100 if kind == 'share' else 1), 'mean', groups)
