@@ -98,6 +98,7 @@ def test_frames_encoded_once_say_the_same(head, monkeypatch):
     each = time_profile(task, sides(model), shuffles=2)
     assert sum(seen) == 5*4*len(conditions(2))
     for w in each: torch.testing.assert_close(once[w]['arrays']['sim'], each[w]['arrays']['sim'], rtol=1e-4, atol=1e-4)
+    if head == 'meanP': assert torch.equal(once['as it is']['arrays']['sim'], once['reversed']['arrays']['sim'])          # to the last bit
     apart = (each['as it is']['arrays']['sim'] - each['reversed']['arrays']['sim']).abs().max()
     assert (apart < 1e-3) == (head in ('meanP', 'mug')), apart
 
