@@ -185,7 +185,8 @@ def encode_text(self:CLIP4Clip, text, text_mask=None): # (B,L) ids -> (B,D), for
 @patch
 def pooled(self:CLIP4Clip, video, video_mask): # (B,T,D) head output, (B,T) -> (B,D) unit; nan for a clip without frames
     if self.head in ('mug','tightTransf'): return VideoModel.pooled(self, video)             # an error: every text sees the frames
-    return unit(masked_mean(unit(video.float()), video_mask))
+    # summed in float64: in float32 the order of the frames changes the last digit, and clips that show the same frames would not tie
+    return unit(masked_mean(unit(video.float()).double(), video_mask)).float()
 
 @patch
 def similarity(self:CLIP4Clip, text, # (Bt,D) from encode_text; mug: (Bt,L,D)
