@@ -2173,6 +2173,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'vidlab.results.load_eval': ('results.html#load_eval', 'vidlab/results.py'),
                                 'vidlab.results.mean_shown': ('results.html#mean_shown', 'vidlab/results.py'),
                                 'vidlab.results.noise_task': ('results.html#noise_task', 'vidlab/results.py'),
+                                'vidlab.results.number': ('results.html#number', 'vidlab/results.py'),
                                 'vidlab.results.part_by_part': ('results.html#part_by_part', 'vidlab/results.py'),
                                 'vidlab.results.path_of': ('results.html#path_of', 'vidlab/results.py'),
                                 'vidlab.results.printed_by': ('results.html#printed_by', 'vidlab/results.py'),
