@@ -166,19 +166,35 @@ def show_bars(values, # (n,) one for each class; nan: none
     return fig
 
 # %% ../nbs/51_viz.ipynb #6ba9a71e
-def show_profile(table, # DataFrame with value, low, high: a row for each condition, the first as it is
-                 name:str='', # of the metric
-                 title:str=''): # Figure
-    "Bars of a time profile"
-    fig = _figure(6, .8 + .3*len(table))
-    ax = fig.subplots()
+def _bars(ax, table):
     value,low,high = (table[c].astype(float).to_numpy() for c in ('value', 'low', 'high'))
     ax.barh(range(len(table)), value, xerr=np.clip([value - low, high - value], 0, None), height=.7, color=['C0'] + ['C7']*(len(table) - 1), ecolor='.2', capsize=2)
     ax.axvline(value[0], ls='--', lw=.8, color='C0')
     ax.set_yticks(range(len(table)), table.index)
-    ax.invert_yaxis()
-    ax.set_xlabel(name)
-    ax.set_title(title, fontsize=9)
+
+def _dots(ax, by): # of numbers with `half`
+    for k,(what,color) in enumerate(zip(by, ('C0', 'C3', 'C1', 'C7'))):
+        half = [getattr(x, 'half', 0.) for x in by[what]]
+        ax.errorbar(by[what].astype(float), np.arange(len(by)) + .18*(k - (by.shape[1] - 1)/2), xerr=half, fmt='o', ms=4, lw=1, color=color, label=what)
+    ax.set_yticks(range(len(by)), by.index)
+    ax.set_ylim(-.5, len(by) - .5)
+    ax.legend(fontsize=7, loc='upper left', bbox_to_anchor=(1, 1), frameon=False)
+
+# %% ../nbs/51_viz.ipynb #9887fa71
+def show_profile(table, # DataFrame with value, low, high: a row for each condition, the first as it is
+                 name:str='', # of the metric
+                 title:str='',
+                 by=None # DataFrame: a row for each kind of clip, a column for each condition; see `vidlab.profile.profile_by`
+                ): # Figure
+    "Bars of a time profile, and beside them for which clips time counts"
+    fig = _figure(6 if by is None else 12, .8 + .3*len(table))
+    axes = fig.subplots(1, 1 if by is None else 2, squeeze=False)[0]
+    _bars(axes[0], table)
+    if by is not None: _dots(axes[1], by)
+    for ax in axes:
+        ax.invert_yaxis()
+        ax.set_xlabel(name)
+    axes[0].set_title(title, fontsize=9)
     return fig
 
 # %% ../nbs/51_viz.ipynb #b494381e
