@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from vidlab import clip, tinyclip
-from vidlab.core import file_hash
+from vidlab.core import file_hash, leave_signs, signs
 from vidlab.data.shapes import make_shapes
 
 ROOT = Path(__file__).parents[1]
@@ -46,8 +46,8 @@ def test_a_killed_maker_leaves_nothing_in_the_way(cache, tmp_path):
     assert not list(cache.glob('shapes/*/.stills-*')), 'what the killed one had begun is still there'
 
 
-def test_asking_makes_it_and_leaves_the_random_state(cache, monkeypatch):
-    "In a process of its own: nothing of the one who asks is touched"
+def test_asking_makes_it_and_leaves_the_random_state(cache, monkeypatch, tmp_path):
+    "In a process of its own: nothing of the one who asks is touched, and whoever watches that one sees that it lives"
     root = make_shapes(cache/'small', 'stills', sizes=dict(stills=dict(train=90, val=1, test=90)))
     real = subprocess.Popen
     few = f"from vidlab import tinyclip as t; from pathlib import Path; t.make_shapes = lambda kinds: Path({str(root)!r}); t.tiny_clip(steps=2, per_class=1)"
@@ -57,7 +57,10 @@ def test_asking_makes_it_and_leaves_the_random_state(cache, monkeypatch):
     monkeypatch.setattr(clip.subprocess, 'Popen', popen)
     torch.manual_seed(7)
     before = torch.get_rng_state()
+    leave_signs(tmp_path/'sign')
     with torch.no_grad(): path = clip.tiny_weights()
+    leave_signs(None)
+    assert signs(tmp_path/'sign')['done'].startswith('tiny CLIP')
     assert path.exists() and torch.equal(torch.get_rng_state(), before)
     path.unlink()
     few = 'raise SystemExit("no room")'

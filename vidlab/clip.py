@@ -493,7 +493,7 @@ def _train_tiny():
         for line in child.stderr:
             said = [*said[-20:], line]
             bar.note = line.strip()
-            bar.show()
+            bar.step(0)                                           # a sign of life, too: nobody hangs who trains
     bar.close()
     if child.returncode: print(''.join(said), file=sys.stderr)
 
