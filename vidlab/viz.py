@@ -6,11 +6,12 @@
 __all__ = ['PAGE_MOST', 'Picture', 'show_strip', 'show_batch', 'show_similarity', 'show_confusion', 'show_bars', 'show_profile',
            'show_predictions', 'show_spread', 'show_note', 'show_growth', 'lay_over', 'overlay_frames', 'show_rows',
            'show_overlays', 'show_overlay', 'Film', 'save_clip', 'show_frame_attention', 'show_words', 'show_lines',
-           'show_transcripts', 'plot_metrics', 'show_retrieval']
+           'show_course', 'show_transcripts', 'plot_metrics', 'show_retrieval']
 
 # %% ../nbs/51_viz.ipynb #4a9c169c
 import io, math, os, textwrap, threading
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
@@ -272,10 +273,11 @@ def show_growth(table, # DataFrame
     return fig
 
 # %% ../nbs/51_viz.ipynb #5acb30a1
-def _heat(alpha): # (256,) share of the picture that stays, (256,3) what is added to it
+@lru_cache
+def _heat(alpha): # (256,1) how much of the picture stays, in 256ths; (256,3) what is added to it
     from matplotlib import colormaps
     a = alpha*np.linspace(0, 1, 256)[:, None]
-    return (.85*(1 - a[:, 0])).astype(np.float32),(255*a*colormaps['inferno'](np.arange(256))[:, :3]).astype(np.float32)
+    return (.85*256*(1 - a)).astype(np.uint16),(255*a*colormaps['inferno'](np.arange(256))[:, :3]).astype(np.uint16)
 
 def lay_over(picture, # (H,W,3) uint8
              m, # (h,w) from 0 to 1; nan: nothing is known there
@@ -283,15 +285,17 @@ def lay_over(picture, # (H,W,3) uint8
              alpha:float=.55 # weight of the colours where the map is 1
             ) -> np.ndarray: # (H,W,3) uint8
     "A picture with a heat map over it; what lies outside the box is dimmed"
-    import torch
-    out,(keep,add) = (picture*.4).astype(np.uint8),_heat(alpha)
+    from torch import from_numpy
+    from torch.nn.functional import interpolate
+    keep,add = _heat(alpha)
     left,top,right,bottom = box or (0, 0, picture.shape[1], picture.shape[0])
-    m,size = torch.from_numpy(_array(m, np.float32))[None, None],(bottom - top, right - left)
-    large = lambda x, **how: torch.nn.functional.interpolate(x, size, **how)[0, 0].numpy()
+    m = from_numpy(_array(m, np.float32))[None, None]
+    large = lambda x, **how: interpolate(x, (bottom - top, right - left), **how)[0, 0].numpy()
     i = (255*large(m.nan_to_num(0.).clamp(0, 1), mode='bilinear', align_corners=False)).astype(np.uint8)
-    mixed = picture[top:bottom, left:right]*keep[i][..., None] + add[i]
-    if m.isnan().any(): mixed *= 1 - .85*large(m.isnan().float(), mode='nearest')[..., None]
-    out[top:bottom, left:right] = mixed.clip(0, 255)
+    mixed = (picture[top:bottom, left:right]*keep[i] >> 8) + add[i]
+    if m.isnan().any(): mixed = mixed*(1 - .85*large(m.isnan().float(), mode='nearest')[..., None])
+    out = (picture >> 2) + (picture >> 3)
+    out[top:bottom, left:right] = mixed
     return out
 
 
@@ -488,6 +492,33 @@ def show_lines(video, # (T,3,H,W) uint8
     ax.set_xticks([])
     ax.legend(fontsize=8)
     if title: fig.suptitle(_plain(title), fontsize=10)
+    return fig
+
+# %% ../nbs/51_viz.ipynb #e27710c9
+def _course(ax, title, spans, scores, times, lines): # one panel
+    ax.fill_between(times, 0, lines, color='tab:orange', alpha=.35, linewidth=0)
+    ax.plot(times, lines, '.', color='tab:orange', markersize=4)
+    ax.set_ylim(0, 1.15*max(1, max(lines)))
+    ax.set_ylabel('map (mean 1)', fontsize=8, color='tab:orange')
+    ax.set_title(_plain(title, 100), fontsize=9)
+    if any(s is None for s in scores): return
+    own = ax.twinx()
+    for (a, b), s in zip(spans, scores): own.plot([a, b], [s, s], color='tab:blue', linewidth=2.5, solid_capstyle='butt', alpha=.8)
+    own.set_ylabel('score', fontsize=8, color='tab:blue')
+    own.margins(y=.2)
+    own.tick_params(labelsize=7)
+
+def show_course(panels:list, # of dict(title, spans (W,2), scores (W; None: no scores), times (n,), lines (n,))
+                seconds:float # of the video
+               ): # Figure
+    "Scores of windows and the brightness of maps along a video, a panel for each source"
+    fig = _figure(9, 1.9*len(panels) + .3)
+    axes = fig.subplots(len(panels), 1, squeeze=False)[:, 0]
+    for ax, p in zip(axes, panels):
+        _course(ax, **p)
+        ax.set_xlim(0, seconds)
+        ax.tick_params(labelsize=7)
+    axes[-1].set_xlabel('seconds', fontsize=8)
     return fig
 
 # %% ../nbs/51_viz.ipynb #a384b4a3
