@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PACE', 'WIDEST', 'windows_of', 'InWindow', 'window_length', 'class_number', 'asked', 'method_for', 'seen_box',
            'Question', 'between', 'Look', 'pixel_box', 'pixel_aspect', 'show_looks', 'show_times', 'name_bar',
-           'painted', 'save_film', 'watch', 'save_looks']
+           'painted', 'save_film', 'watch', 'check_words', 'save_looks']
 
 # %% ../nbs/59_overlay.ipynb #04ff92bc
 import dataclasses, math
@@ -358,27 +358,38 @@ def save_film(path, # .mp4
     return Path(path)
 
 # %% ../nbs/59_overlay.ipynb #1ffc073d
-def _source(s) -> tuple: # Ready, the name that was given
-    if isinstance(s, Ready): return s,s.cfg.recipe or s.card.name
-    more = dict(s) if isinstance(s, dict) else dict(source=s)
+def _source(s, text, more) -> tuple: # Ready, the name that was given, what is asked
+    if isinstance(s, Ready): return s,s.cfg.recipe or s.card.name,text
+    more = {**more, **(s if isinstance(s, dict) else dict(source=s))}
     if 'source' not in more: raise ValueError(f'{s}: a source is a name or a path, or a dict with `source` and its options')
-    given = str(more.pop('source'))
+    given,text = str(more.pop('source')),more.pop('text', text)
     r = load(given, **more)
-    return r,r.cfg.recipe or (Path(given).name if Path(given).exists() else given)
+    return r,r.cfg.recipe or (Path(given).name if Path(given).exists() else given),text
 
-def watch(sources, # what `vidlab.load` takes, a dict(source=..., and options of `load`), a Ready, or a list of these
+def watch(sources, # what `vidlab.load` takes, a dict(source=..., options of `load`, and `text` where it is asked something else), a Ready, or a list of these
           video, # path of a file, a folder of pictures, or a member of a tar
           text:str=None, # text, or name of a class; None: nothing
           method:str=None, # of `vidlab.explain.METHODS`; None: of each the most telling one
           window:float=0., # seconds; 0: what suits each model
-          stride:float=0. # seconds from one window to the next, at most; 0: half a window
+          stride:float=0., # seconds from one window to the next, at most; 0: half a window
+          **more # options of `load` for every source, e.g. device='cpu'
          ) -> list: # of `Look`
     "What models look at in a video"
     ix = index_video(video)
-    found = [_source(s) for s in (sources if isinstance(sources, (list, tuple)) else [sources])]
-    names = [n if [x for _,x in found].count(n) == 1 else f'{n} #{i + 1}' for i,(_,n) in enumerate(found)]
-    asked = [Question(r, ix, text, method, window, stride, n) for (r,_),n in zip(found, names)]
+    found = [_source(s, text, more) for s in (sources if isinstance(sources, (list, tuple)) else [sources])]
+    names = [n for _,n,_ in found]
+    names = [n if names.count(n) == 1 else f'{n} #{i + 1}' for i,n in enumerate(names)]
+    asked = [Question(r, ix, said, method, window, stride, n) for (r,_,said),n in zip(found, names)]
     return [q.look() for q in asked]
+
+# %% ../nbs/59_overlay.ipynb #d9a10c8b
+def check_words(run:str, video:str, # as they were given
+                of_videos:dict, of_runs:dict # name -> value of the words that belong to the one and the other; empty: not given
+               ):
+    "Errors of the attention page: a question is about a file, or about a clip of a run"
+    if video and not run: raise ValueError("video: and which model? run='...' is a run folder, a file of weights, or the name of a model or of an architecture of open_clip")
+    if wrong := [k for k,v in (of_runs if video else of_videos).items() if v not in ('', None, 0, [], {})]:
+        raise ValueError(f'{", ".join(wrong)}: ' + ('for clips of a run; of a video the question is `text`' if video else 'for a file that `video` names; of a clip of a run the question is `caption`'))
 
 # %% ../nbs/59_overlay.ipynb #29c1b2f6
 def save_looks(looks:list, # of `Look`, of one video

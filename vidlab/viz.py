@@ -363,7 +363,8 @@ class Film:
         c.sample_aspect_ratio = Fraction(aspect).limit_denominator(1000)
         c.color_range,c.colorspace,c.color_primaries,c.color_trc = 1,1,1,1            # BT.709, limited range
         n = self.fps.numerator
-        self.clock,self.last,self.n = Fraction(1, n*-(-90000//n)),-1,0                  # a frame is a whole number of ticks
+        self.clock = c.time_base = Fraction(1, n*-(-90000//n))                           # a frame is a whole number of ticks
+        self.last,self.n = -1,0
 
     def __enter__(self): return self
 
