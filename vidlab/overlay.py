@@ -223,9 +223,9 @@ class Look:
     def title(self): return f'{self.name}: {self.text}' if self.text else self.name
 
     @cached_property
-    def scale(self): # (low, high): one for the whole video; a few outliers do not dim the rest
-        every = np.concatenate([m for _,m in self._rising])
-        return float(every.min()),float(np.quantile(every.reshape(len(every), -1).max(1), .98))
+    def scale(self): # (low, high): one for the whole video; the brightest places do not dim all others
+        every = np.concatenate([m.ravel() for _,m in self._rising])
+        return float(every.min()),float(np.quantile(every, .97))
 
 # %% ../nbs/59_overlay.ipynb #ea3de77a
 @patch
