@@ -89,6 +89,7 @@ def newest_run(recipe:str): # Path, or None
     found = [p for p in runs if any((p/'ckpt').glob('*/card.json'))]
     return max(found, key=lambda p: p.name, default=None)
 
+# %% ../nbs/56_cli.ipynb #6f3d5806
 WEIGHTS = ('.pt', '.pth', '.bin', '.safetensors', '.ckpt')
 
 def source_of(word:str) -> str: # for `vidlab.load`
@@ -106,6 +107,7 @@ def check_video(values:dict):
     if not Path(video.partition('::')[0]).expanduser().exists(): raise ValueError(f'video={video}: no such file')
     if not values.get('run'): raise ValueError('which model? vidlab attention SOURCE video=FILE: a run, a file of weights, or the name of a model')
 
+# %% ../nbs/56_cli.ipynb #3e17441f
 def _subject(page, words, video=False) -> dict: # parameters
     "The words without `=`, as parameters of the page"
     if page in ('compare', 'cost'):
@@ -411,7 +413,7 @@ def overview() -> str:
     lists = {'recipes [WORD|RECIPE]': 'what can be trained; what one recipe expects where',
              'runs [WORD]': 'what was run, and how it stands'}
     out = ['usage: vidlab COMMAND ... [name=value ...]']
-    heads = 'runs (RUN is a folder, or a recipe: its newest run; SOURCE, with video=FILE, any weights)', 'lists', 'tools'
+    heads = 'runs (RUN: a folder, or a recipe, its newest run; SOURCE: also any weights)', 'lists', 'tools'
     for title, rows in zip(heads, (runs, lists, TOOLS)):
         out += ['', f'{title}:', *(f'  {n:<22} {said}' for n, said in rows.items())]
     last = 'vidlab train shapes_smoke  the first run, half a minute', 'vidlab COMMAND --help      what a command takes'
