@@ -9,7 +9,7 @@ __all__ = ['PAGE_MOST', 'Picture', 'show_strip', 'show_batch', 'show_similarity'
            'show_course', 'show_transcripts', 'plot_metrics', 'show_retrieval']
 
 # %% ../nbs/51_viz.ipynb #4a9c169c
-import io, math, os, textwrap, threading
+import base64, io, math, os, textwrap, threading
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -34,13 +34,13 @@ class Picture(Figure):
             if len(jpeg := self.coded('jpeg', quality=quality)) <= PAGE_MOST: break
         return min(('png', png), ('jpeg', jpeg), key=lambda x: len(x[1]))
 
-    def _shown(self, kind): # None: the page keeps the other kind
-        w,h = (round(x*self.dpi) for x in self.get_size_inches())
-        own,data = self.stored()
-        return (data,dict(width=w, height=h)) if own == kind else None
+    def _size(self): return dict(zip(('width', 'height'), (round(x*self.dpi) for x in self.get_size_inches())))
+    def _repr_png_(self): return self.coded(),self._size()
 
-    def _repr_png_(self): return self._shown('png')
-    def _repr_jpeg_(self): return self._shown('jpeg')
+    def _ipython_display_(self): # one kind alone, also where `%matplotlib inline` would add its own
+        from IPython.display import display
+        kind,data = self.stored()
+        display({f'image/{kind}': base64.b64encode(data).decode(), 'text/plain': repr(self)}, raw=True, metadata={f'image/{kind}': self._size()})
 
 PAGE_MOST = 200_000     # bytes of a figure on a page
 
