@@ -190,7 +190,7 @@ def test_refused_before_work(clip, classifier, tmp_path, monkeypatch):
     for name in ('patch_maps', 'stream_frames', 'read_frames', 'Film'): monkeypatch.setattr(overlay, name, lambda *a, **k: pytest.fail('work was begun'))
     bare = load('videomamba', preset='tiny', device='cpu')
     wrong = [((clip, tmp_path/'gone.mp4'), 'gone.mp4'), ((clip, tmp_path/'sound.mp4'), 'no video stream'), ((clip, tmp_path/'cut.mp4'), 'cut.mp4'),
-             ((bare, good, 'a dog'), 'leave `text` out'), ((classifier, good, 'owll'), "did you mean 'owl'.*cat, PlayingGuitar, owl"), ((clip, good, 'a dog', 'blur'), 'blur'),
+             ((bare, good, 'a dog'), 'leave `text` out'), ((load('tdsclip', preset='tiny', weights='random', device='cpu'), good, 'a dog'), 'leave `text` out'), ((classifier, good, 'owll'), "did you mean 'owl'.*cat, PlayingGuitar, owl"), ((clip, good, 'a dog', 'blur'), 'blur'),
              ((clip, good, None, 'relevance'), 'more with a text'), ((clip, good, '', None, -2.), 'longer than nothing'), ((clip, good, '', None, 2., 3.), 'begins before it ends'),
              (([clip, dict(preset='tiny')], good), 'a dict with `source`'), ((['clip4clop'], good), 'clip4clip'),
              ((load('clip4clip', preset='tiny', weights='random', sampler='dense', window=5, max_frames=4, device='cpu'), good, '', None, 3.), '5 consecutive frames')]

@@ -79,7 +79,7 @@ def class_number(name:str, classes:list) -> int: # None: no such class
 def _no_class(ready, text, classes): # error
     nearest,_,_ = str(unknown('class', text, classes)).partition(' Known:')
     few = ', '.join(map(str, classes[:8])) + ', ...'*(len(classes) > 8)
-    return ValueError(f'{nearest} {ready.card.name} from {ready.source} has no text side, but {len(classes)} classes: {few}')
+    return ValueError(f'{nearest} {ready.card.name} from {ready.source} answers for its {len(classes)} classes: {few}')
 
 def asked(ready:Ready, text:str=None # or the name of a class; None or '': nothing
          ) -> tuple: # the task that answers, what goes into each batch
@@ -87,11 +87,11 @@ def asked(ready:Ready, text:str=None # or the name of a class; None or '': nothi
     task,classes = ready.task,getattr(ready.task, 'classes', None)
     if not text: return task,{}
     if classes and (i := class_number(text, classes)) is not None: return task,dict(label=torch.tensor([i]))
-    if all(hasattr(ready.model, f) for f in ('encode_text', 'similarity')):
+    if not ready.card.classes and all(hasattr(ready.model, f) for f in ('encode_text', 'similarity')):
         ids,mask = tokenize([text], ready.words, ready.cfg.cut, ready.card.tokenizer or 'clip')
         return Task(ready.model).eval(),dict(text=ids, text_mask=mask, caption=[text])
     if classes: raise _no_class(ready, text, classes)
-    raise ValueError(f'{ready.card.name} from {ready.source} has neither a text side nor classes: leave `text` out')
+    raise ValueError(f'{ready.card.name} from {ready.source} has neither a text side nor names of classes: leave `text` out')
 
 # %% ../nbs/59_overlay.ipynb #94506e71
 def method_for(task, asked:dict, method:str=None) -> str: # of `vidlab.explain.METHODS`
