@@ -24,13 +24,18 @@ from .registry import create, create_model, list_models, lookup, options
 from .tasks.base import Task
 
 # %% ../nbs/55_ready.ipynb #d198918f
+def _open_clip(name:str) -> str: # as open_clip writes it; None: no architecture of it
+    from open_clip import list_models                              # takes seconds to import
+    return next((n for n in list_models() if n == name.replace('/', '-')), None)
+
 def find_source(source # as in `load`
-               ) -> tuple: # 'model', its name; or 'weights', their file
+               ) -> tuple: # 'model', its name; 'clip', an architecture of open_clip; or 'weights', their file
     "What is behind a name or a path"
     s = str(source)
     if s in list_models(): return 'model', s
     if s.startswith('latest:') or s.split('+')[0] in list_recipes(): return 'weights', weights_path(latest_run(s.removeprefix('latest:')))
     if find_path(s).exists(): return 'weights', weights_path(s)
+    if (towers := _open_clip(s)): return 'clip', towers
     if os.sep in s or Path(s).suffix: raise FileNotFoundError(f'{s}: no such file or folder (looked in {tilde(Path(s).expanduser().absolute())} and {tilde(project_root())})')
     raise unknown('model, recipe or path', s, [*list_models(), *list_recipes()])
 
@@ -50,6 +55,12 @@ def _inference(cfg:RunConfig) -> RunConfig: # without what only training needs
     return dataclasses.replace(cfg, half_weights=False, grad_checkpointing=False, compile=False)
 
 # %% ../nbs/55_ready.ipynb #e957eeff
+def _towers(name, more) -> dict: # parameters
+    "A CLIP by itself is CLIP4Clip without a head: its frames are averaged"
+    more = dict(more)
+    if 'pretrained' in more: more['weights'] = more.pop('pretrained') or 'random'
+    return dict(head='meanP', **{**more, 'clip': name})
+
 def _bare(name, more) -> tuple: # the model by itself, as it starts; its config
     "Frames and words are the model's own, chosen from all of the video"
     cfg = _inference(make_config(**{'sampler': 'segment', **more, 'model': name}))
@@ -90,13 +101,14 @@ class Ready:
     def words(self): return self.cfg.eval_words or self.cfg.max_words
 
 # %% ../nbs/55_ready.ipynb #71cc4b4b
-def load(source, # a run folder, a checkpoint folder, a published file, 'latest:RECIPE' or the name of a recipe (its newest finished run), or the name of a model (as it starts)
-         **more # parameters of a run that are to be otherwise, e.g. device='cpu', eval_batch_size=8, on_bad='miss'; of a published file `recipe`, or `model` with its options
+def load(source, # a run folder, a checkpoint folder, a published file, 'latest:RECIPE' or the name of a recipe (its newest finished run), the name of a model (as it starts), or an architecture of open_clip
+         **more # parameters of a run that are to be otherwise, e.g. device='cpu', eval_batch_size=8, on_bad='miss'; of a published file `recipe`, or `model` with its options; of an architecture `pretrained`, as open_clip takes it: a tag or a file, '' random
         ) -> Ready:
     "A model ready to embed, compare and predict"
     kind, what = find_source(source)
-    task, cfg = _bare(what, more) if kind == 'model' else _trained(what, more)
-    return Ready(task, cfg, f'{what}, as it starts' if kind == 'model' else tilde(what))
+    if kind == 'clip': task, cfg = _bare('clip4clip', _towers(what, more))
+    else: task, cfg = _bare(what, more) if kind == 'model' else _trained(what, more)
+    return Ready(task, cfg, dict(model=f'{what}, as it starts', clip=what).get(kind) or tilde(what))
 
 # %% ../nbs/55_ready.ipynb #cef24015
 def _listed(videos) -> list: # paths
