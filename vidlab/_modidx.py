@@ -2101,6 +2101,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'vidlab.pointing._areas': ('pointing.html#_areas', 'vidlab/pointing.py'),
                                  'vidlab.pointing._beats': ('pointing.html#_beats', 'vidlab/pointing.py'),
                                  'vidlab.pointing._centre': ('pointing.html#_centre', 'vidlab/pointing.py'),
+                                 'vidlab.pointing._in_units': ('pointing.html#_in_units', 'vidlab/pointing.py'),
                                  'vidlab.pointing._on': ('pointing.html#_on', 'vidlab/pointing.py'),
                                  'vidlab.pointing.alike': ('pointing.html#alike', 'vidlab/pointing.py'),
                                  'vidlab.pointing.area': ('pointing.html#area', 'vidlab/pointing.py'),

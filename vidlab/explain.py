@@ -132,7 +132,7 @@ def _input_relevance(task, b): # (B,t,h,w)
     return _fold((b['video']*_pixel_grads(task, b, b['video'])).float().sum(2), cells(task, b)).clamp(min=0)
 
 def integrated(task, b, # normalised
-               steps:int=16 # on the way
+               steps:int=8 # on the way
               ) -> torch.Tensor: # (B,t,h,w), of both signs; sums to the score minus that of the blank clip
     "Integrated gradients, summed over cells"
     start = blank(b)
@@ -146,9 +146,9 @@ def _integrated_rows(task, model, b, layer): return integrated(task, b).clamp(mi
 def _fewer(grid, most): # t, h, w with at most so many cells, by divisors
     grid = list(grid)
     while math.prod(grid) > most:
-        able = [d for d in range(3) if grid[d] > 1]
-        d = max(able, key=lambda d: grid[d])
-        grid[d] = next(n for n in range(grid[d] - 1, 0, -1) if grid[d] % n == 0)
+        less = {d: next(m for m in range(n - 1, 0, -1) if n % m == 0) for d,n in enumerate(grid) if n > 1}
+        d = min(less, key=lambda d: (grid[d]/less[d], -grid[d]))          # the gentlest step, of the longest side
+        grid[d] = less[d]
     return tuple(grid)
 
 def blanked(b, away, # (n,t,h,w) bool or 0..1: which cells of a batch of one are blank
