@@ -167,7 +167,9 @@ def scores_without(task, b, away, # as of `blanked`
                   ) -> torch.Tensor: # (n,)
     "The score of each version"
     start = blank(b)
-    return torch.cat([task.evidence(blanked(b, part, start)).float() for part in away.split(chunk)])
+    found = [task.evidence(blanked(b, part, start)).float() for part in away.split(chunk)]
+    if found[0].ndim != 1: raise ValueError(f'{type(task).__name__}.evidence gives {tuple(found[0].shape)}: one number for each clip is wanted')
+    return torch.cat(found)
 
 def occlusion(task, b, # normalised
               most:int=256 # cells
