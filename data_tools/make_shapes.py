@@ -1,4 +1,4 @@
-"Render the embedded data set `shapes`: stills, clips, narrated and long videos with their manifests"
+"Render the embedded data set `shapes`: stills, clips, narrated and long videos and scenes with their manifests"
 import sys
 from pathlib import Path
 from time import time
@@ -29,7 +29,7 @@ def parse_sizes(words: list  # e.g. ['clips.train=216', 'clips.test=108']
 
 def make_shapes(
     root: Param('parent folder (default: shapes/ in the cache, $VIDLAB_CACHE or ~/.cache/vidlab)', str) = None,
-    kinds: Param('what to render: stills clips narrated long', str, nargs='+') = ('stills', 'clips'),
+    kinds: Param('what to render: stills clips narrated long scenes', str, nargs='+') = ('stills', 'clips'),
     seed: Param('another seed, another set', int) = 0,
     workers: Param('threads (default: one per core)', int) = None,
     sizes: Param('counts that differ, as kind.split=number', str, nargs='+') = (),
@@ -40,7 +40,7 @@ def make_shapes(
     t0, sizes = time(), parse_sizes(sizes)
     had = [k for k in kinds if (S.shapes_folder(root, seed, sizes)/k/'stamp.json').exists()]
     folder = S.make_shapes(root, kinds, seed, workers, sizes)
-    counts = S.shapes_settings(seed, sizes)['counts']
+    counts = S.counts_of(S.shapes_settings(seed, sizes))
     for k in kinds:
         n = ' + '.join(f'{counts[k][s]} {s}' for s in S.SPLITS)
         print(f'{k}: {n}{" (was there)" if k in had else ""}')

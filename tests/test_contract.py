@@ -222,6 +222,6 @@ def test_a_network_without_attention_from_outside(tree, shapes, tmp_path):
     figs = explain_run(two, sid=1)
     assert set(figs) == {'patches', 'stages'} and 'no attention' in figs['patches'].get_suptitle()
     task, c = load_run(two); b = clip_of_run(c, task.model.card, sid=1)
-    assert methods_of(task, b) == ('relevance',) and patch_maps(task, b).shape == (1, 4, 16, 16) and patch_maps(task, b).max() > 0
+    assert methods_of(task, b) == ('integrated', 'occlusion', 'relevance') and patch_maps(task, b).shape == (1, 4, 16, 16) and patch_maps(task, b).max() > 0
     fails(lambda: patch_maps(task, b, 'raw'), 'gradient x input')
     ''', 'r3d', task='recognition')

@@ -1,5 +1,5 @@
 "The embedded data set: deterministic, honest about time, made once, readable"
-import csv, json, os, subprocess, sys, threading
+import csv, hashlib, json, os, subprocess, sys, threading
 from pathlib import Path
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from vidlab.data import shapes as sh
 
 av = pytest.importorskip('av')
 REPO = Path(__file__).resolve().parents[1]
-SMALL = {k: dict(train=n, val=2, test=2) for k, n in dict(stills=8, clips=12, narrated=2, long=1).items()}
+SMALL = {k: dict(train=n, val=2, test=2) for k, n in dict(stills=8, clips=12, narrated=2, long=1, scenes=6).items()}
 
 
 def decode(path):
@@ -34,6 +34,71 @@ def test_same_seed_same_frames(kind, split):
     assert a.tobytes() != sh.shapes_item(kind, other, 1, seed=3)[0].tobytes()
 
 
+OLD = dict(stills=(1144566, '3582ecaeb9ac'), clips=(20049782, 'dc9482b64671'), narrated=(83658362, '0af92c87a958'), long=(1148105883, 'c6675bd29c2e'))
+
+@pytest.mark.parametrize('kind', OLD)
+def test_what_was_rendered_before_stays_as_it_is(kind):
+    "Pixels, rows and the name of the folder, as they were before things had a truth and scenes were added"
+    frames, row = sh.shapes_item(kind, 'test', 1)
+    assert abs(int(frames.astype(np.int64).sum()) - OLD[kind][0]) < 20      # a few roundings may fall otherwise on another machine
+    assert hashlib.sha256(json.dumps(row, default=str).encode()).hexdigest()[:12] == OLD[kind][1]
+    assert sh.shapes_folder('x').name == 'seed0-ce51de49' and sh.shapes_folder('x', sizes={'clips': {'train': 12}}).name == 'seed0-0536fde3'
+
+
+@pytest.mark.parametrize('kind', sh.KINDS)
+def test_truth_lies_where_the_colour_is(folder, kind):
+    "The files are decoded, and what has the colour of a thing is compared with its mask, its box and its centre"
+    truth = sh.shapes_truth(folder, kind, 'test')
+    for r in rows(folder, kind, 'test'):
+        mine, path = truth[truth.id == r['id']], folder/kind/r['path']
+        video = np.array(Image.open(path))[None] if kind == 'stills' else decode(path)
+        every = sorted(set(mine.frame))[::max(1, len(video)//8)]
+        m = sh.masks(mine, every)
+        for (k, f), t in mine[mine.frame.isin(every)].groupby(['thing', 'frame']):
+            t, is_ = t.iloc[0], m[k, every.index(f)] > .5
+            seen = np.abs(video[f].astype(int) - sh.COLORS[t.color]).sum(-1) < 85
+            assert (seen & is_).sum() >= .75*is_.sum() and (seen & ~is_).sum() <= .2*is_.sum() + 6, (r['id'], k, f)
+            y, x = np.nonzero(is_)
+            assert max(abs(x.min() - t.x0), abs(x.max() + 1 - t.x1), abs(y.min() - t.y0), abs(y.max() + 1 - t.y1)) < 1.6
+            assert t.time == pytest.approx(f/sh.fps_of(kind)) and abs(t.seen - m[k, every.index(f)].sum()/(np.pi*t.r**2)) < .01
+        for k, t in mine.groupby('thing'):
+            words = r['text'][t.word_start.iloc[0]:t.word_end.iloc[0]]
+            assert (t.word_start.iloc[0] < 0) == (t.said.iloc[0] not in r['text'])
+            assert t.word_start.iloc[0] < 0 or words.split()[0] == 'a' and words.split()[-1] == t['shape'].iloc[0] and t.color.iloc[0] in words
+
+
+def test_truth_says_when_things_are_there_and_move(folder):
+    n = sh.shapes_truth(folder, 'narrated', 'test')
+    for id_, v in n.groupby('id'):
+        script = json.loads({r['id']: r for r in rows(folder, 'narrated', 'test')}[id_]['transcripts'])
+        for k, t in v.groupby('thing'):
+            assert (t.time.min(), t.time.max() + 1/sh.FPS, t.said.iloc[0]) == (script[k]['start'], script[k]['end'], script[k]['text'])
+    for _, v in sh.shapes_truth(folder, 'scenes', 'train').groupby('id'):
+        a, b = (t.moves.to_numpy() for _, t in v.groupby('thing'))
+        assert a.any() and b.any() and (a & b).sum() <= 1                       # one after the other: they share the frame between
+    still = sh.shapes_truth(folder, 'stills')
+    assert not still.moves.any() and (still.frame == 0).all()
+
+
+def test_masks_of_any_size_agree():
+    "A mask drawn larger or smaller covers the same share of the picture, and what lies in front hides"
+    row = dict(id='a', text='')
+    t = sh.truth_rows(row, [sh.Thing('circle', 'red', 'large', *np.array([[30.], [32.], [15.]])), sh.Thing('square', 'blue', 'small', *np.array([[36.], [32.], [8.]]))], 8)
+    want = sh.masks(t, [0])
+    for size in (4, 7, 64, 224): np.testing.assert_allclose(sh.masks(t, [0], size).mean((2, 3)), want.mean((2, 3)), rtol=5e-3)
+    own = sh.coverage('circle', 30, 32, 15).sum()
+    assert want[0].sum() == pytest.approx(own - (sh.coverage('circle', 30, 32, 15)*want[1]).sum(), rel=1e-4) and t['seen'][1] > .98 > t['seen'][0]
+    assert sh.masks(t, [1]).sum() == 0                                          # not there in another frame
+
+
+def test_truth_of_an_older_folder_is_made_when_asked_for(folder):
+    path = folder/'clips'/'val.truth.parquet'
+    before = sh.shapes_truth(folder, 'clips', 'val')
+    path.unlink()
+    assert before.equals(sh.shapes_truth(folder, 'clips', 'val')) and path.exists()
+    with pytest.raises(ValueError, match='make_shapes'): sh.shapes_truth(folder.parent, 'clips')
+
+
 def test_rendering_does_not_touch_global_random_state():
     np.random.seed(0); want = np.random.rand()
     np.random.seed(0); sh.shapes_item('clips', 'train', 0)
@@ -52,7 +117,7 @@ def test_files_show_what_was_rendered(folder, kind):
             assert {k: str(v) for k, v in row.items()} == r
 
 
-@pytest.mark.parametrize('kind', ['clips', 'narrated', 'long'])
+@pytest.mark.parametrize('kind', ['clips', 'narrated', 'long', 'scenes'])
 def test_files_are_ordinary_h264(folder, kind):
     with av.open(str(folder/kind/'train'/'00000.mp4')) as box:
         s = box.streams.video[0]

@@ -53,6 +53,7 @@ class VideoModel(nn.Module):
     depth_of = {}           # pattern -> depth; a number at `{}` is added; None: the top
     token_kinds = {}        # pattern of layers -> dict(kind, prefix, grid), see `token_layout`
     official_gather = 'official' # across processes, what gather='official' means in the published code: 'local', it contrasts the own batch alone
+    explained_by = ''       # method of `vidlab.explain` that measures best on it, see `vidlab.pointing`; '': not measured
     report = None           # of the weights that were loaded
 
     def __init_subclass__(cls, **kw):

@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['PX', 'FPS', 'FRAMES', 'COLORS', 'SHAPES', 'SIZES', 'POSITIONS', 'BACKWARDS', 'MOTIONS', 'STILL_CAPTIONS',
-           'CLIP_CAPTIONS', 'ACTS', 'ORDERS', 'LONG_FPS', 'COUNTS', 'KINDS', 'SPLITS', 'VERSION', 'partner', 'coverage',
-           'draw', 'trajectory', 'still_item', 'clip_item', 'narrated_item', 'act', 'long_item', 'encode',
-           'shapes_settings', 'shapes_folder', 'shapes_item', 'write_manifest', 'make_shapes']
+           'CLIP_CAPTIONS', 'ACTS', 'ORDERS', 'LONG_FPS', 'LANES', 'COUNTS', 'ADDED', 'KINDS', 'SPLITS', 'VERSION',
+           'partner', 'coverage', 'draw', 'trajectory', 'Thing', 'still_item', 'clip_item', 'narrated_item', 'act',
+           'long_item', 'drifting_ground', 'scene_item', 'masks', 'fps_of', 'truth_rows', 'encode', 'shapes_settings',
+           'counts_of', 'shapes_folder', 'shapes_item', 'write_manifest', 'shapes_truth', 'make_shapes']
 
 # %% ../../nbs/data/16_shapes.ipynb #475e8c4d
 import hashlib, io, json, os, shutil, tempfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 import numpy as np
-from ..core import atomic_write, cache_dir, progress, rng, text_hash, unknown, write_json
+from ..core import atomic_write, cache_dir, progress, read_json, rng, text_hash, unknown, write_json
 from ..machine import cores, one_at_a_time
 
 # %% ../../nbs/data/16_shapes.ipynb #4adf8fdf
@@ -37,21 +39,25 @@ def partner(motion:str # one of `MOTIONS`
     return both[motion]
 
 # %% ../../nbs/data/16_shapes.ipynb #dc44941d
-_Y, _X = np.mgrid[:PX,:PX].astype(np.float32) + .5                  # pixel centres
+def _centres(size): # of the pixels of a picture, in px of the world
+    y, x = np.mgrid[:size,:size].astype(np.float32) + .5
+    return y*np.float32(PX/size), x*np.float32(PX/size)
 
 def coverage(shape:str, # one of `SHAPES`
              x, # (T,) centre in px
              y, # (T,) centre in px, downwards
-             r  # (T,) radius in px
-            ) -> np.ndarray: # (T,PX,PX) float32 in 0..1
+             r, # (T,) radius in px
+             size:int=PX # side of the picture that is drawn; x, y, r stay in px of the world
+            ) -> np.ndarray: # (T,size,size) float32 in 0..1
     "How much of each pixel the shape covers"
     x, y, r = (np.asarray(v, np.float32).reshape(-1,1,1) for v in (x,y,r))
-    dx, dy = _X - x, _Y - y
+    Y, X = _centres(size)
+    dx, dy = X - x, Y - y
     if   shape == 'circle':   d = r - np.hypot(dx, dy)
     elif shape == 'square':   d = .886*r - np.maximum(abs(dx), abs(dy))               # half side sqrt(pi)/2 r
     elif shape == 'triangle': d = .778*r - np.maximum(dy, .866*abs(dx) - .5*dy)    # inner radius sqrt(pi/(3 sqrt 3)) r
     else: raise unknown('shape', shape, SHAPES)
-    return np.clip(d + .5, 0, 1)
+    return np.clip(d*np.float32(size/PX) + .5, 0, 1)
 
 # %% ../../nbs/data/16_shapes.ipynb #1b07ca54
 def draw(shape:str, color:str, # one of `SHAPES`, one of `COLORS`
@@ -61,8 +67,13 @@ def draw(shape:str, color:str, # one of `SHAPES`, one of `COLORS`
          noise:float=4. # standard deviation, grey levels
         ) -> np.ndarray: # (T,PX,PX,3) uint8
     "Frames of one thing on a noisy ground"
+    return _noisy(_over(shade, shape, color, x, y, r), gen, noise)
+
+def _over(ground, shape, color, x, y, r): # a number, or (T,PX,PX,1 or 3) -> (T,PX,PX,3)
     a = coverage(shape, x, y, r)[...,None]
-    f = shade*(1-a) + np.float32(COLORS[color])*a
+    return ground*(1-a) + np.float32(COLORS[color])*a
+
+def _noisy(f, gen, noise): # float (T,PX,PX,3) -> uint8
     f += gen.standard_normal(f.shape[:3] + (1,), dtype=np.float32) * np.float32(noise)
     return np.clip(f + .5, 0, 255).astype(np.uint8)
 
@@ -89,6 +100,23 @@ def trajectory(motion:str, # one of `MOTIONS`
         r = a + (b-a)*u
     return (x,y,r) if forward else (x[::-1], y[::-1], r[::-1])
 
+# %% ../../nbs/data/16_shapes.ipynb #b705df7b
+@dataclass
+class Thing:
+    "What is true of one thing of an item"
+    shape:str        # one of `SHAPES`
+    color:str        # one of `COLORS`
+    size:str         # one of `SIZES`; '': a size of its own
+    x:np.ndarray     # (n,) centre in px, in the frames in which it is there
+    y:np.ndarray     # (n,) downwards
+    r:np.ndarray     # (n,) radius
+    start:int = 0    # the first of these frames
+    motion:str = ''  # one of `MOTIONS`; '': more than one, or none
+    said:str = ''    # a caption of it alone
+
+    @property
+    def name(self) -> str: return ' '.join(w for w in ('a', self.size, self.color, self.shape) if w)
+
 # %% ../../nbs/data/16_shapes.ipynb #d1b0af1b
 _things = list(product(SIZES, COLORS, SHAPES))                      # 18
 STILL_CAPTIONS = [f'a {s} {c} {o} {p}' for s,c,o in _things for p in POSITIONS]          # 90
@@ -104,8 +132,10 @@ def still_item(i:int, # caption i % 90
     # the gap between 'middle' (within 4) and the sides keeps captions true
     far, off = gen.uniform(9, 22), gen.uniform(-4, 4, 2)
     x, y = PX/2 + dx*far + (dx == 0)*off[0], PX/2 + dy*far + (dy == 0)*off[1]
-    frames = draw(shape, color, [x], [y], [gen.uniform(*SIZES[size])], gen.uniform(90, 170), gen)
-    return frames, dict(text=STILL_CAPTIONS[i], label=i, color=color, shape=shape, size=size, position=pos)
+    r = gen.uniform(*SIZES[size])
+    frames = draw(shape, color, [x], [y], [r], gen.uniform(90, 170), gen)
+    thing = Thing(shape, color, size, *np.array([[x], [y], [r]]), said=STILL_CAPTIONS[i])
+    return frames, dict(text=STILL_CAPTIONS[i], label=i, color=color, shape=shape, size=size, position=pos, things=[thing])
 
 # %% ../../nbs/data/16_shapes.ipynb #bb058f78
 def clip_item(i:int, # caption i % 108
@@ -117,7 +147,7 @@ def clip_item(i:int, # caption i % 108
     x, y, r = trajectory(motion, size, FRAMES, gen)
     frames = draw(shape, color, x, y, r, gen.uniform(90, 170), gen)
     return frames, dict(text=CLIP_CAPTIONS[i], label=MOTIONS.index(motion), color=color, shape=shape, size=size,
-                        motion=motion, caption=i)
+                        motion=motion, caption=i, things=[Thing(shape, color, size, x, y, r, motion=motion, said=CLIP_CAPTIONS[i])])
 
 # %% ../../nbs/data/16_shapes.ipynb #7bb0b16a
 def narrated_item(i:int, # videos of even number show three colours, the others two
@@ -125,7 +155,7 @@ def narrated_item(i:int, # videos of even number show three colours, the others 
                   events:int=4, seconds:float=2. # how many; of each
                  ) -> tuple: # frames (T,PX,PX,3), row
     "Events in a row, no two alike in size and colour; ordered and timed sentences in `transcripts`"
-    shade, n, frames, script = gen.uniform(90, 170), int(seconds*FPS), [], []
+    shade, n, frames, script, things = gen.uniform(90, 170), int(seconds*FPS), [], [], []
     colors = gen.permutation(list(COLORS))[:3 - i % 2]
     looks = [(s, c) for s in gen.permutation(list(SIZES)) for c in gen.permutation(colors)]    # size by size
     if events > len(looks):
@@ -133,10 +163,12 @@ def narrated_item(i:int, # videos of even number show three colours, the others 
     shape, motion = SHAPES[gen.integers(len(SHAPES))], MOTIONS[gen.integers(len(MOTIONS))]
     for k, l in enumerate(gen.permutation(events)):
         size, color = looks[l]
-        frames.append(draw(shape, color, *trajectory(motion, size, n, gen), shade, gen))
-        script.append(dict(start=k*seconds, end=(k+1)*seconds, text=f'a {size} {color} {shape} {motion}'))
+        path, said = trajectory(motion, size, n, gen), f'a {size} {color} {shape} {motion}'
+        frames.append(draw(shape, color, *path, shade, gen))
+        script.append(dict(start=k*seconds, end=(k+1)*seconds, text=said))
+        things.append(Thing(shape, color, size, *path, k*n, motion, said))
     return np.concatenate(frames), dict(text=', then '.join(s['text'] for s in script), label='',
-                                        transcripts=json.dumps(script))
+                                        transcripts=json.dumps(script), things=things)
 
 # %% ../../nbs/data/16_shapes.ipynb #380d1bc3
 ACTS = ['slides', 'jumps', 'pulses', 'circles']
@@ -172,7 +204,104 @@ def long_item(i:int, # class i % 4
     text = f'a {color} {shape} ' + ', then '.join(names)
     return frames, dict(text=text, label=label,
                         target=float(sum(int(s*LONG_FPS) for s in seconds[:names.index('jumps')])/LONG_FPS),
-                        jumps=jumps, procedure=' '.join(names), color=color, shape=shape)
+                        jumps=jumps, procedure=' '.join(names), color=color, shape=shape,
+                        things=[Thing(str(shape), str(color), '', *path.T, said=text)])
+
+# %% ../../nbs/data/16_shapes.ipynb #e1cdc4c0
+def drifting_ground(n:int, # frames
+                    gen:np.random.Generator,
+                    contrast:float=10. # of each wave, grey levels
+                   ) -> np.ndarray: # (n,PX,PX,1) float32, grey levels
+    "Two plane waves that travel over an even grey"
+    (Y, X), t = _centres(PX), np.arange(n, dtype=np.float32)[:,None,None]/FPS
+    g = np.full((n, PX, PX), gen.uniform(90, 170), np.float32)
+    for _ in range(2):
+        (fx, fy), speed, at = gen.uniform(-2, 2, 2)/PX, gen.uniform(.3, 1), gen.uniform()
+        g += np.float32(contrast)*np.sin(2*np.pi*(fx*X + fy*Y - speed*t + at)).astype(np.float32)
+    return g[...,None]
+
+# %% ../../nbs/data/16_shapes.ipynb #92d5a822
+LANES = {0: ('moves right', 'moves left'), 1: ('moves down', 'moves up')}        # along x, along y; what grows or shrinks fits both
+
+def _in_lane(motion, size, axis, lane, late, gen): # axis it lies along; lane 0 or 1 -> x, y, r of all frames
+    path = trajectory(motion, size, FRAMES//2 + 1, gen)
+    along = path[axis] if motion in LANES[axis] else np.full(FRAMES//2 + 1, gen.uniform(14, PX-14))
+    across = PX/4 + lane*PX/2 + (path[1-axis] - PX/2)/2
+    rest = (FRAMES//2, 0) if late else (0, FRAMES//2)
+    x, y = (along, across) if axis == 0 else (across, along)
+    return tuple(np.pad(v, rest, mode='edge') for v in (x, y, path[2]))
+
+def _unlike(options, old, gen): return str(gen.choice([o for o in options if o != old]))
+
+# %% ../../nbs/data/16_shapes.ipynb #3bdb220f
+def scene_item(i:int, # the first thing is that of clip i % 108
+               gen:np.random.Generator
+              ) -> tuple: # frames (FRAMES,PX,PX,3), row
+    "Two things on a drifting ground; the label is the motion of the first"
+    (size, color, shape), motion = _things[i % 108//len(MOTIONS)], MOTIONS[i % len(MOTIONS)]
+    axis = next((a for a, ms in LANES.items() if motion in ms), int(gen.integers(2)))
+    lane, late = gen.integers(2, size=2)
+    other = dict(shape=_unlike(SHAPES, shape, gen), color=_unlike(COLORS, color, gen), motion=_unlike((*LANES[axis], 'grows', 'shrinks'), motion, gen))
+    other['size'] = 'small' if size == 'large' else str(gen.choice(list(SIZES)))      # two large ones would not fit
+    things = [Thing(**o, **dict(zip('xyr', _in_lane(o['motion'], o['size'], axis, abs(lane-k), abs(late-k), gen))))
+              for k, o in enumerate((dict(shape=shape, color=color, motion=motion, size=size), other))]
+    for t in things: t.said = f'{t.name} {t.motion}'
+    f = drifting_ground(FRAMES, gen)
+    for t in things: f = _over(f, t.shape, t.color, t.x, t.y, t.r)
+    said = [t.said for t in things]
+    return _noisy(f, gen, 4.), dict(text=' and '.join(said) if i % 3 == 2 else said[0], label=MOTIONS.index(motion), color=color,
+                                    shape=shape, size=size, motion=motion, other=said[1], things=things)
+
+# %% ../../nbs/data/16_shapes.ipynb #2bc5dbac
+_EDGES = dict(circle=(-1, -1, 1, 1), square=(-.886,)*2 + (.886,)*2, triangle=(-1.348, -1.556, 1.348, .778))      # of the shape of radius 1
+
+def masks(truth, # rows of one item: a DataFrame as of `shapes_truth`, or anything with these columns
+          frames, # numbers of the frames that are wanted
+          size:int=PX # side of the masks
+         ) -> np.ndarray: # (things,len(frames),size,size) float32: the share of every pixel that shows the thing
+    "Masks of the things of an item; what was drawn later hides what was drawn before"
+    fine, frames = -(-PX//size), list(frames)                      # a coarse mask is the mean of a fine one
+    col = {k: np.asarray(truth[k]) for k in ('thing', 'frame', 'shape', 'x', 'y', 'r')}
+    out = np.zeros((col['thing'].max() + 1, len(frames), size*fine, size*fine), np.float32)
+    for k in range(len(out)):
+        rows = {f: j for j, f in enumerate(col['frame']) if col['thing'][j] == k}
+        at = [i for i, f in enumerate(frames) if f in rows]
+        if not at: continue
+        j = [rows[frames[i]] for i in at]
+        a = coverage(col['shape'][j[0]], col['x'][j], col['y'][j], col['r'][j], size*fine)
+        out[:k, at] *= 1 - a
+        out[k, at] = a
+    return out.reshape(*out.shape[:2], size, fine, size, fine).mean((3, 5))
+
+# %% ../../nbs/data/16_shapes.ipynb #27cd4573
+def fps_of(kind:str) -> int:
+    "Frames per second of a kind"
+    return LONG_FPS if kind == 'long' else FPS
+
+def _moves(t): # (n,) bool: does it change from the frame before, or to the next?
+    d = np.abs(np.diff(np.stack([t.x, t.y, t.r]), axis=1)).max(0) > 1e-6 if len(t.x) > 1 else np.zeros(0, bool)
+    return np.append(d, False) | np.append(False, d)
+
+def truth_rows(row:dict, things:list, fps:int # of one item
+              ) -> dict: # column -> array
+    "What is true of the things of an item in every frame"
+    parts = []
+    for k, t in enumerate(things):
+        n, word = len(t.x), row['text'].find(t.name)
+        x0, y0, x1, y1 = (np.clip(c + e*t.r, 0, PX) for c, e in zip((t.x, t.y, t.x, t.y), _EDGES[t.shape]))
+        whole = dict(id=row['id'], thing=k, shape=t.shape, color=t.color, size=t.size, motion=t.motion, said=t.said,
+                     word_start=word, word_end=word + len(t.name) if word >= 0 else -1)
+        frame = np.arange(t.start, t.start + n)
+        parts.append({c: np.full(n, v) for c, v in whole.items()} |
+                     dict(frame=frame, time=frame/fps, x=t.x, y=t.y, r=t.r, x0=x0, y0=y0, x1=x1, y1=y1, moves=_moves(t)))
+    out = {c: np.concatenate([p[c] for p in parts]) for c in parts[0]}
+    return out | dict(seen=_seen_share(out, things))
+
+def _seen_share(rows, things): # (rows,) of the thing: 1 where nothing hides it and it lies inside the picture
+    frames = np.unique(rows['frame'])
+    seen, place = masks(rows, frames).sum((2, 3)), np.searchsorted(frames, rows['frame'])
+    whole = np.pi*rows['r']**2
+    return np.clip(seen[rows['thing'], place]/whole, 0, 1)
 
 # %% ../../nbs/data/16_shapes.ipynb #4bbd6ff7
 def encode(path, # the file to make (.mp4)
@@ -194,8 +323,10 @@ def encode(path, # the file to make (.mp4)
 
 # %% ../../nbs/data/16_shapes.ipynb #266fbe72
 COUNTS = dict(stills=dict(train=8100, val=90, test=360), clips=dict(train=2052, val=108, test=108),
-              narrated=dict(train=400, val=32, test=64), long=dict(train=240, val=24, test=48))
-KINDS = dict(stills=still_item, clips=clip_item, narrated=narrated_item, long=long_item)
+              narrated=dict(train=400, val=32, test=64), long=dict(train=240, val=24, test=48),
+              scenes=dict(train=1080, val=54, test=108))
+ADDED = ('scenes',)                # kinds that came later
+KINDS = dict(stills=still_item, clips=clip_item, narrated=narrated_item, long=long_item, scenes=scene_item)
 SPLITS = ('train', 'val', 'test')
 VERSION = 5        # raise when a change here changes pixels or captions
 
@@ -213,7 +344,12 @@ def shapes_settings(seed:int=0, # of everything
             counts[kind][split] = int(n)
     world = dict(px=PX, fps=FPS, frames=FRAMES, colors=COLORS, shapes=SHAPES, sizes=SIZES, positions=list(POSITIONS),
                  motions=MOTIONS)
+    counts = {k: c for k, c in counts.items() if k not in ADDED or c != COUNTS[k]}
     return dict(version=VERSION, seed=int(seed), counts=counts, world=world)
+
+def counts_of(settings:dict) -> dict: # kind -> split -> items
+    "How many items the settings ask for"
+    return {**COUNTS, **settings['counts']}
 
 # %% ../../nbs/data/16_shapes.ipynb #e9b34553
 def shapes_folder(root=None, # default: `cache_dir('shapes')`
@@ -230,17 +366,21 @@ def shapes_item(kind:str, # one of `KINDS`
                 seed:int=0
                ) -> tuple: # frames (T,PX,PX,3) uint8, row
     "Pixels and manifest row of one item, before encoding"
+    return _item(kind, split, i, seed)[:2]
+
+def _item(kind, split, i, seed): # frames, row, things
     if kind not in KINDS: raise unknown('kind', kind, KINDS)
     if split not in SPLITS: raise unknown('split', split, SPLITS)
     frames, row = KINDS[kind](i, rng(seed, list(KINDS).index(kind), SPLITS.index(split), i))
+    things = row.pop('things')
     path = f'{split}/{i:05d}.' + ('jpg' if kind == 'stills' else 'mp4')
-    return frames, dict(id=f'{split}{i:05d}', path=path, start='', end='', text=row.pop('text'), label=row.pop('label'),
-                        split=split, **row)
+    row = dict(id=f'{split}{i:05d}', path=path, start='', end='', text=row.pop('text'), label=row.pop('label'), split=split, **row)
+    return frames, row, things
 
 # %% ../../nbs/data/16_shapes.ipynb #f337ab22
 def _write_item(kind, split, i, seed, folder):
-    "Render and store one item; returns its row and a hash of its frames"
-    frames, row = shapes_item(kind, split, i, seed)
+    "Render and store one item; returns its row, a hash of its frames, and its truth"
+    frames, row, things = _item(kind, split, i, seed)
     path = folder/row['path']
     if kind == 'stills':
         from PIL import Image
@@ -249,7 +389,7 @@ def _write_item(kind, split, i, seed, folder):
         # a key frame every second: few frames of many are read
         encode(path, frames, LONG_FPS, gop=LONG_FPS, bframes=0)
     else: encode(path, frames, FPS)
-    return row, hashlib.sha256(frames).digest()
+    return row, hashlib.sha256(frames).digest(), truth_rows(row, things, fps_of(kind))
 
 # %% ../../nbs/data/16_shapes.ipynb #0ca83a07
 def write_manifest(path, rows:list # dicts with the same keys
@@ -262,18 +402,40 @@ def write_manifest(path, rows:list # dicts with the same keys
     w.writerows(rows)
     with atomic_write(path) as f: f.write(s.getvalue())
 
+# %% ../../nbs/data/16_shapes.ipynb #f9e948e8
+def _write_truth(folder, split, rows): # of the items, as of `truth_rows`
+    import pyarrow as pa, pyarrow.parquet as pq
+    short = lambda v: v.astype(np.float32) if v.dtype == np.float64 else v
+    table = pa.concat_tables([pa.table({c: pa.array(short(v)) for c, v in r.items()}) for r in rows])
+    with atomic_write(folder/f'{split}.truth.parquet', 'wb') as f: pq.write_table(table, f)
+
+def shapes_truth(folder, # that `make_shapes` made
+                 kind:str='scenes', split:str='test' # as `shapes_item`
+                ): # DataFrame: id, thing, frame, time, shape, color, size, motion, said, x, y, r, x0, y0, x1, y1, seen, moves, word_start, word_end
+    "Where every thing is in every frame, and which words name it"
+    import pandas as pd
+    home = Path(folder)/kind
+    if not (home/'stamp.json').exists(): raise ValueError(f'{home}: no {kind} of the embedded data set; render them with make_shapes')
+    if not (path := home/f'{split}.truth.parquet').exists():
+        said = read_json(home/'stamp.json')
+        items = (_item(kind, split, i, said['seed'])[1:] for i in range(counts_of(said)[kind][split]))
+        _write_truth(home, split, [truth_rows(*one, fps_of(kind)) for one in items])
+    return pd.read_parquet(path)
+
 # %% ../../nbs/data/16_shapes.ipynb #ddf92aad
 def _make_kind(kind, folder, settings, workers):
     "Render a kind into a hidden neighbour, then give it its name"
     tmp = Path(tempfile.mkdtemp(prefix=f'.{kind}-', dir=folder))
     try:
-        jobs = [(kind, s, i, settings['seed'], tmp) for s in SPLITS for i in range(settings['counts'][kind][s])]
+        jobs = [(kind, s, i, settings['seed'], tmp) for s in SPLITS for i in range(counts_of(settings)[kind][s])]
         for s in SPLITS: (tmp/s).mkdir()
         with ThreadPoolExecutor(workers) as pool:
             done = list(progress(pool.map(lambda j: _write_item(*j), jobs), desc=f'rendering {kind}', total=len(jobs)))
-        for s in SPLITS: write_manifest(tmp/f'{s}.csv', [r for r,_ in done if r['split'] == s])
+        for s in SPLITS:
+            write_manifest(tmp/f'{s}.csv', [r for r,*_ in done if r['split'] == s])
+            _write_truth(tmp, s, [t for r,_,t in done if r['split'] == s])
         write_json(tmp/'stamp.json', dict(settings, kind=kind,
-                                          frames_sha256=hashlib.sha256(b''.join(h for _,h in done)).hexdigest()))
+                                          frames_sha256=hashlib.sha256(b''.join(h for _,h,_ in done)).hexdigest()))
         tmp.chmod(0o755)
         try: os.replace(tmp, folder/kind)
         except OSError:
@@ -283,7 +445,7 @@ def _make_kind(kind, folder, settings, workers):
 
 # %% ../../nbs/data/16_shapes.ipynb #d86bef27
 def make_shapes(root=None, # parent folder; default `cache_dir('shapes')`
-                kinds=('stills','clips'), # some of stills, clips, narrated, long
+                kinds=('stills','clips'), # some of stills, clips, narrated, long, scenes
                 seed:int=0, # another seed, another set
                 workers:int=None, # threads; default: one per core
                 sizes:dict=None # counts that differ from `COUNTS`, e.g. {'clips': {'train': 216}}

@@ -83,6 +83,7 @@ def _check_kind(clip, head, patch): # what the head and the patch ask of the CLI
 class CLIP4Clip(VideoModel):
     "CLIP towers + similarity head; parameter names as in the official checkpoints"
     no_decay_names = ('*position_embeddings.weight',)
+    explained_by = 'integrated'                                      # measured in nbs/tour/maps.ipynb
     token_kinds = {'cross*': dict(kind='pair', prefix=1, grid=None),             # rows Bt*Bv, text-major
                    'transformerClip*': dict(kind='frames', prefix=0, grid=None)} # rows B
     def __init__(self, clip:CLIPBackbone,

@@ -348,6 +348,7 @@ def _width(c, head, pool, context_at, side_dim): # card of CLIP, options -> widt
 class TDSCLIP(VideoModel):
     "Frozen CLIP image tower, temporal-difference side network, classifier"
     no_decay_names = ('side.positions', 'ctx', 'header.frame_position_embeddings.weight')
+    explained_by = 'integrated' # measured in nbs/tour/maps.ipynb
     def __init__(self, clip:CLIPBackbone, classes:int=174,
                  side_dim:int=None, # None: `side_width`, for text classes the joint width
                  neighbours:int=5, # odd; 1: no differences

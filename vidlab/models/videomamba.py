@@ -299,6 +299,7 @@ def init_weights(model:Trunk, dt_init:str='released'): # see DT_INITS
 # %% ../../nbs/models/32_videomamba.ipynb #ffc23ad9
 class VideoMamba(Trunk):
     "Video (or image) classifier"
+    explained_by = 'integrated'     # measured in nbs/tour/maps.ipynb, where no map of it beat the centre of the picture
     def __init__(self, classes:int=400, # 1: regression
                  dropout:float=0., # before the head
                  dt_init:str='released', **trunk): # options of Trunk

@@ -273,12 +273,18 @@ def explains(self:Task, batch:dict) -> bool:
     return 'text' in batch and hasattr(self.model, 'similarity')
 
 @patch
+def asked(self:Task, batch:dict # normalised
+         ) -> dict:
+    "The batch with all that `evidence` asks about: what it would choose from the clip is chosen now, before the clip is changed"
+    return batch
+
+@patch
 def evidence(self:Task, batch:dict # normalised
-            ) -> torch.Tensor: # a number, the sum over the batch
-    "The score that relevance explains"
+            ) -> torch.Tensor: # (B,)
+    "The score that maps explain, of each clip"
     words = batch['text'] != 0 if batch.get('text_mask') is None else batch['text_mask']
     text,video = self.model.encode_text(batch['text'], words),self.model.encode_video(batch['video'], batch['video_mask'])
-    return self.model.similarity(text, video, batch['video_mask'], words).diagonal().sum()
+    return self.model.similarity(text, video, batch['video_mask'], words).diagonal()
 
 @patch
 def title(self:Task, batch:dict # of one clip

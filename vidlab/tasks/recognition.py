@@ -290,10 +290,14 @@ def pair_choices(cls:RecognitionTask, e:Evaluation) -> np.ndarray:
 def explains(self:RecognitionTask, batch:dict) -> bool: return True
 
 @patch
+def asked(self:RecognitionTask, batch:dict, logits=None) -> dict: # the likeliest class, where a clip has not one label
+    if batch.get('label') is not None and batch['label'].ndim == 1: return batch
+    with torch.no_grad(): return {**batch, 'label': (self.logits(batch) if logits is None else logits).argmax(1)}
+
+@patch
 def evidence(self:RecognitionTask, batch:dict) -> torch.Tensor:
-    x,y = self.logits(batch),batch.get('label')
-    if y is None or y.ndim > 1: y = x.argmax(1)
-    return x.gather(1, y[:, None]).sum()
+    x = self.logits(batch)
+    return x.gather(1, self.asked(batch, x)['label'][:, None])[:, 0]
 
 @patch
 def title(self:RecognitionTask, batch:dict) -> str:

@@ -97,7 +97,7 @@ def figure(cls:RegressionTask, e:Evaluation):
 def explains(self:RegressionTask, batch:dict) -> bool: return True
 
 @patch
-def evidence(self:RegressionTask, batch:dict) -> torch.Tensor: return self.model(batch)['logits'].float().sum()
+def evidence(self:RegressionTask, batch:dict) -> torch.Tensor: return self.model(batch)['logits'].float()[:, 0]
 
 @patch
 def title(self:RegressionTask, batch:dict) -> str:

@@ -17,8 +17,9 @@ from ..shapes import ACTS, KINDS, MOTIONS, ORDERS, STILL_CAPTIONS, make_shapes, 
 from ...registry import register_data
 
 # %% ../../../nbs/data/sets/70_shapes.ipynb #de6ae87a
-CLASSES = dict(clips=MOTIONS, long=[', '.join(ACTS[i] for i in order) for order in ORDERS], stills=STILL_CAPTIONS, narrated=None)
-BREAKDOWN = dict(clips='motion', long='procedure')              # column that tells the items of a kind apart best
+CLASSES = dict(clips=MOTIONS, long=[', '.join(ACTS[i] for i in order) for order in ORDERS], stills=STILL_CAPTIONS, narrated=None,
+               scenes=MOTIONS)
+BREAKDOWN = dict(clips='motion', long='procedure', scenes='motion')      # column that tells the items of a kind apart best
 
 # %% ../../../nbs/data/sets/70_shapes.ipynb #95c64943
 def time_pair(color:str, shape:str, size:str, motion:str # of a clip, as in its row
@@ -35,7 +36,7 @@ def _pairs(m):
 @register_data
 def shapes(path=None, # folder that `make_shapes` made; None: the one in the cache, rendered if it is not there
            split:str='train', # 'train' | 'val' | 'test'
-           kind:str='clips', # what is shown: 'clips' | 'long' | 'narrated' | 'stills'
+           kind:str='clips', # what is shown: 'clips' | 'long' | 'narrated' | 'scenes' | 'stills'
            missing:str='error', # 'error', 'drop' or 'keep'
            missing_limit:float=.5 # most that may be dropped
           ) -> Manifest:
