@@ -74,7 +74,7 @@ def _lines(clips, which, by): # what stands above the strips
     key = _keys(clips, by)
     return [f'{called(clips, c)} · {by} {key[c]:.4g}' if key.dtype.kind == 'f' else called(clips, c) for c in which]
 
-# %% ../../nbs/widgets/20_browse.ipynb #a22ae828
+# %% ../../nbs/widgets/20_browse.ipynb #04243aa9
 class ClipBrowser(Explorer):
     "Look through clips"
     twin = staticmethod(browse_sheet)
@@ -83,7 +83,7 @@ class ClipBrowser(Explorer):
         clips,self.n,self.page = collection(source, split),n,0
         wide,thin = w.Layout(width='190px'),w.Layout(width='44px')
         self.text = w.Text(placeholder='text, then return', continuous_update=False, layout=wide)
-        self.column = w.Dropdown(options=[('any column', ''), *self._choosable(clips)], layout=wide)
+        self.column = w.Dropdown(options=[('any column', ''), *((k, k) for k in self._choosable(clips))], layout=wide)
         self.value = w.Dropdown(options=[('any value', '')], layout=wide)
         self.by = w.Dropdown(options=[('as listed', ''), *[(f'sorted by {k}', k) for k in [*clips.numbers, *clips.rows.cols] if k not in ('path', 'transcripts')]], layout=wide)
         self.down = w.ToggleButton(icon='sort-amount-desc', tooltip='the largest first', layout=thin)

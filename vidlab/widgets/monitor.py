@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLORS', 'run_folders', 'ago', 'run_table', 'time_left', 'run_sheet', 'stop_run', 'RunMonitor']
 
-# %% ../../nbs/widgets/30_monitor.ipynb #f837867f
+# %% ../../nbs/widgets/30_monitor.ipynb #92258292
 import os, signal, time
 from pathlib import Path
 import numpy as np
@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from ..core import RunFolder, find_path, outputs_dir, tilde
 from ..owner import owner_of, state_of
 from ..results import path_of, show_curves, speed
-from .parts import BAD, GOOD, Explorer, Sheet, drawn, esc, note
+from .parts import BAD, GOOD, Explorer, Sheet, drawn, esc, note, told
 
 # %% ../../nbs/widgets/30_monitor.ipynb #58084545
 def run_folders(root=None # None: `outputs_dir()`
@@ -61,7 +61,7 @@ def _facts(path, s, rows, now): # name -> text
     if s.get('reason'): out['reason'] = s['reason']
     return out
 
-# %% ../../nbs/widgets/30_monitor.ipynb #37cfcac3
+# %% ../../nbs/widgets/30_monitor.ipynb #72f521fa
 def run_sheet(run, # run folder
               curves:bool=True, # also the figure
               now:float=None # None: the clock
@@ -73,10 +73,9 @@ def run_sheet(run, # run folder
     name,state = f'{path.parent.name}/{path.name}',f'<span style="color:white;background:{COLORS.get(s["state"], "#777")};border-radius:3px;padding:1px 7px">{esc(s["state"])}</span>'
     share = min(1., s.get('step', 0)/s['total_steps']) if s.get('total_steps') else 0.
     bar = f'<div style="width:420px;max-width:100%;height:7px;margin:6px 0;background:rgba(128,128,128,.25)"><div style="width:{100*share:.1f}%;height:7px;background:{COLORS.get(s["state"], "#777")}"></div></div>'
-    lines = ''.join(f'<tr><td style="opacity:.7;text-align:left">{esc(k)}</td><td style="text-align:left">{esc(v)}</td></tr>' for k,v in facts.items())
     said = '\n'.join([f'{name}: {s["state"]}', *(f'{k}: {v}' for k,v in facts.items())])
     figure = drawn(show_curves(path)) if curves and any(r['kind'] == 'step' for r in rows) else ''
-    return Sheet(f'<div style="margin:4px 0"><b>{esc(name)}</b> {state}</div>{bar}<table>{lines}</table>{figure}', said)
+    return Sheet(f'<div style="margin:4px 0"><b>{esc(name)}</b> {state}</div>{bar}{told(facts)}{figure}', said)
 
 # %% ../../nbs/widgets/30_monitor.ipynb #f9a1abe6
 def stop_run(run # run folder

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PICTURE', 'FILM', 'TALL', 'KEPT', 'ENTRY', 'GOOD', 'BAD', 'PLAIN', 'esc', 'table', 'cell', 'webp', 'moving',
-           'side_by_side', 'picture', 'drawn', 'Sheet', 'heading', 'note', 'Collection', 'collection', 'entries',
-           'called', 'clip_sheet', 'Explorer', 'over', 'glass', 'ClipList']
+           'side_by_side', 'picture', 'drawn', 'Sheet', 'told', 'heading', 'note', 'Collection', 'collection',
+           'entries', 'called', 'clip_sheet', 'Explorer', 'over', 'glass', 'ClipList']
 
 # %% ../../nbs/widgets/10_parts.ipynb #f4ccfe9b
 import base64, html, io
@@ -96,7 +96,7 @@ def drawn(fig, # Figure
     fig.set_dpi(dpi)
     return picture(webp(pixels, most), 'figure', f'width:{round(w*dpi)}px')
 
-# %% ../../nbs/widgets/10_parts.ipynb #9cf47ae3
+# %% ../../nbs/widgets/10_parts.ipynb #79f5c13f
 @dataclass(frozen=True)
 class Sheet:
     "A piece of a page: HTML with its pictures inside"
@@ -106,6 +106,12 @@ class Sheet:
     def _repr_html_(self): return f'<div>{self.html}</div>'
     def __repr__(self): return self.text or f'a sheet of {len(self.html) >> 10} KiB'
     def __add__(self, other): return Sheet(self.html + other.html, '\n'.join(filter(None, (self.text, other.text))))
+
+def told(facts:dict) -> str:
+    "Names and values as HTML"
+    cell_of = lambda x, more='': f'<div style="line-height:1.35;{more}">{x}</div>'
+    cells = ''.join(cell_of(esc(k), 'opacity:.7;white-space:nowrap') + cell_of(cell(v), 'overflow-wrap:anywhere') for k,v in facts.items())
+    return f'<div style="display:grid;grid-template-columns:max-content auto;column-gap:12px;margin:4px 0;justify-content:start">{cells}</div>'
 
 def heading(text): return f'<div style="font-weight:600;margin:4px 0">{esc(text)}</div>'
 def note(text): return f'<div style="opacity:.75;font-size:90%">{esc(text)}</div>'
@@ -200,7 +206,7 @@ def film(self:Collection, c:int, tall:int=TALL, most:int=48 # frames
     seconds = np.ptp(np.asarray(ix.times)[idx]) if len(idx) > 1 else 1.
     return read_frames(ix, idx, size=_small(ix, tall)), max(1., (len(idx) - 1)/max(seconds, 1e-3))
 
-# %% ../../nbs/widgets/10_parts.ipynb #a0fe272b
+# %% ../../nbs/widgets/10_parts.ipynb #5f4cc017
 def _reason(e): return f'{e.stage}: {e.reason}' if isinstance(e, VideoError) else str(e)
 
 @patch
@@ -208,12 +214,12 @@ def strip(self:Collection, c:int) -> str:
     "The frames that the sampler takes, as HTML; where they cannot be read, the reason"
     kept = self.__dict__.setdefault('_strips', {})
     if c not in kept:
-        try: kept[c] = picture(webp(side_by_side(self.seen(c)[0]), PICTURE//2), f'clip {c}', 'height:64px;object-fit:contain;object-position:left')
+        try: kept[c] = picture(webp(side_by_side(self.seen(c)[0]), PICTURE//2), f'clip {c}', 'max-height:64px')
         except (VideoError, ReaderError, ValueError, OSError) as e: kept[c] = f'<span style="color:#c62828">{esc(_reason(e))}</span>'
         if len(kept) > KEPT: del kept[next(iter(kept))]
     return kept[c]
 
-# %% ../../nbs/widgets/10_parts.ipynb #e4733380
+# %% ../../nbs/widgets/10_parts.ipynb #5fdae705
 ENTRY = 96                # pixels of an entry
 GOOD, BAD, PLAIN = '#2e9e44', '#d3382f', 'rgba(128,128,128,.45)'
 
@@ -229,7 +235,7 @@ def entries(clips:Collection, which, # numbers of clips
         out.append(f'<div style="height:{ENTRY - 6}px;margin-bottom:6px;padding-left:6px;border-left:5px solid {color};overflow:hidden;line-height:1.25">'
                    f'<div style="white-space:nowrap;overflow:hidden;text-overflow:ellipsis;height:20px">{esc(line)}</div>{clips.strip(c)}</div>')
         said.append(line)
-    return Sheet(f'<div style="min-width:540px">{"".join(out)}</div>', '\n'.join(said))
+    return Sheet(f'<div>{"".join(out)}</div>', '\n'.join(said))
 
 def called(clips:Collection, c:int) -> str:
     "What a clip is called in a list: its name and its first caption"
@@ -237,7 +243,7 @@ def called(clips:Collection, c:int) -> str:
     more = f' (+{len(said) - 1})' if len(said) > 1 else ''
     return f'{row["id"]}: {said[0]}{more}' if said else f'{row["id"]}: {row.get("label_name") or row["path"]}'
 
-# %% ../../nbs/widgets/10_parts.ipynb #03d7e21c
+# %% ../../nbs/widgets/10_parts.ipynb #1fcb522f
 def clip_sheet(source, c:int=0, # number of a clip
                play:bool=False, # all of it, moving
                split:str=None) -> Sheet:
@@ -248,9 +254,8 @@ def clip_sheet(source, c:int=0, # number of a clip
     except (VideoError, ReaderError, ValueError, OSError) as e: shown = f'<div style="color:#c62828">{esc(_reason(e))}</div>'
     facts = {k: v for k,v in row.items() if k not in ('text', 'path', 'transcripts') and v is not None}
     facts |= {k: v[c] for k,v in clips.numbers.items()} | dict(file=tilde(row['path']))
-    lines = ''.join(f'<tr><td style="opacity:.7;text-align:left">{esc(k)}</td><td style="text-align:left;word-break:break-all">{cell(v)}</td></tr>' for k,v in facts.items())
     listed = ''.join(f'<div>{esc(t)}</div>' for t in said[:20])
-    return Sheet(f'{heading(row["id"])}{shown}{listed}<table>{lines}</table>', f'{row["id"]}: {"; ".join(said[:20])}')
+    return Sheet(f'{heading(row["id"])}{shown}{listed}{told(facts)}', f'{row["id"]}: {"; ".join(said[:20])}')
 
 def _looked_at(clips, c): # the frames of the sampler with their seconds
     frames,times = clips.seen(c)
@@ -298,7 +303,7 @@ class Explorer:
 
     def __repr__(self): return f'{type(self).__name__} of {getattr(self.subject, "name", "") or type(self.subject).__name__}'
 
-# %% ../../nbs/widgets/10_parts.ipynb #97f9ede1
+# %% ../../nbs/widgets/10_parts.ipynb #7a9a1b5c
 def over(below, # widget that shows a picture
          above): # widget of the same size: transparent buttons
     "One widget on top of another"
@@ -311,12 +316,12 @@ def glass(n:int, # buttons
           height:str, width:str='auto') -> list:
     "Buttons that one sees through"
     import ipywidgets as w
-    style,layout = dict(button_color='transparent'),w.Layout(height=height, width=width, margin='0', padding='0', min_width='0')
+    style,layout = w.ButtonStyle(button_color='transparent'),w.Layout(height=height, width=width, margin='0', padding='0', min_width='0')
     out = [w.Button(layout=layout, style=style) for _ in range(n)]
     for i,b in enumerate(out): b.on_click(lambda _, i=i: clicked(i))
     return out
 
-# %% ../../nbs/widgets/10_parts.ipynb #d1990d39
+# %% ../../nbs/widgets/10_parts.ipynb #bec13399
 class ClipList:
     "A list of clips that can be clicked, and beside it the one that was"
     def __init__(self, clips:Collection, n:int=6 # entries
@@ -329,8 +334,8 @@ class ClipList:
         self.buttons = glass(n, self.choose, f'{ENTRY}px')
         column = w.VBox(self.buttons, layout=w.Layout(width='100%', overflow='hidden'))
         self.left = over(self.list, column)
-        self.left.layout.flex = '1 1 560px'
-        right = w.VBox([self.play, self.detail], layout=w.Layout(flex='1 1 320px', margin='0 0 0 12px', min_width='320px'))
+        self.left.layout.flex = '1 1 470px'
+        right = w.VBox([self.play, self.detail], layout=w.Layout(flex='0 1 320px', margin='0 0 0 10px'))
         self.box = w.HBox([self.left, right], layout=w.Layout(flex_flow='row wrap', align_items='flex-start', width='100%'))
 
     def show(self, which, notes=None, colors=None):
