@@ -1,5 +1,5 @@
 "Every widget in a real JupyterLab, clicked through in headless Chromium (--browser): what was chosen is on the page, nothing is fetched from outside."
-import base64, json, os, socket, subprocess, sys, time, urllib.request
+import json, os, shutil, socket, subprocess, sys, time, urllib.request
 from pathlib import Path
 import pytest
 
@@ -27,6 +27,9 @@ def lab(tmp_path_factory):
     env = {**os.environ, 'PYTHONPATH': str(ROOT), 'JUPYTER_CONFIG_DIR': str(home/'config'), 'JUPYTER_RUNTIME_DIR': str(home/'runtime'), 'JUPYTER_PREFER_ENV_PATH': '1',
            'JUPYTERLAB_SETTINGS_DIR': str(home/'settings'), 'JUPYTERLAB_WORKSPACES_DIR': str(home/'workspaces'), 'VIDLAB_OUTPUTS': str(home/'outputs')}
     (home/'nbs').mkdir()
+    news = home/'settings'/'@jupyterlab'/'apputils-extension'/'notification.jupyterlab-settings'
+    news.parent.mkdir(parents=True)
+    news.write_text(json.dumps(dict(fetchNews='false', checkForUpdates=False)))           # no question about news lies over the page
     words = dict(ip='127.0.0.1', port=port, root_dir=home/'nbs', token='', password='', open_browser='False', disable_check_xsrf='True')
     cmd = [sys.executable, '-m', 'jupyterlab', '--allow-root', '--no-browser', *(f'--ServerApp.{k}={v}' for k, v in words.items()), '--LabApp.news_url=', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate']
     with open(home/'lab.log', 'w') as log: p = subprocess.Popen(cmd, env=env, stdout=log, stderr=log, cwd=home)
@@ -57,7 +60,7 @@ class Page:
         self.pictures = Path(os.environ.get('PICTURES', self.home/'pictures'))
         self.pictures.mkdir(exist_ok=True)
         self.name, self.outside, self.errors = name, [], []
-        notebook(self.home/'nbs'/f'{name}.ipynb', *cells)
+        if cells: notebook(self.home/'nbs'/f'{name}.ipynb', *cells)
         self.page = browser.new_page(viewport=dict(width=1250, height=1000))
         self.page.on('request', lambda r: self._note(r.url))
         self.page.on('pageerror', lambda e: self.errors.append(str(e)))
@@ -67,8 +70,6 @@ class Page:
         self.page.wait_for_selector('.jp-NotebookPanel-toolbar', timeout=60_000)
         self.page.locator('.jp-Notebook .jp-Cell').first.click()
         self.page.wait_for_timeout(1500)
-        self.page.evaluate('() => 0')
-        self.page.keyboard.press('Escape')
         self.menu('Run', 'Run All Cells')
         self.page.wait_for_selector('.jupyter-widgets', timeout=wait*1000)
         self.page.wait_for_timeout(1000)
@@ -80,11 +81,9 @@ class Page:
     def _note(self, url):
         if not url.startswith((self.url, self.url.replace('http', 'ws'), 'data:', 'blob:')): self.outside.append(url)
 
-    def text(self): return self.page.locator('.jp-OutputArea').first.inner_text()
-
     def until(self, text, seconds=60):
         "Wait until the output says something"
-        self.page.wait_for_function('t => document.querySelector(".jp-OutputArea").innerText.includes(t)', arg=text, timeout=seconds*1000)
+        self.page.wait_for_function('t => [...document.querySelectorAll(".jp-OutputArea")].some(o => o.innerText.includes(t))', arg=text, timeout=seconds*1000)
 
     def shot(self, part): self.page.locator('.jp-OutputArea').first.screenshot(path=self.pictures/f'{self.name}-{part}.png')
 
@@ -93,9 +92,20 @@ class Page:
         self.page.close()
 
 
+SHAPES = """from vidlab.data.manifest import Manifest
+from vidlab.data.shapes import MOTIONS, make_shapes
+from vidlab.tasks.base import Evaluation
+from vidlab.tasks.recognition import RecognitionTask
+from vidlab.widgets.parts import Collection
+import numpy as np, torch
+rows = Manifest.read(make_shapes(kinds='clips')/'clips'/'test.csv')
+i = torch.arange(108)
+"""
+
+
 def test_clip_browser(lab, browser):
-    p = Page(browser, lab, 'browse', 'from vidlab.widgets.browse import ClipBrowser\nfrom vidlab.data.manifest import Manifest\nfrom vidlab.data.shapes import make_shapes\n'
-             "ClipBrowser(Manifest.read(make_shapes(kinds='clips')/'clips'/'test.csv'), n=3)")
+    p = Page(browser, lab, 'browse', SHAPES + """from vidlab.widgets.browse import ClipBrowser
+ClipBrowser(rows, n=3)""")
     p.until('1–3 of 108 clips')
     p.shot('start')
     box = p.page.locator('input[placeholder="text, then return"]')
@@ -107,7 +117,88 @@ def test_clip_browser(lab, browser):
     p.shot('chosen')
     p.page.get_by_role('button', name='play').click()
     p.until('a second, over and over')
+    p.shot('played')
     p.page.locator('button[title="next page"]').click()
     p.until('4–6 of 6 clips')
-    p.shot('next')
+    p.page.locator('select').nth(0).select_option('motion')
+    p.page.locator('select').nth(1).select_option('grows')
+    p.until('1–1 of 1 clips')
+    p.shot('grows')
+    p.done()
+
+
+def test_retrieval_browser(lab, browser):
+    p = Page(browser, lab, 'retrieval', SHAPES + """from vidlab.widgets.retrieval import RetrievalBrowser
+sim = torch.eye(108)
+for k in range(0, 107, 3): sim[k, k + 1] += 1.5
+RetrievalBrowser(Collection(rows, evaluation=Evaluation(dict(sim=sim, text_sid=i, text_view=i*0, video_sid=i), rows)), k=2)""")
+    p.until('108 of 108 queries')
+    p.page.get_by_role('button', name='missed only').click()
+    p.until('36 of 108 queries')
+    p.page.locator('select option', has_text='a small green square moves up').click()
+    p.until('test00027')
+    p.shot('missed')
+    p.page.locator('button[title^="look at test00027"]').click()
+    p.until('8 frames, SegmentSampler')
+    p.shot('chosen')
+    p.page.get_by_role('button', name='clip to caption').click()
+    p.until('the best of the others')
+    p.shot('captions')
+    p.done()
+
+
+def test_errors_and_sampling_and_comparison(lab, browser):
+    "Three of them on one page, one kernel"
+    p = Page(browser, lab, 'errors', SHAPES + """from vidlab.widgets.errors import ErrorBrowser
+from vidlab.widgets.sampling import SamplerPreview
+from vidlab.widgets.comparing import RunComparison
+import ipywidgets
+label = torch.as_tensor(np.array(rows.column('label')))
+prob = torch.nn.functional.one_hot(label, 6)*3. + torch.randn(108, 6, generator=torch.Generator().manual_seed(0))
+prob[:54] = prob[:54].roll(1, 1)
+made = Evaluation(dict(prob=prob.softmax(1), label=label, sid=i), rows, MOTIONS)
+clips = Collection(rows, numbers=RecognitionTask.per_clip(made)[0], task=RecognitionTask, evaluation=made, name='first')
+other = Collection(rows, numbers=dict(top1=np.full(108, 100.)), task=RecognitionTask, name='second')
+ipywidgets.VBox([ErrorBrowser(clips).box, SamplerPreview(rows).box, RunComparison([clips, other]).box])""")
+    p.until('click on a cell of the map')
+    p.page.locator('button[title$=" clips"]:not([disabled])').nth(3).click()
+    p.until('clips of the cell')
+    p.shot('map')
+    p.page.get_by_role('button', name='confusion').click()
+    p.page.locator('button[title="moves right taken for moves left"]').click()
+    p.until("taken for 'moves left'")
+    p.shot('confusion')
+    p.page.get_by_role('button', name='slices').click()
+    p.page.locator('select option', has_text='size: small').first.click()
+    p.until('54 clips with size small')
+    p.shot('slices')
+    p.page.locator('select').filter(has_text='segment').select_option('segment')
+    p.until('SegmentSampler(frames=8')
+    p.page.get_by_role('button', name='draw again').click()
+    p.shot('sampling')
+    p.page.get_by_role('button', name='neither').click()
+    p.until('neither: 0 of 108 clips')
+    p.done()
+
+
+@pytest.fixture(scope='module')
+def trained(lab):
+    "A run folder with weights and an evaluation, of one step"
+    from vidlab.config import config_from
+    from vidlab.train import run
+    os.environ['VIDLAB_OUTPUTS'] = str(lab[1]/'outputs')
+    return run(config_from('shapes_smoke', device='cpu', workers=0, few_shot=6, batch_size=36)).path
+
+
+@pytest.mark.long
+def test_every_widget_on_the_tour(lab, browser, trained):
+    "The page as it is: all widgets drawn, attention, time profile and monitor clicked"
+    shutil.copy(ROOT/'nbs'/'tour'/'explore.ipynb', lab[1]/'nbs'/'tour.ipynb')
+    p = Page(browser, lab, 'tour', wait=300)
+    for words in ('of 108 clips', 'all epochs done', 'queries', 'of the map', 'cell of the map', 'instead of', 'second minus first'): p.until(words, 300)
+    p.page.get_by_label('method').select_option('raw')
+    p.until('raw, layer')
+    p.page.get_by_role('button', name='first frame').click()
+    p.until('frames 1, 1, 1')
+    p.page.screenshot(path=p.pictures/'tour.png', full_page=True)
     p.done()

@@ -19,7 +19,7 @@ from ..stats import LEVEL, interval
 from ..viz import Picture
 from .parts import BAD, GOOD, PLAIN, ClipList, Collection, Explorer, Sheet, called, collection, drawn, entries, esc, glass, heading, note, over, table
 
-# %% ../../nbs/widgets/60_errors.ipynb #6628b22e
+# %% ../../nbs/widgets/60_errors.ipynb #f8655901
 def _slices(clips, fewest, most): # (name, value) -> (clips,) bool
     first,n = clips.groups.first,len(clips)
     taken = {k: (v[first] if isinstance(v, np.ndarray) else v.take(pa.array(first))) for k,v in clips.rows.cols.items()
@@ -29,18 +29,21 @@ def _slices(clips, fewest, most): # (name, value) -> (clips,) bool
     for k in ('start', 'end'): taken.pop(k, None)
     out = {}
     for k,v in taken.items():
-        for value,inside in _parts(k, v, clips.rows, most):
+        for value,inside in _parts(k, v, _class_names(clips), most):
             if fewest <= inside.sum() <= n - fewest: out[k, value] = inside
     return out
 
-def _parts(name, v, rows, most): # of a column: value, which clips
+def _class_names(clips): # None: the labels are numbers
+    return clips.evaluation.names if clips.task is not None and 'label' in clips.task.needs and clips.evaluation else clips.rows.classes
+
+def _parts(name, v, classes, most): # of a column: value, which clips
     if isinstance(v, np.ndarray) and name != 'label' and len(np.unique(v[v == v])) > most:
         edges = np.unique(np.nanquantile(v, [0, .25, .5, .75, 1]))
         for i,(a,b) in enumerate(zip(edges, edges[1:])): yield f'{a:.4g} to {b:.4g}',(v >= a) & ((v < b) | (i == len(edges) - 2))
         return
     said = v if isinstance(v, np.ndarray) else np.array([str(o) for o in v.to_pylist()])
     values = np.unique(said[said == said])
-    names = rows.classes if name == 'label' else None
+    names = classes if name == 'label' else None
     if 1 < len(values) <= (most if names is None else 1000):
         for o in values: yield (names[int(o)] if names and 0 <= o < len(names) else f'{o:g}' if not isinstance(o, str) else o),said == o
 

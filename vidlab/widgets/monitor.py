@@ -114,13 +114,15 @@ class RunMonitor(Explorer):
     def state(self): return {}
     def _lives(self): return self.subject is not None and state_of(self.subject)['state'] in ('running', 'starting')
 
-# %% ../../nbs/widgets/30_monitor.ipynb #14ef5b47
+# %% ../../nbs/widgets/30_monitor.ipynb #bd506d69
 @patch
 def look_for_runs(self:RunMonitor):
     "The runs there are, those that live first"
-    runs = run_folders()[:200]
+    runs,before = run_folders()[:200],self.run.value
     lives = {p for p in runs[:50] if state_of(p)['state'] in ('running', 'starting')}
-    self.run.options = [(f'{"● " if p in lives else ""}{p.parent.name}/{p.name}', p) for p in sorted(runs, key=lambda p: p not in lives)]
+    runs = sorted(runs, key=lambda p: p not in lives)
+    self.run.options = [(f'{"● " if p in lives else ""}{p.parent.name}/{p.name}', p) for p in runs]
+    self.run.value = before if before in runs else next(iter(runs), None)
     self.to(self.run.value)
 
 @patch

@@ -42,7 +42,7 @@ def cell(x) -> str:
     "A value of a table as HTML"
     return esc(f'{x:.4g}' if isinstance(x, float) else '' if x is None else x)
 
-# %% ../../nbs/widgets/10_parts.ipynb #76852623
+# %% ../../nbs/widgets/10_parts.ipynb #53f56901
 PICTURE = 48 << 10        # most bytes of a picture
 FILM = 192 << 10          # of a moving one
 
@@ -53,7 +53,8 @@ def _stored(pictures, most, **how): # PIL images -> bytes of a WebP
             pictures[0].save(out, 'WEBP', quality=quality, method=2, append_images=pictures[1:], **how)
             if out.tell() <= most: return out.getvalue()
         if min(pictures[0].size) < 16: return out.getvalue()
-        pictures = [p.resize([max(8, n*2//3) for n in p.size]) for p in pictures]
+        k = min(.9, (most/out.tell())**.5)                      # the bytes follow the area
+        pictures = [p.resize([max(8, round(n*k)) for n in p.size]) for p in pictures]
 
 def webp(picture, # (H,W,3) uint8
          most:int=PICTURE # bytes
