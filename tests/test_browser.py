@@ -85,7 +85,15 @@ class Page:
         "Wait until the output says something"
         self.page.wait_for_function('t => [...document.querySelectorAll(".jp-OutputArea")].some(o => o.innerText.includes(t))', arg=text, timeout=seconds*1000)
 
-    def shot(self, part): self.page.locator('.jp-OutputArea').first.screenshot(path=self.pictures/f'{self.name}-{part}.png')
+    @property
+    def out(self): return self.page.locator('.jp-OutputArea').first
+
+    def pick(self, text, which=0):
+        "Choose the entry with a text in a list"
+        found = self.out.locator('select').filter(has_text=text).nth(which)
+        found.select_option(index=found.evaluate('(s, t) => [...s.options].findIndex(o => o.text.includes(t))', text))
+
+    def shot(self, part): self.out.screenshot(path=self.pictures/f'{self.name}-{part}.png')
 
     def done(self):
         assert self.outside == [] and self.errors == []
@@ -120,8 +128,10 @@ ClipBrowser(rows, n=3)""")
     p.shot('played')
     p.page.locator('button[title="next page"]').click()
     p.until('4–6 of 6 clips')
-    p.page.locator('select').nth(0).select_option('motion')
-    p.page.locator('select').nth(1).select_option('grows')
+    p.pick('motion')
+    p.until('any value')
+    p.page.wait_for_timeout(500)
+    p.pick('grows')
     p.until('1–1 of 1 clips')
     p.shot('grows')
     p.done()
@@ -135,7 +145,7 @@ RetrievalBrowser(Collection(rows, evaluation=Evaluation(dict(sim=sim, text_sid=i
     p.until('108 of 108 queries')
     p.page.get_by_role('button', name='missed only').click()
     p.until('36 of 108 queries')
-    p.page.locator('select option', has_text='a small green square moves up').click()
+    p.pick('a small green square moves up')
     p.until('test00027')
     p.shot('missed')
     p.page.locator('button[title^="look at test00027"]').click()
@@ -169,10 +179,10 @@ ipywidgets.VBox([ErrorBrowser(clips).box, SamplerPreview(rows).box, RunCompariso
     p.until("taken for 'moves left'")
     p.shot('confusion')
     p.page.get_by_role('button', name='slices').click()
-    p.page.locator('select option', has_text='size: small').first.click()
+    p.pick('size: small')
     p.until('54 clips with size small')
     p.shot('slices')
-    p.page.locator('select').filter(has_text='segment').select_option('segment')
+    p.pick('segment')
     p.until('SegmentSampler(frames=8')
     p.page.get_by_role('button', name='draw again').click()
     p.shot('sampling')
