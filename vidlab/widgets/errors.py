@@ -19,7 +19,7 @@ from ..stats import LEVEL, interval
 from ..viz import Picture
 from .parts import BAD, GOOD, PLAIN, ClipList, Collection, Explorer, Sheet, called, collection, drawn, entries, esc, glass, heading, note, over, table
 
-# %% ../../nbs/widgets/60_errors.ipynb #f8655901
+# %% ../../nbs/widgets/60_errors.ipynb #bdf9513c
 def _slices(clips, fewest, most): # (name, value) -> (clips,) bool
     first,n = clips.groups.first,len(clips)
     taken = {k: (v[first] if isinstance(v, np.ndarray) else v.take(pa.array(first))) for k,v in clips.rows.cols.items()
@@ -27,10 +27,12 @@ def _slices(clips, fewest, most): # (name, value) -> (clips,) bool
     taken['words in the caption'] = np.array([len((clips.captions(c) or [''])[0].split()) for c in range(n)], float)
     if not np.isnan(clips.rows.cols['end']).all(): taken['seconds'] = (clips.rows.cols['end'] - np.nan_to_num(clips.rows.cols['start']))[first]
     for k in ('start', 'end'): taken.pop(k, None)
-    out = {}
+    out,seen = {},set()
     for k,v in taken.items():
         for value,inside in _parts(k, v, _class_names(clips), most):
-            if fewest <= inside.sum() <= n - fewest: out[k, value] = inside
+            if not fewest <= inside.sum() <= n - fewest or inside.tobytes() in seen: continue      # two columns may say the same
+            out[k, value] = inside
+            seen.add(inside.tobytes())
     return out
 
 def _class_names(clips): # None: the labels are numbers
@@ -243,7 +245,7 @@ class ErrorBrowser(Explorer):
         try: return bool((features if view == 'map' else confused)(clips))
         except ValueError: return False
 
-# %% ../../nbs/widgets/60_errors.ipynb #d27acdaf
+# %% ../../nbs/widgets/60_errors.ipynb #64c71372
 @patch
 def _map_panel(self:ErrorBrowser, w):
     side = WIDE//COLUMNS
@@ -258,24 +260,24 @@ def _map_panel(self:ErrorBrowser, w):
 def _confusion_panel(self:ErrorBrowser, w):
     c,names = confused(self.subject)
     if len(names) > 12:
-        self.pairs = w.Select(options=[(f'{k:>4}  {names[i]}  taken for  {names[j]}', (i, j)) for i,j,k in confusions(self.subject, 200)], rows=9, layout=w.Layout(width='100%'))
+        self.pairs = w.Select(options=[(f'{k:>4}  {names[i]}  taken for  {names[j]}', (i, j)) for i,j,k in confusions(self.subject, 200)], rows=9, layout=w.Layout(width='99%'))
         self.pairs.observe(lambda o: o['new'] and self.choose(true=o['new'][0], taken=o['new'][1]), 'value')
         return self.pairs
     side,label = w.Layout(width='64px', height='32px', margin='1px', padding='0'),w.Layout(width='150px')
-    name = lambda t, **k: w.HTML(f'<div style="overflow:hidden;text-overflow:ellipsis;white-space:nowrap;font-size:85%">{esc(t)}</div>', layout=w.Layout(**k))
-    cells = [w.HTML(note('class  \\  taken for'), layout=label), *(name(t, width='64px') for t in names)]
+    name = lambda t, more, **k: w.HTML(f'<div style="overflow:hidden;text-overflow:ellipsis;font-size:85%;line-height:1.1;{more}">{esc(t)}</div>', layout=w.Layout(**k))
+    cells = [w.HTML(note('class  \\  taken for'), layout=label), *(name(t, 'text-align:center', width='62px') for t in names)]
     share = c/np.maximum(1, c.sum(1, keepdims=True))
     for i,t in enumerate(names):
         row = [w.Button(description=str(c[i, j]), tooltip=f'{t} taken for {names[j]}', layout=side, disabled=not c[i, j],
                         style=dict(button_color=_shade(share[i, j]), text_color='white' if share[i, j] > .6 else 'black')) for j in range(len(names))]
         for j,b in enumerate(row): b.on_click(lambda _, i=i, j=j: self.choose(true=i, taken=j))
-        cells += [name(t, width='150px'), *row]
+        cells += [name(t, 'white-space:nowrap;line-height:2.6', width='150px'), *row]
     return w.GridBox(cells, layout=w.Layout(grid_template_columns=f'150px repeat({len(names)}, 66px)', grid_gap='0'))
 
-# %% ../../nbs/widgets/60_errors.ipynb #27786af0
+# %% ../../nbs/widgets/60_errors.ipynb #deacfb49
 @patch
 def _slices_panel(self:ErrorBrowser, w):
-    self.slice,self.slices = w.Select(rows=8, layout=w.Layout(width='100%')),w.HTML()
+    self.slice,self.slices = w.Select(rows=8, layout=w.Layout(width='99%')),w.HTML()
     self.slice.observe(lambda o: o['new'] is not None and self.choose(chosen=o['new']), 'value')
     self._list_slices()
     return w.VBox([self.slice, self.slices])
@@ -304,7 +306,7 @@ def choose(self:ErrorBrowser, **cell):
     self.chosen[self.view.value] = cell
     self.update()
 
-# %% ../../nbs/widgets/60_errors.ipynb #5b1e31d6
+# %% ../../nbs/widgets/60_errors.ipynb #e726da29
 @patch
 def _here(self:ErrorBrowser) -> tuple: # clips of the cell, what they are
     clips,view,cell = self.subject,self.view.value,self.chosen.get(self.view.value)
@@ -321,11 +323,12 @@ def _here(self:ErrorBrowser) -> tuple: # clips of the cell, what they are
 
 @patch
 def update(self:ErrorBrowser):
-    view = self.view.value
+    view,legend = self.view.value,''
     self.panel.children = (self.panels[view],)
     if view == 'map':
         fig,said = _scatter(self.subject, self.metric, self.chosen.get('map', {}).get('cell'))
         self.picture.value = f'<div style="width:{WIDE}px;height:{HIGH}px;outline:1px solid {PLAIN};line-height:0">{drawn(fig)}</div>'
+        legend = note(said)
     which,said = self._here()
-    self.head.value = heading(said)
+    self.head.value = legend + heading(said)
     self.list.show(which, *_lines(self.subject, which[:self.n], self.metric))

@@ -304,13 +304,13 @@ class Explorer:
 
     def __repr__(self): return f'{type(self).__name__} of {getattr(self.subject, "name", "") or type(self.subject).__name__}'
 
-# %% ../../nbs/widgets/10_parts.ipynb #7a9a1b5c
+# %% ../../nbs/widgets/10_parts.ipynb #50b49919
 def over(below, # widget that shows a picture
          above): # widget of the same size: transparent buttons
     "One widget on top of another"
     import ipywidgets as w
     for x in (below, above): x.layout.grid_area = '1 / 1 / 2 / 2'
-    return w.GridBox([below, above], layout=w.Layout(grid_template_columns='auto', grid_template_rows='auto', overflow='hidden'))
+    return w.GridBox([below, above], layout=w.Layout(grid_template_columns='minmax(0, 1fr)', grid_template_rows='auto', overflow='hidden'))
 
 def glass(n:int, # buttons
           clicked, # function of the number of the one that was clicked
@@ -322,7 +322,7 @@ def glass(n:int, # buttons
     for i,b in enumerate(out): b.on_click(lambda _, i=i: clicked(i))
     return out
 
-# %% ../../nbs/widgets/10_parts.ipynb #bec13399
+# %% ../../nbs/widgets/10_parts.ipynb #303521b8
 class ClipList:
     "A list of clips that can be clicked, and beside it the one that was"
     def __init__(self, clips:Collection, n:int=6 # entries
@@ -330,14 +330,14 @@ class ClipList:
         import ipywidgets as w
         self.clips,self.which,self.chosen = clips,[],None
         self.list,self.detail = w.HTML(),w.HTML()
-        self.play = w.ToggleButton(description='play', icon='play', layout=w.Layout(width='90px', display='none'))
+        self.play = w.ToggleButton(description='play', icon='play', layout=w.Layout(width='90px'))
         self.play.observe(lambda _: self._detail(), 'value')
         self.buttons = glass(n, self.choose, f'{ENTRY}px')
         column = w.VBox(self.buttons, layout=w.Layout(width='100%', overflow='hidden'))
         self.left = over(self.list, column)
         self.left.layout.flex = '1 1 470px'
-        right = w.VBox([self.play, self.detail], layout=w.Layout(flex='0 1 320px', margin='0 0 0 10px'))
-        self.box = w.HBox([self.left, right], layout=w.Layout(flex_flow='row wrap', align_items='flex-start', width='100%'))
+        self.right = w.VBox([self.play, self.detail], layout=w.Layout(flex='0 1 320px', margin='0 0 0 10px', display='none'))
+        self.box = w.HBox([self.left, self.right], layout=w.Layout(flex_flow='row wrap', align_items='flex-start', width='100%'))
 
     def show(self, which, notes=None, colors=None):
         "Other clips"
@@ -352,7 +352,7 @@ class ClipList:
     def choose(self, i:int # place in the list; None: none
               ):
         self.chosen = None if i is None or i >= len(self.which) else self.which[i]
-        self.play.layout.display = 'none' if self.chosen is None else ''
+        self.right.layout.display = 'none' if self.chosen is None else ''
         self._detail()
 
     def _detail(self): self.detail.value = '' if self.chosen is None else clip_sheet(self.clips, self.chosen, self.play.value).html

@@ -91,7 +91,7 @@ def query_sheet(source, query:int=0, # number of a query
     if not 0 <= query < len(r.asked): raise ValueError(f'query {query}: there are 0..{len(r.asked) - 1}')
     return _head(clips, r, query, way) + entries(clips, *_answers(clips, r, query, k))
 
-# %% ../../nbs/widgets/40_retrieval.ipynb #635bcfba
+# %% ../../nbs/widgets/40_retrieval.ipynb #c9235e40
 class RetrievalBrowser(Explorer):
     "Look through the queries of a retrieval run"
     twin = staticmethod(query_sheet)
@@ -103,7 +103,7 @@ class RetrievalBrowser(Explorer):
         self.way = w.ToggleButtons(options=WAYS, style=dict(button_width='130px'))
         self.text = w.Text(placeholder='text, then return', continuous_update=False, layout=w.Layout(width='190px'))
         self.missed = w.ToggleButton(description='missed only', icon='filter', layout=w.Layout(width='130px'))
-        self.query = w.Select(rows=7, layout=w.Layout(width='100%'))
+        self.query = w.Select(rows=7, layout=w.Layout(width='99%'))
         self.count,self.list = w.HTML(),ClipList(clips, k + 1)
         self._start(clips, [self.way, self.text, self.missed, self.count], self.query)
         self.box.children += (self.list.box,)
