@@ -1,5 +1,5 @@
 "Widgets without a browser: the function twins, what a change of a control changes, text that stays text, budgets."
-import html, json, os, subprocess, sys, time
+import html, json, subprocess, sys, time
 from pathlib import Path
 import numpy as np
 import pyarrow as pa
@@ -262,3 +262,14 @@ def test_ten_thousand_clips():
 def test_a_page_in_a_terminal_shows_sheets(rows):
     shown = ClipBrowser(rows, n=2)._repr_mimebundle_()
     assert set(shown) == {'text/plain', 'text/html'} and shown['text/html'].count('<img') == 2
+
+
+@pytest.mark.long
+def test_the_tour_without_a_browser(outputs, tmp_path):
+    "papermill runs the page of all widgets, trains the run it needs, and the page keeps its budget with all that the widgets hold"
+    papermill = pytest.importorskip('papermill')
+    papermill.execute_notebook(str(ROOT/'nbs'/'tour'/'explore.ipynb'), str(tmp_path/'out.ipynb'), progress_bar=False, kernel_name='python3')
+    page = json.loads((tmp_path/'out.ipynb').read_text())
+    assert (tmp_path/'out.ipynb').stat().st_size < 1 << 20
+    shown = [o['data'] for c in page['cells'] for o in c.get('outputs', []) if 'application/vnd.jupyter.widget-view+json' in o.get('data', {})]
+    assert len(shown) == 8 and all('<img' in ''.join(d['text/html']) for d in shown)
