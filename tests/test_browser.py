@@ -27,9 +27,12 @@ def lab(tmp_path_factory):
     env = {**os.environ, 'PYTHONPATH': str(ROOT), 'JUPYTER_CONFIG_DIR': str(home/'config'), 'JUPYTER_RUNTIME_DIR': str(home/'runtime'), 'JUPYTER_PREFER_ENV_PATH': '1',
            'JUPYTERLAB_SETTINGS_DIR': str(home/'settings'), 'JUPYTERLAB_WORKSPACES_DIR': str(home/'workspaces'), 'VIDLAB_OUTPUTS': str(home/'outputs')}
     (home/'nbs').mkdir()
-    news = home/'settings'/'@jupyterlab'/'apputils-extension'/'notification.jupyterlab-settings'
-    news.parent.mkdir(parents=True)
-    news.write_text(json.dumps(dict(fetchNews='false', checkForUpdates=False)))           # no question about news lies over the page
+    said = {'apputils-extension/notification': dict(fetchNews='false', checkForUpdates=False),      # no question about news lies over the page
+            'notebook-extension/tracker': dict(windowingMode='none')}                              # cells out of sight are there, too
+    for name, values in said.items():
+        file = home/'settings'/'@jupyterlab'/f'{name}.jupyterlab-settings'
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps(values))
     words = dict(ip='127.0.0.1', port=port, root_dir=home/'nbs', token='', password='', open_browser='False', disable_check_xsrf='True')
     cmd = [sys.executable, '-m', 'jupyterlab', '--allow-root', '--no-browser', *(f'--ServerApp.{k}={v}' for k, v in words.items()), '--LabApp.news_url=', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate']
     with open(home/'lab.log', 'w') as log: p = subprocess.Popen(cmd, env=env, stdout=log, stderr=log, cwd=home)
@@ -90,7 +93,7 @@ class Page:
 
     def pick(self, text, which=0):
         "Choose the entry with a text in a list"
-        found = self.out.locator('select').filter(has_text=text).nth(which)
+        found = self.page.locator('.jp-Notebook select').filter(has_text=text).nth(which)
         found.select_option(index=found.evaluate('(s, t) => [...s.options].findIndex(o => o.text.includes(t))', text))
 
     def shot(self, part): self.out.screenshot(path=self.pictures/f'{self.name}-{part}.png')
@@ -206,8 +209,8 @@ def test_every_widget_on_the_tour(lab, browser, trained):
     shutil.copy(ROOT/'nbs'/'tour'/'explore.ipynb', lab[1]/'nbs'/'tour.ipynb')
     p = Page(browser, lab, 'tour', wait=300)
     for words in ('of 108 clips', 'all epochs done', 'queries', 'of the map', 'cell of the map', 'instead of', 'second minus first'): p.until(words, 300)
-    p.page.get_by_label('method').select_option('raw')
-    p.until('raw, layer')
+    p.pick('rollout')
+    p.until('rollout: ')
     p.page.get_by_role('button', name='first frame').click()
     p.until('frames 1, 1, 1')
     p.page.screenshot(path=p.pictures/'tour.png', full_page=True)

@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['WAYS', 'Ranked', 'ranked', 'asked_for', 'query_table', 'query_sheet', 'RetrievalBrowser']
 
-# %% ../../nbs/widgets/40_retrieval.ipynb #ebd055be
+# %% ../../nbs/widgets/40_retrieval.ipynb #4d49b109
 from dataclasses import dataclass
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 from fastcore.basics import patch
 from ..core import unknown
 from ..metrics import dual_softmax, retrieval_ranks
 from .parts import BAD, GOOD, PLAIN, ClipList, Collection, Explorer, Sheet, collection, entries, heading, note
 
-# %% ../../nbs/widgets/40_retrieval.ipynb #d9e9bcb1
+# %% ../../nbs/widgets/40_retrieval.ipynb #bff53d6f
 WAYS = 'caption to clip', 'clip to caption'
 
 @dataclass
@@ -37,18 +38,22 @@ def ranked(clips:Collection, way:str=WAYS[0]) -> Ranked:
     sim = (dual_softmax(a['sim']) if clips.dual else a['sim']).float()
     gt = torch.searchsorted(a['video_sid'], a['text_sid'])
     found,video,owner = retrieval_ranks(sim, gt),a['video_sid'].numpy(),a['text_sid'].numpy()
-    texts = [_caption(clips, s, v) for s,v in zip(owner.tolist(), a['text_view'].tolist())]
+    g = clips.groups
+    texts,names = _words(clips, g.order[g.offset[owner] + a['text_view'].numpy()]),_names(clips)           # rows are kept by (clip, place in it)
     right = owner[:, None] == video[None]
     if way == WAYS[0]:
-        return Ranked(sim.numpy(), right, np.asarray(found['t2v'].ranks), texts, owner, video, [_name(clips, c) for c in video])
+        return Ranked(sim.numpy(), right, np.asarray(found['t2v'].ranks), texts, owner, video, [names[c] for c in video])
     asking = gt.unique().numpy()
-    return Ranked(sim.numpy().T[asking], right.T[asking], np.asarray(found['v2t'].ranks), [_name(clips, c) for c in video[asking]], video[asking], owner, texts)
+    return Ranked(sim.numpy().T[asking], right.T[asking], np.asarray(found['v2t'].ranks), [names[c] for c in video[asking]], video[asking], owner, texts)
 
-def _caption(clips, sid, view): # rows are kept by (clip, place in it)
-    row = clips.rows.row(int(clips.groups.rows(sid)[view]))
-    return row['text'] or row['id']
+def _words(clips, rows): # their texts, or names where there are none
+    take = lambda k: clips.rows.cols[k].take(pa.array(rows)).to_pylist() if k in clips.rows.cols else [None]*len(rows)
+    return [t or i for t,i in zip(take('text'), take('id'))]
 
-def _name(clips, c): return f'{clips.clip(c)["id"]}: {(clips.captions(c) or [""])[0]}'
+def _names(clips): # of every clip
+    first = clips.groups.first
+    ids = clips.rows.cols['id'].take(pa.array(first)).to_pylist()
+    return [f'{i}: {t}' for i,t in zip(ids, _words(clips, first))]
 
 # %% ../../nbs/widgets/40_retrieval.ipynb #b26a640e
 def asked_for(r:Ranked, text:str='', missed:bool=False) -> np.ndarray: # numbers of queries
@@ -91,7 +96,7 @@ def query_sheet(source, query:int=0, # number of a query
     if not 0 <= query < len(r.asked): raise ValueError(f'query {query}: there are 0..{len(r.asked) - 1}')
     return _head(clips, r, query, way) + entries(clips, *_answers(clips, r, query, k))
 
-# %% ../../nbs/widgets/40_retrieval.ipynb #c9235e40
+# %% ../../nbs/widgets/40_retrieval.ipynb #eef1ea7b
 class RetrievalBrowser(Explorer):
     "Look through the queries of a retrieval run"
     twin = staticmethod(query_sheet)
@@ -99,7 +104,7 @@ class RetrievalBrowser(Explorer):
                 ):
         import ipywidgets as w
         clips,self.most,self.k = collection(source, split),most,k
-        self.of = {way: ranked(clips, way) for way in WAYS}
+        self.of = {}
         self.way = w.ToggleButtons(options=WAYS, style=dict(button_width='130px'))
         self.text = w.Text(placeholder='text, then return', continuous_update=False, layout=w.Layout(width='190px'))
         self.missed = w.ToggleButton(description='missed only', icon='filter', layout=w.Layout(width='130px'))
@@ -111,11 +116,16 @@ class RetrievalBrowser(Explorer):
         self.query.observe(lambda _: self.update(), 'value')
         self.choose()
 
-# %% ../../nbs/widgets/40_retrieval.ipynb #20153218
+# %% ../../nbs/widgets/40_retrieval.ipynb #79a93caa
+@patch
+def _ranked(self:RetrievalBrowser) -> Ranked: # of the direction that is looked at
+    if self.way.value not in self.of: self.of[self.way.value] = ranked(self.subject, self.way.value)
+    return self.of[self.way.value]
+
 @patch
 def choose(self:RetrievalBrowser):
     "Other queries"
-    r = self.of[self.way.value]
+    r = self._ranked()
     at = asked_for(r, self.text.value, self.missed.value)
     self.count.value = note(f'{len(at)} of {len(r.asked)} queries, the worst first' + (f'; the first {self.most}' if len(at) > self.most else ''))
     self.query.options = [(f'{r.ranks[q]:>4g}   {r.asked[q]}', int(q)) for q in at[:self.most]]
@@ -132,5 +142,5 @@ def sheet(self:RetrievalBrowser) -> Sheet:
 @patch
 def update(self:RetrievalBrowser):
     q,way = self.query.value,self.way.value
-    self.out.value = note('no such query') if q is None else _head(self.subject, self.of[way], q, way).html
-    self.list.show(*(([],) if q is None else _answers(self.subject, self.of[way], q, self.k)))
+    self.out.value = note('no such query') if q is None else _head(self.subject, self._ranked(), q, way).html
+    self.list.show(*(([],) if q is None else _answers(self.subject, self._ranked(), q, self.k)))
