@@ -2881,6 +2881,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'vidlab/widgets/retrieval.py'),
                                           'vidlab.widgets.retrieval._answers': ( 'widgets/retrieval.html#_answers',
                                                                                  'vidlab/widgets/retrieval.py'),
+                                          'vidlab.widgets.retrieval._both': ('widgets/retrieval.html#_both', 'vidlab/widgets/retrieval.py'),
                                           'vidlab.widgets.retrieval._head': ('widgets/retrieval.html#_head', 'vidlab/widgets/retrieval.py'),
                                           'vidlab.widgets.retrieval._names': ( 'widgets/retrieval.html#_names',
                                                                                'vidlab/widgets/retrieval.py'),

@@ -16,7 +16,7 @@ from ..core import unknown
 from ..metrics import dual_softmax, retrieval_ranks
 from .parts import BAD, GOOD, PLAIN, ClipList, Collection, Explorer, Sheet, collection, entries, heading, note
 
-# %% ../../nbs/widgets/40_retrieval.ipynb #bff53d6f
+# %% ../../nbs/widgets/40_retrieval.ipynb #a5660ba7
 WAYS = 'caption to clip', 'clip to caption'
 
 @dataclass
@@ -35,9 +35,8 @@ def ranked(clips:Collection, way:str=WAYS[0]) -> Ranked:
     if way not in WAYS: raise unknown('direction', way, WAYS)
     a = getattr(clips.evaluation, 'arrays', {})
     if 'sim' not in a: raise ValueError(f'{clips.name or "these clips"}: no scores of captions with clips, which the evaluation of a retrieval run leaves')
-    sim = (dual_softmax(a['sim']) if clips.dual else a['sim']).float()
     gt = torch.searchsorted(a['video_sid'], a['text_sid'])
-    found,video,owner = retrieval_ranks(sim, gt),a['video_sid'].numpy(),a['text_sid'].numpy()
+    (sim,found),video,owner = _both(clips, gt),a['video_sid'].numpy(),a['text_sid'].numpy()
     g = clips.groups
     texts,names = _words(clips, g.order[g.offset[owner] + a['text_view'].numpy()]),_names(clips)           # rows are kept by (clip, place in it)
     right = owner[:, None] == video[None]
@@ -45,6 +44,13 @@ def ranked(clips:Collection, way:str=WAYS[0]) -> Ranked:
         return Ranked(sim.numpy(), right, np.asarray(found['t2v'].ranks), texts, owner, video, [names[c] for c in video])
     asking = gt.unique().numpy()
     return Ranked(sim.numpy().T[asking], right.T[asking], np.asarray(found['v2t'].ranks), [names[c] for c in video[asking]], video[asking], owner, texts)
+
+def _both(clips, gt): # scores, ranks of both directions: computed once
+    kept,sim = clips.__dict__.setdefault('_ranks', {}),clips.evaluation.arrays['sim']
+    if clips.dual not in kept:
+        sim = (dual_softmax(sim) if clips.dual else sim).float()
+        kept[clips.dual] = sim,retrieval_ranks(sim, gt)
+    return kept[clips.dual]
 
 def _words(clips, rows): # their texts, or names where there are none
     take = lambda k: clips.rows.cols[k].take(pa.array(rows)).to_pylist() if k in clips.rows.cols else [None]*len(rows)
