@@ -1,5 +1,5 @@
 "Every widget in a real JupyterLab, clicked through in headless Chromium (--browser): what was chosen is on the page, nothing is fetched from outside."
-import json, os, shutil, socket, subprocess, sys, time, urllib.request
+import json, os, socket, subprocess, sys, time, urllib.request
 from pathlib import Path
 import pytest
 
@@ -194,6 +194,28 @@ ipywidgets.VBox([ErrorBrowser(clips).box, SamplerPreview(rows).box, RunCompariso
     p.done()
 
 
+def test_run_monitor(lab, browser):
+    "A run of another process is watched as it lives, and stopped by two clicks"
+    from test_widgets import TRAINS
+    from vidlab.core import RunFolder, write_json
+    run = RunFolder.new('shapes_meanP', root=lab[1]/'runs')
+    write_json(run/'config.json', dict(task='retrieval', recipe='shapes_meanP'))
+    trainer = subprocess.Popen([sys.executable, '-c', TRAINS, str(run.path)])
+    try:
+        p = Page(browser, lab, 'monitor', f'from vidlab.widgets.monitor import RunMonitor\nRunMonitor({str(run.path)!r}, every=1)')
+        p.until('5 of 50, epoch 0')
+        run.status('running', step=31, epoch=0, total_steps=50)
+        p.until('31 of 50, epoch 0')                       # the page has looked by itself
+        p.shot('running')
+        p.page.get_by_role('button', name='stop the run').click()
+        p.page.get_by_role('button', name='really?').click()
+        p.until('go on with resume=x')
+        assert trainer.wait(20) == 0
+        p.shot('stopped')
+        p.done()
+    finally: trainer.kill()
+
+
 @pytest.fixture(scope='module')
 def trained(lab):
     "A run folder with weights and an evaluation, of one step"
@@ -206,12 +228,15 @@ def trained(lab):
 @pytest.mark.long
 def test_every_widget_on_the_tour(lab, browser, trained):
     "The page as it is: all widgets drawn, attention, time profile and monitor clicked"
-    shutil.copy(ROOT/'nbs'/'tour'/'explore.ipynb', lab[1]/'nbs'/'tour.ipynb')
+    page = json.loads((ROOT/'nbs'/'tour'/'explore.ipynb').read_text())
+    for c in page['cells']: c.update(outputs=[]) if c['cell_type'] == 'code' else None          # what is seen is made now
+    (lab[1]/'nbs'/'tour.ipynb').write_text(json.dumps(page))
     p = Page(browser, lab, 'tour', wait=300)
     for words in ('of 108 clips', 'all epochs done', 'queries', 'of the map', 'cell of the map', 'instead of', 'second minus first'): p.until(words, 300)
     p.pick('rollout')
     p.until('rollout: ')
     p.page.get_by_role('button', name='first frame').click()
     p.until('frames 1, 1, 1')
-    p.page.screenshot(path=p.pictures/'tour.png', full_page=True)
+    areas = p.page.locator('.jp-OutputArea-output.jp-OutputArea-executeResult, .jp-OutputArea-output:has(.jupyter-widgets)')
+    for i in range(areas.count()): areas.nth(i).screenshot(path=p.pictures/f'tour-{i}.png')
     p.done()

@@ -97,7 +97,7 @@ def drawn(fig, # Figure
     fig.set_dpi(dpi)
     return picture(webp(pixels, most), 'figure', f'width:{round(w*dpi)}px')
 
-# %% ../../nbs/widgets/10_parts.ipynb #79f5c13f
+# %% ../../nbs/widgets/10_parts.ipynb #a092def8
 @dataclass(frozen=True)
 class Sheet:
     "A piece of a page: HTML with its pictures inside"
@@ -114,8 +114,12 @@ def told(facts:dict) -> str:
     cells = ''.join(cell_of(esc(k), 'opacity:.7;white-space:nowrap') + cell_of(cell(v), 'overflow-wrap:anywhere') for k,v in facts.items())
     return f'<div style="display:grid;grid-template-columns:max-content auto;column-gap:12px;margin:4px 0;justify-content:start">{cells}</div>'
 
-def heading(text): return f'<div style="font-weight:600;margin:4px 0">{esc(text)}</div>'
-def note(text): return f'<div style="opacity:.75;font-size:90%">{esc(text)}</div>'
+def heading(text) -> str:
+    "A line that says what follows"
+    return f'<div style="font-weight:600;margin:4px 0">{esc(text)}</div>'
+def note(text) -> str:
+    "A line of small print"
+    return f'<div style="opacity:.75;font-size:90%">{esc(text)}</div>'
 
 # %% ../../nbs/widgets/10_parts.ipynb #14868378
 @dataclass
@@ -268,13 +272,13 @@ def _playing(clips, c):
     frames,fps = clips.film(c, 224)
     return picture(moving(frames, fps), 'clip', 'height:224px;display:block') + note(f'{len(frames)} frames at {fps:.3g} a second, over and over')
 
-# %% ../../nbs/widgets/10_parts.ipynb #ae04313c
+# %% ../../nbs/widgets/10_parts.ipynb #db09f021
 def _living(): # is there a kernel that a browser can talk to?
     from IPython import get_ipython
     return getattr(get_ipython(), 'kernel', None) is not None
 
 class Explorer:
-    "Controls, and a sheet that follows them: a sub-class gives `controls`, `state` and the function `twin`"
+    "Controls, and a sheet that follows them: a sub-class gives `state` and the function `twin`, and starts with its controls"
     twin = None                     # (subject, **state) -> Sheet
 
     def _start(self, subject, *rows): # of controls
