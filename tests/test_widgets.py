@@ -217,18 +217,39 @@ def test_run_monitor_watches_and_stops(outputs):
             if run.status().get('state') == 'running': break
             time.sleep(.05)
         w = RunMonitor()
-        assert w.subject == run.path and w.clock.playing and not w.stop.disabled and 'running' in w.out.value and '50 clips/s' in w.out.value
+        assert w.subject == run.path and not w.stop.disabled and 'running' in w.out.value and '50 clips/s' in w.out.value
         assert run_table()['state'].tolist() == ['running']
         w.stop.click()
         assert w.stop.description == 'really?' and p.poll() is None
-        w.clock.value += 1                                          # a tick takes nothing back
+        w.update()                                                  # a look takes nothing back
         assert w.stop.description == 'really?'
         w.stop.click()
         assert p.wait(20) == 0
-        w.clock.value += 1
-        assert w.stop.disabled and not w.clock.playing and 'go on with resume=x' in w.out.value
+        w.update()
+        assert w.stop.disabled and 'go on with resume=x' in w.out.value
         with pytest.raises(ValueError, match='nobody trains'): stop_run(run)
     finally: p.kill()
+
+
+def test_run_monitor_looks_by_itself(outputs):
+    "While a loop runs, as in a kernel, and until the run ends"
+    import asyncio
+    run = RunFolder.new('x')
+    write_json(run/'config.json', dict(task='retrieval'))
+    from vidlab.owner import owned
+    async def kernel():
+        with owned(run):
+            run.status('running', step=1, total_steps=9)
+            w = RunMonitor(run.path, every=.05)
+            run.status('running', step=7, total_steps=9)
+            for _ in range(100):
+                await asyncio.sleep(.05)
+                if '7 of 9' in w.out.value: break
+            else: raise AssertionError('nobody looked')
+        run.status('done')
+        await asyncio.wait_for(w.task, 5)
+        assert 'done' in w.out.value
+    asyncio.run(kernel())
 
 
 def test_run_monitor_of_nothing_and_of_a_run_that_only_begins(outputs):

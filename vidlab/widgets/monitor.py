@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['COLORS', 'run_folders', 'ago', 'run_table', 'time_left', 'run_sheet', 'stop_run', 'RunMonitor']
 
-# %% ../../nbs/widgets/30_monitor.ipynb #92258292
-import os, signal, time
+# %% ../../nbs/widgets/30_monitor.ipynb #b07d373e
+import asyncio, os, signal, time
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -89,7 +89,7 @@ def stop_run(run # run folder
     os.kill(who['pid'], signal.SIGTERM)
     return who['pid']
 
-# %% ../../nbs/widgets/30_monitor.ipynb #49102d4e
+# %% ../../nbs/widgets/30_monitor.ipynb #afa81eae
 class RunMonitor(Explorer):
     "Watch a run, or choose one of all"
     twin = staticmethod(run_sheet)
@@ -100,21 +100,21 @@ class RunMonitor(Explorer):
         own = run and path_of(run if hasattr(run, 'path') else find_path(run))
         self.run = w.Dropdown(layout=w.Layout(width='420px', **(dict(display='none') if own else {})))
         self.list = w.Button(icon='refresh', tooltip='look for new runs', layout=w.Layout(width='44px', **(dict(display='none') if own else {})))
-        self.clock = w.Play(min=0, max=10**9, step=1, interval=int(1000*every), show_repeat=False, layout=w.Layout(width='90px'))
+        self.live = w.ToggleButton(True, description='watch', icon='eye', layout=w.Layout(width='90px'))
+        self.every,self.task = every,None
         self.stop = w.Button(description='stop the run', icon='stop', layout=w.Layout(width='150px'))
         self.told = w.HTML()
-        self._start(own, [self.run, self.list, self.clock, self.stop, self.told])
+        self._start(own, [self.run, self.list, self.live, self.stop, self.told])
         self.list.on_click(lambda _: self.look_for_runs())
         self.stop.on_click(lambda _: self.ask())
-        self.clock.observe(lambda _: self.update(), 'value')
+        self.live.observe(lambda _: self.update(), 'value')
         self.run.observe(lambda c: self.to(c['new']), 'value')
         self.update() if own else self.look_for_runs()
-        self.clock.playing = self._lives()
 
     def state(self): return {}
     def _lives(self): return self.subject is not None and state_of(self.subject)['state'] in ('running', 'starting')
 
-# %% ../../nbs/widgets/30_monitor.ipynb #bd506d69
+# %% ../../nbs/widgets/30_monitor.ipynb #5147bf4f
 @patch
 def look_for_runs(self:RunMonitor):
     "The runs there are, those that live first"
@@ -134,22 +134,34 @@ def to(self:RunMonitor, run):
     self.subject,self.told.value = run,''
     self._calm()
     self.update()
-    self.clock.playing = self._lives()
 
 @patch
 def sheet(self:RunMonitor) -> Sheet:
     if self.subject is None: return Sheet(note(f'no runs in {tilde(outputs_dir())}'), 'no runs')
     return run_sheet(self.subject)
 
-# %% ../../nbs/widgets/30_monitor.ipynb #cff12480
+# %% ../../nbs/widgets/30_monitor.ipynb #8ebd57e1
 @patch
 def update(self:RunMonitor):
     "Look at the run"
     lives = self._lives()
     self.stop.disabled = not lives
     if not lives: self._calm()
-    if self.clock.playing and not lives: self.clock.playing = False
     super(RunMonitor, self).update()
+    if lives and self.live.value: self._watch()
+
+@patch
+def _watch(self:RunMonitor):
+    "Look again and again; where no kernel runs a loop, as in a script, one looks by hand"
+    try: loop = asyncio.get_running_loop()
+    except RuntimeError: return
+    if self.task is None or self.task.done(): self.task = loop.create_task(self._again())
+
+@patch
+async def _again(self:RunMonitor):
+    while self.live.value and self._lives():
+        await asyncio.sleep(self.every)
+        self.update()
 
 @patch
 def ask(self:RunMonitor):
@@ -161,4 +173,3 @@ def ask(self:RunMonitor):
     except (ValueError, OSError) as e: self.told.value = note(e)
     self._calm()
     self.update()
-    self.clock.playing = True

@@ -326,7 +326,7 @@ def glass(n:int, # buttons
     for i,b in enumerate(out): b.on_click(lambda _, i=i: clicked(i))
     return out
 
-# %% ../../nbs/widgets/10_parts.ipynb #303521b8
+# %% ../../nbs/widgets/10_parts.ipynb #3c4cd7e2
 class ClipList:
     "A list of clips that can be clicked, and beside it the one that was"
     def __init__(self, clips:Collection, n:int=6 # entries
@@ -337,8 +337,8 @@ class ClipList:
         self.play = w.ToggleButton(description='play', icon='play', layout=w.Layout(width='90px'))
         self.play.observe(lambda _: self._detail(), 'value')
         self.buttons = glass(n, self.choose, f'{ENTRY}px')
-        column = w.VBox(self.buttons, layout=w.Layout(width='100%', overflow='hidden'))
-        self.left = over(self.list, column)
+        self.column = w.VBox(layout=w.Layout(width='100%', overflow='hidden'))
+        self.left = over(self.list, self.column)
         self.left.layout.flex = '1 1 470px'
         self.right = w.VBox([self.play, self.detail], layout=w.Layout(flex='0 1 320px', margin='0 0 0 10px', display='none'))
         self.box = w.HBox([self.left, self.right], layout=w.Layout(flex_flow='row wrap', align_items='flex-start', width='100%'))
@@ -348,9 +348,9 @@ class ClipList:
         self.which = [int(c) for c in which][:len(self.buttons)]
         self.list.value = entries(self.clips, self.which, notes, colors).html
         for i,b in enumerate(self.buttons):
-            b.layout.display = ''
             b.disabled = i >= len(self.which)
             b.tooltip = f'look at {self.clips.clip(self.which[i])["id"]}' if not b.disabled else ''
+        self.column.children = self.buttons[:len(self.which)]
         self.choose(None)
 
     def choose(self, i:int # place in the list; None: none
