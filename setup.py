@@ -38,6 +38,6 @@ setup(name=cfg['lib_name'], version=cfg['version'], description=cfg['description
       cmdclass={'build_py': WithPages},
       entry_points={'console_scripts': ['vidlab = vidlab.cli:main']},
       install_requires=cfg['requirements'].split(),
-      extras_require={'dev': cfg['dev_requirements'].split(), 'torchcodec': ['torchcodec'],
+      extras_require={'dev': cfg['dev_requirements'].split(), 'torchcodec': ['torchcodec'], 'browser': cfg['browser_requirements'].split(),
                       'tensorboard': ['tensorboard'],
                       'text': ['transformers>=4.40']})

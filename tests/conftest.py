@@ -20,17 +20,20 @@ def pytest_addoption(parser):
     parser.addoption('--golden', default=str(HERE/'golden'), metavar='DIR',
                      help='folder with golden cases: one system or the parent of several (default: tests/golden)')
     parser.addoption('--long', action='store_true', help='run also what takes minutes: every recipe on official forms, what README and CONTRIBUTING say')
+    parser.addoption('--browser', action='store_true', help='run also what needs Chromium and Playwright: every widget in a real JupyterLab')
 
 
 def pytest_configure(config):
     config.addinivalue_line('markers', "slow: takes more than about seven seconds; `-m 'not slow'` runs the fast tests")
     config.addinivalue_line('markers', 'long: takes minutes together with others of its kind; runs with --long')
+    config.addinivalue_line('markers', 'browser: needs Chromium and Playwright; runs with --browser')
 
 
 def pytest_collection_modifyitems(config, items):
-    if config.getoption('--long'): return
+    asked = dict(long='takes minutes: --long', browser='needs Chromium and Playwright: --browser')
     for item in items:
-        if 'long' in item.keywords: item.add_marker(pytest.mark.skip(reason='takes minutes: --long'))
+        for flag, why in asked.items():
+            if flag in item.keywords and not config.getoption(f'--{flag}'): item.add_marker(pytest.mark.skip(reason=why))
 
 
 @pytest.fixture
