@@ -39,7 +39,7 @@ KNOWN = [ # command (`*`: anything), words more; or how else it is tried
     ('vidlab train own_captions data_path=my.csv', f'{TINY} weights=random clip=tiny max_words=16'),
     ('vidlab train own_videos video_root=small_videos', f'{TINY} image_size=64 out_dim=64 dim=32 depth=2 state=4 teacher=tiny teacher_weights=random mask_ratio=.5'),
     ('vidlab recipes *', ''), ('vidlab runs', ''), ('vidlab train --help', ''), ('vidlab train shapes_seqTransf epochs=2', SHAPES),
-    ('vidlab evaluate shapes_seqTransf dsl=True', 'workers=0 device=cpu'), ('vidlab attention shapes_seqTransf sid=5', ''), ('vidlab time shapes_seqTransf', 'workers=0 device=cpu shuffles=1'),
+    ('vidlab evaluate shapes_seqTransf dsl=True', 'workers=0 device=cpu'), ('vidlab attention shapes_seqTransf sid=5', ''), ('vidlab attention shapes_seqTransf video=my.mp4', ''), ('vidlab time shapes_seqTransf', 'workers=0 device=cpu shuffles=1'),
     ('papermill nbs/runs/train.ipynb out.ipynb -p recipe shapes_seqTransf -p epochs 2', SHAPES)]
 
 def lines_of(command): return [(p, more) for p, more in KNOWN if re.fullmatch(re.escape(p).replace(r'\*', '.*'), command)]
@@ -159,6 +159,7 @@ def test_training_evaluating_looking(here):
     "The other lines in their order, on a small embedded data set; then the newest run as a library takes it, where it can"
     made = make_shapes(here/'made', kinds=('clips',), sizes=dict(clips=dict(train=16, val=8, test=8)))
     made.rename(here/'shapes')
+    shutil.copy(next(here.glob('shapes/clips/test/*.mp4')), here/'my.mp4')
     said = {c: go(here, c) for c in run_here()[1]}
     assert 'msrvtt9k_seqTransf_b32' in said['vidlab recipes msrvtt'] and 'shapes_seqTransf' in said['vidlab runs']
     assert (here/'out.ipynb').exists() and states(here) == {(r, 'done') for r in ('shapes_smoke', 'shapes_seqTransf')}
