@@ -16,6 +16,7 @@ from vidlab.data.child import DecodeSlots
 from vidlab.data.decode import audit, read_frames
 from vidlab.data.files import ReaderError, VideoError, VideoWarning
 from vidlab.data.index import VideoIndex, index_video
+from vidlab.data import shapes
 
 W, H = 160, 120
 
@@ -600,3 +601,14 @@ def test_pictures_of_flow_are_no_frames(tmp_path):
     assert _pictures_in(tmp_path) == ['flower1.jpg', 'img_00001.jpg', 'img_00002.jpg']
     for n in ('img_00001.jpg', 'img_00002.jpg', 'flower1.jpg'): (tmp_path/n).unlink()
     with pytest.raises(VideoError, match='optical flow alone'): _pictures_in(tmp_path)
+
+
+def test_the_folder_may_change(tmp_path, monkeypatch):
+    "A relative path is one of the current folder, also after the process that reads has been started in another"
+    for name, i in (('a', 0), ('b', 1)):
+        (tmp_path/name).mkdir()
+        shapes.encode(tmp_path/name/'clip.mp4', shapes.clip_item(i, shapes.rng(0, i))[0])
+    for name in ('a', 'b', 'a'):
+        monkeypatch.chdir(tmp_path/name)
+        here = read_frames(index_video('clip.mp4'), [0, 5], contained=True)
+        assert np.array_equal(here, read_frames(index_video(tmp_path/name/'clip.mp4'), [0, 5]))

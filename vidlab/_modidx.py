@@ -461,6 +461,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'vidlab.data.child._child': ('data/child.html#_child', 'vidlab/data/child.py'),
                                    'vidlab.data.child._fault': ('data/child.html#_fault', 'vidlab/data/child.py'),
                                    'vidlab.data.child._ffmpeg_error': ('data/child.html#_ffmpeg_error', 'vidlab/data/child.py'),
+                                   'vidlab.data.child._folder': ('data/child.html#_folder', 'vidlab/data/child.py'),
                                    'vidlab.data.child._program': ('data/child.html#_program', 'vidlab/data/child.py'),
                                    'vidlab.data.child._serve': ('data/child.html#_serve', 'vidlab/data/child.py'),
                                    'vidlab.data.child._take_pipes': ('data/child.html#_take_pipes', 'vidlab/data/child.py'),

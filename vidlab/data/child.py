@@ -70,9 +70,10 @@ def _serve(memory:int # bytes of address space
     _listeners.append(pulse)
     out.send(('beat', 0))                                   # awake
     while True:
-        try: module, name, args, pulse.timeout, limits = into.recv()
+        try: module, name, args, pulse.timeout, limits, here = into.recv()
         except (EOFError, OSError): return
         vars(LIMITS).update(limits)
+        with contextlib.suppress(OSError): os.chdir(here)       # a relative path is one of the caller's folder, which may be another by now
         _arm(pulse.timeout)
         answer = _answer(module, name, args, memory)
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -138,7 +139,7 @@ def call(self:Child, name:str, # 'package.module:function'
         except OSError as e:
             raise around(args[0], e) or ReaderError(f'{args[0]!r}: no process to look into it: {e}') from e
         try:
-            self.into.send((module, func, args, float(timeout), vars(LIMITS)))
+            self.into.send((module, func, args, float(timeout), vars(LIMITS), _folder()))
             return self._await(timeout)
         except TimeoutError:
             self.kill()
@@ -157,6 +158,10 @@ def call(self:Child, name:str, # 'package.module:function'
             raise
 
 # %% ../../nbs/data/06_child.ipynb #e8cb02c2
+def _folder():
+    try: return os.getcwd()
+    except FileNotFoundError: return '/'         # it is gone
+
 _children = {}     # process id -> Child: a forked worker must not talk through its parent's pipe
 
 def _child():
