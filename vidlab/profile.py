@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CONDITIONS', 'STILLS', 'ORDER', 'BLIND', 'COLUMNS', 'WORDS', 'conditions', 'shown_as', 'seen_once', 'time_profile',
-           'profile_table', 'profile_summary', 'summary_table', 'profile_record', 'profile_columns', 'profile_words',
-           'profile_by']
+           'profile_table', 'profile_summary', 'summary_table', 'profile_record', 'kept_table', 'profile_columns',
+           'profile_words', 'profile_by']
 
 # %% ../nbs/45_profile.ipynb #ade10d81
 import numpy as np
@@ -181,6 +181,11 @@ def profile_record(task, seen:dict, rows=None, metric:str=None) -> dict: # metri
 def _kept(at, places): # infinity is null in a file
     half = at['half'] if 'half' in at else None if None in (at['low'], at['high']) else (at['high'] - at['low'])/2
     return Shown(at['value'], np.inf if half is None else half, places)
+
+def kept_table(record:dict) -> pd.DataFrame: # as of `profile_table`
+    "The table of a record"
+    back = lambda v: _kept(v, record['places']) if isinstance(v, dict) else v
+    return pd.DataFrame({w: {k: back(v) for k,v in row.items()} for w,row in record['table'].items()}).T
 
 def profile_columns(records:dict # name of a run -> its record
                    ) -> pd.DataFrame: # a row for each run

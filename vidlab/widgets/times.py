@@ -7,10 +7,9 @@ __all__ = ['profiles', 'read_profile', 'under', 'times_sheet', 'TimeExplorer']
 
 # %% ../../nbs/widgets/70_times.ipynb #bf87ab3f
 import numpy as np
-import pandas as pd
 from fastcore.basics import patch
 from ..core import find_path, read_json, tilde, unknown
-from ..profile import conditions
+from ..profile import conditions, kept_table
 from ..results import path_of
 from ..viz import show_profile
 from .monitor import run_folders
@@ -19,14 +18,18 @@ from .parts import Explorer, Sheet, called, collection, drawn, heading, note, pi
 # %% ../../nbs/widgets/70_times.ipynb #bccbc955
 def profiles(root=None) -> list: # run folders, the newest first
     "The time profiles there are"
-    return [p for p in run_folders(root) if (p/'profile.json').exists()]
+    return [p for p in run_folders(root) if _file(p)]
+
+def _file(path): # of a profile run, or the newest that a trained run keeps; None: there is none
+    found = [path/'profile.json', *sorted(path.glob('profile/*.json'), key=lambda p: p.stat().st_mtime, reverse=True)]
+    return next((p for p in found if p.exists()), None)
 
 def read_profile(folder) -> tuple: # DataFrame, what was found besides
     "The table of a profile as it was stored"
     path = path_of(folder if hasattr(folder, 'path') else find_path(folder))
-    if not (path/'profile.json').exists(): raise FileNotFoundError(f'{tilde(path)}: no time profile; vidlab time RUN makes one')
-    said = read_json(path/'profile.json')
-    return pd.DataFrame.from_dict(said['table'], orient='index'),said
+    if _file(path) is None: raise FileNotFoundError(f'{tilde(path)}: no time profile; vidlab time RUN makes one')
+    said = read_json(_file(path))
+    return kept_table(said),said
 
 # %% ../../nbs/widgets/70_times.ipynb #ae203be9
 def under(clips, c:int, condition:str) -> tuple: # frames (T,h,w,3), seconds (T,), which frames
@@ -45,7 +48,7 @@ def times_sheet(source, # run folder with a profile
     clips = collection(source, split or said['protocol'].get('split'))
     short = '; '.join(f'{k} {v["value"]:.1f} ({v["low"]:.1f} to {v["high"]:.1f})' for k,v in said['summary'].items())
     figure = drawn(show_profile(t, said['metric'], clips.name))
-    value = f': {said["metric"]} {t["value"][condition]:.1f} instead of {t["value"].iloc[0]:.1f}' if condition in t.index and condition != t.index[0] else ''
+    value = f': {said["metric"]} {t["value"][condition]} instead of {t["value"].iloc[0]}' if condition in t.index and condition != t.index[0] else ''
     return Sheet(figure + note(short), short) + _clip_under(clips, clip, condition, value)
 
 def _clip_under(clips, c, condition, value):
@@ -78,5 +81,5 @@ class TimeExplorer(Explorer):
 def update(self:TimeExplorer):
     "Another clip or condition; the bars stay"
     way,v = self.condition.value,self.table['value']
-    value = '' if way == v.index[0] else f': {self.said["metric"]} {v[way]:.1f} instead of {v.iloc[0]:.1f}'
+    value = '' if way == v.index[0] else f': {self.said["metric"]} {v[way]} instead of {v.iloc[0]}'
     self.out.value = _clip_under(self.clips, self.clip.value, way, value).html
