@@ -207,8 +207,8 @@ def test_papermill_train_evaluate_attention(shapes, tmp_path):
     assert a['metrics'] == b['metrics'] and a['protocol']['weights']['sha256'] == b['protocol']['weights']['sha256']
     r = papermill('attention.ipynb', tmp_path/'attention.ipynb', *pairs(run=folder, sid=3, caption='a small red circle'))
     assert r.returncode == 0, r.stderr[-3000:]
-    maps = np.load(folder/'figs'/'test3_relevance.npz')['maps']
-    assert maps.shape == (8, 4, 4) and (maps >= 0).all() and (folder/'figs'/'test3_relevance.gif').stat().st_size > 1000
+    maps = np.load(folder/'figs'/'test3_integrated.npz')['maps']
+    assert maps.shape == (8, 4, 4) and (maps >= 0).all() and (folder/'figs'/'test3_integrated.gif').stat().st_size > 1000
 
 @pytest.mark.slow
 def test_papermill_cost(tmp_path):
