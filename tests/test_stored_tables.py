@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([*(ROOT/'nbs'/'tour').glob('*.ipynb'), *(ROOT/'nbs'/'runs').glob('*.ipynb'), ROOT/'nbs'/'index.ipynb'])
 NUMBER = re.compile(r'-?\d+(\.\d+)?')
 # stored before their tables had intervals; a page that is run again leaves this list
-OLD = {'index', 'compare', 'evaluate', 'train', 'tvts', 'videomamba'}
+OLD = {'index', 'compare', 'evaluate', 'train', 'videomamba'}
 
 
 def metrics():
@@ -18,6 +18,9 @@ def metrics():
     columns = {k: c for t in names('task') for k, c in lookup('task', t).columns.items()}
     short = {k.split('/')[-1]: c for k, c in columns.items()}
     return {c.head(k) for k, c in {**columns, **short}.items()} | {*columns, *COLUMNS, 'within pair', 'accuracy', 'order alone decides'}
+
+
+EXACT = {'guess', 'blind to order'}                  # columns that are known, not measured
 
 
 class Tables(HTMLParser):
@@ -44,7 +47,8 @@ def bare_in_rows(rows, known): # (column or row, number) of metrics without an i
             heads.append(row)
             continue
         of = [next((h[j] for h in heads if j < len(h) and h[j] in known), row[0] if row[0] in known else None) for j in range(len(row))]
-        out += [(m, c) for m, c in zip(of, row) if m and NUMBER.fullmatch(c)]
+        exact = [any(j < len(h) and h[j] in EXACT for h in heads) for j in range(len(row))]
+        out += [(m, c) for m, c, known_so in zip(of, row, exact) if m and not known_so and NUMBER.fullmatch(c)]
     return out
 
 
