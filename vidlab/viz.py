@@ -42,7 +42,7 @@ class Picture(Figure):
         kind,data = self.stored()
         display({f'image/{kind}': base64.b64encode(data).decode(), 'text/plain': repr(self)}, raw=True, metadata={f'image/{kind}': self._size()})
 
-PAGE_MOST = 150_000     # bytes of a figure on a page
+PAGE_MOST = 100_000     # bytes of a figure on a page
 
 def _figure(w, h): return Picture(figsize=(w, h), layout='constrained', dpi=72)
 
