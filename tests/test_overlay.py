@@ -13,7 +13,8 @@ from vidlab.data.decode import read_frames
 from vidlab.data.files import VideoError
 from vidlab.data.index import index_video
 from vidlab.explain import patch_maps
-from vidlab.overlay import Question, painted, pixel_aspect, save_film, save_looks, watch, windows_of
+from vidlab.data.sample import windows_of
+from vidlab.overlay import Question, painted, pixel_aspect, save_film, save_looks, watch
 from vidlab.ready import load
 from vidlab.registry import create_model
 from vidlab.train import make_config

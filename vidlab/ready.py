@@ -8,15 +8,17 @@ __all__ = ['find_source', 'Ready', 'load']
 # %% ../nbs/55_ready.ipynb #fdedf161
 import dataclasses, math, os
 from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 import torch
 from fastcore.basics import patch
-from .build import build_model, build_task, latest_run, make_clips, weights_path
+from .build import build_model, build_task, for_evaluation, latest_run, make_clips, sampler_of, weights_path
 from .config import RunConfig, config_from, flat, list_recipes, make_config, options_of, replaced, restored
 from .core import find_path, progress, project_root, read_json, tilde, unknown
 from .data.clips import Clips, Loader
-from .data.files import PICTURES
+from .data.files import PICTURES, full_path
 from .data.manifest import Manifest
+from .data.sample import InWindow, window_length, windows_of
 from .data.sets.folders import from_folder
 from .data.text import tokenize
 from .learner import to_device
@@ -130,6 +132,23 @@ def clips(self:Ready, videos, # files
     m = Manifest.build(dict(id=[f'{i:09}' for i in range(len(files))], path=[os.path.abspath(f) for f in files]), '/', 'videos')
     cfg = self.cfg if views else dataclasses.replace(self.cfg, eval_clips=1, eval_crops=1)
     return make_clips(cfg, 'videos', self.card, 'clip', manifest=m)
+
+# %% ../nbs/55_ready.ipynb #d2425f1b
+@patch
+def windows(self:Ready, indices:list, # of VideoIndex, one a file
+            window:float=0., # seconds; 0: what suits the model
+            stride:float=0. # seconds from one window to the next, at most; 0: half a window
+           ) -> Clips: # with `spans`, of each file a list of (start, end)
+    "A sample for each window of videos"
+    cfg = dataclasses.replace(self.cfg, eval_clips=1, eval_crops=1, on_bad='fail', pieces=0)
+    sampler = sampler_of(for_evaluation(cfg), self.card, cfg.eval_frame_order)
+    spans = [windows_of(ix.duration, window_length(sampler, ix.fps, window), stride) for ix in indices]
+    start, end = map(list, zip(*chain(*spans)))
+    path = [full_path(ix.path) for ix,s in zip(indices, spans) for _ in s]
+    m = Manifest.build(dict(id=[f'{i:09}' for i in range(len(path))], path=path, start=start, end=end), '/', 'videos')
+    ds = make_clips(cfg, 'videos', self.card, 'row', manifest=m)
+    ds.sampler, ds.spans = InWindow(sampler), spans
+    return ds
 
 # %% ../nbs/55_ready.ipynb #50299ef8
 @patch
