@@ -64,6 +64,7 @@ class ClipFields:
     augment:str = 'none'        # of training clips, words such as 'rrc' or 'rand-m7-n4-mstd0.5-inc1 sized flip' (see `data.transforms`)
     random_frames:bool = True   # training clips take random frames of their segments or windows; False: those of evaluation (official: random_shift)
     swap_sides:bool = False     # a mirrored clip takes the class with left and right exchanged (Something-Something)
+    keep_features:bool = False  # what a frozen tower sees in each frame is computed once and kept for all runs: nothing is decoded any more; training clips are then those of evaluation (random_frames false, augment none)
     repeats:int = 1             # augmentations of each decoded training clip; the batch is as many times larger
     short_side:int = 0          # pixels of the shorter side before the crop in evaluation; 0 the crop itself
     stretch:list = field(default_factory=list) # instead: exactly [height, width] before the crop
@@ -257,6 +258,14 @@ def _refused(word, takers, known):
     return ValueError('; '.join(said))
 
 # %% ../nbs/46_config.ipynb #974628a1
+def _same_each_epoch(cfg):
+    "An error for features that are to be kept of clips that change from epoch to epoch"
+    mixes = {k: 0. for k in ('mixup', 'cutmix') if cfg.options.get(k)}
+    wanted = dict(random_frames=False, augment='none', repeats=1, swap_sides=False, pieces=0, more=[], **mixes)
+    wrong = [f'{k}={v!r}' for k,v in wanted.items() if getattr(cfg, k) != v]
+    if cfg.train_frame_order == 2: wrong.append('train_frame_order=0')
+    if wrong: raise ValueError(f'keep_features: clips have to be the same in every epoch: set {", ".join(wrong)}')
+
 def make_config(**keys # fields of `RunConfig` and options of its model, task and data sets, all flat
                ) -> RunConfig:
     "A checked config; an unknown key is an error with the nearest name, or names who refused it"
@@ -273,6 +282,7 @@ def make_config(**keys # fields of `RunConfig` and options of its model, task an
     if cfg.start_state and not cfg.start: raise ValueError(f'start_state {cfg.start_state!r} belongs to weights: name them by start')
     if cfg.schedule == 'multistep' and bool(cfg.milestones) == bool(cfg.fall_every):
         raise ValueError(f"schedule 'multistep' with milestones {cfg.milestones} and fall_every {cfg.fall_every}: give one of them, shares of the run or epochs")
+    if cfg.keep_features: _same_each_epoch(cfg)
     for i in range(len(cfg.more)): further_set(cfg, i)
     return cfg
 

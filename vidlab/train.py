@@ -159,7 +159,7 @@ def evaluate_split(cfg:RunConfig, task, engine, folder:RunFolder, split:str, wei
                   ) -> dict: # metrics
     "Evaluate a task on a split and save numbers, protocol and similarity matrix"
     card = task.model.card
-    loaders = eval_loaders(cfg, split, card, engine, classes=getattr(task, 'classes', None))
+    loaders = eval_loaders(cfg, split, card, engine, classes=getattr(task, 'classes', None), task=task)
     if first and max(map(len, loaders.values())) > 10: try_evaluation(task, loaders, engine)
     res = evaluate(task, loaders, engine)
     said = dict(name=card.name, untrained=card.untrained)       # what tables call it

@@ -117,6 +117,7 @@ class Clips(Dataset):
         self.decoder, self.cache, self.on_bad = decoder, cache, on_bad or ('skip' if train else 'fail')
         (self.clips, self.crops), self.repeats = (int(o) for o in views), repeats
         self.slots = self._kept = None
+        self.kept = None                      # `vidlab.data.features.FrameFeatures` instead of pictures
         self.notes, self.unread = [], {}      # entries of transcripts that are left out; path -> reason, from `check`
         self._check_use()
         if narration: narration.suits(manifest)
@@ -184,6 +185,12 @@ def n_clips(self:Clips): return len(self.first)
 
 @patch(as_prop=True)
 def n_views(self:Clips): return self.clips*self.crops
+
+@patch
+def place(self:Clips, i:int) -> int: # of a sample among those of all rows; it stays when rows are left out
+    "Number of a sample"
+    i, view = divmod(i, self.n_views)
+    return int(self.rows[i])*self.n_views + view
 
 # %% ../../nbs/data/15_clips.ipynb #a8c7aef2
 def listed_pictures(ix:VideoIndex, # of a folder
@@ -264,6 +271,12 @@ def _video(self:Clips, row:dict, gen, # row of the manifest, generator of this s
 
 # %% ../../nbs/data/15_clips.ipynb #abe3d169
 @patch
+def _features(self:Clips, row:dict, place:int) -> dict: # as `_video`, with the features of frames for pixels
+    s = self.kept.sample(place)
+    if s is None: raise VideoError(row['path'], 'features', 'could not be read when the features of its frames were made')
+    return s
+
+@patch
 def _texts(self:Clips, row:dict, gen
           ) -> tuple: # row of the manifest, its times those of the transcripts; what the sample holds of text
     "Caption or transcripts of a sample"
@@ -318,7 +331,7 @@ def __getitem__(self:Clips, key # index, or (epoch, index)
         if self.unit != 'clip' or self.train: out |= said
         if self.unit == 'text': return out
         with contextlib.nullcontext() if self.slots is None else self.slots.using(row['path']):
-            made = self._video(row, gen, view)
+            made = self._video(row, gen, view) if self.kept is None else [(self._features(row, self.place(i*self.n_views + view)), False)]
     except VideoError as e:
         if self.on_bad == 'fail': raise
         return Unread(out['sid'], str(row['path']), f'{e.stage}: {e.reason}')
