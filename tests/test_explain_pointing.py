@@ -110,6 +110,18 @@ def test_pointing_and_mass_are_what_loops_say(seed):
         want.append(hits/tops)
     assert pointing(m, mask).tolist() == pytest.approx(want) and mass(m, mask) == pytest.approx(inside/float(m.sum()), rel=1e-4)
 
+def test_quantus_agrees():
+    quantus = pytest.importorskip('quantus')
+    g = np.random.default_rng(0)
+    m, mask = torch.tensor(g.random((12, 64, 64)), dtype=torch.float32), np.concatenate([maps_and_mask(s)[1] for s in range(4)])
+    m *= torch.tensor(1 + .003*mask)                                # about half of the maps point at the thing
+    of = dict(a_batch=m.numpy()[:, None], s_batch=mask[:, None])
+    hit = quantus.PointingGame(disable_warnings=True).evaluate_batch(**of)
+    inside = quantus.RelevanceMassAccuracy(disable_warnings=True).evaluate_batch(**of)
+    assert pointing(m, mask, 0).tolist() == hit.tolist() and 0 < hit.sum() < 12
+    assert [mass(x[None], y[None]) for x, y in zip(m, mask)] == pytest.approx(inside.tolist(), rel=1e-4)
+
+
 def test_blanking_takes_the_brightest_first():
     m, _ = maps_and_mask(0)
     o = blanking_order(m, 4)
