@@ -57,7 +57,7 @@ def test_loop_is_oracle(M, Q, S, L, K, gb, gc, opt, softplus):
     agree(everything('loop', x, softplus), everything('reference', x, softplus), 1e-9)
 
 
-@pytest.mark.parametrize('path', [p for p in scan_paths() if p != 'mamba_ssm'])
+@pytest.mark.parametrize('path', [p for p in scan_paths() if p not in ('mamba_ssm', 'numba')])
 @pytest.mark.parametrize('both,G,opt', [(True, (0, 2), 'Dzb'), (False, (-1, -1), 'z'), (False, (0, -1), '')])
 def test_gradcheck(path, both, G, opt):
     x = make(lead=(2, 1) if both else (2,), E=4, S=2, L=5, both=both, G=G, opt=opt, device='cuda' if CUDA else 'cpu')
@@ -162,11 +162,69 @@ def run_python(code, **env):
 def test_import_is_quiet():
     out = run_python('''
         import sys, vidlab.ssm as s, torch
-        assert 'triton' not in sys.modules and 'mamba_ssm' not in sys.modules and not torch.cuda.is_initialized()
+        assert not {'triton', 'mamba_ssm', 'numba'} & {*sys.modules} and not torch.cuda.is_initialized()
         x = torch.ones(1,1,4)
         for _ in range(2): s.selective_scan(x, x, -x[0,:,:1], x, x)
         s.selective_scan(x, x, -x[0,:,:1], x, x, path='reference')''')
-    assert out == 'selective scan on cpu: loop\n', out
+    assert out in ('selective scan on cpu: loop; numba: not installed\n', 'selective scan on cpu: numba\n'), out
+
+
+# compiled by numba
+
+@pytest.mark.parametrize('kw', [dict(lead=(2, 2), both=True, L=70), dict(lead=(3,), E=300, L=33, S=4), dict(lead=(2,), E=6, G=(3, 0), L=64), dict(lead=(2, 1), both=True, E=260, G=(2, 2), L=9),
+                                dict(lead=(1,), E=1, S=1, L=1, opt=''), dict(lead=(2,), opt='z', L=31), dict(lead=(2,), opt='Db', L=32)])
+def test_compiled_is_the_oracle(kw):
+    pytest.importorskip('numba')
+    x = make(dtype=torch.float32, **kw)
+    agree(everything('numba', x), everything('reference', x), 2e-5)
+    half = {k: v.detach().bfloat16() if k in ('u', 'delta', 'B', 'C', 'z') else v for k, v in x.items()}
+    agree(everything('numba', half), everything('loop', half), 1e-2)
+
+
+def test_compiled_lets_nan_through_and_does_not_overflow():
+    pytest.importorskip('numba')
+    for name in ('u', 'delta', 'A', 'B', 'C', 'z'):
+        x = make(dtype=torch.float32, L=40)
+        with torch.no_grad(): x[name].flatten()[7] = float('nan')
+        assert all(selective_scan(**x, softplus=True, path=p).isnan().any() for p in ('numba', 'loop')), name
+    x = make(lead=(1,), L=200, E=3, dtype=torch.float32, opt='')
+    x['delta'] = (x['delta'].detach().abs()*200).requires_grad_()          # factors far below the smallest float
+    agree(everything('numba', x, softplus=False), everything('reference', x, softplus=False), 1e-4)
+
+
+def test_compiled_by_several_threads_processes_and_callers():
+    "The same numbers however the work is shared out"
+    pytest.importorskip('numba')
+    out = run_python('''
+        import sys, torch; sys.path[:0] = ['tests']
+        from concurrent.futures import ThreadPoolExecutor
+        from test_ssm import make, everything
+        x = make(lead=(2, 2), both=True, E=300, L=70, dtype=torch.float32)
+        def same(a, b): return all(torch.equal(a[k], b[k]) for k in a)
+        torch.set_num_threads(1)
+        want = everything('numba', x)
+        torch.set_num_threads(3)
+        assert same(everything('numba', x), want)
+        with ThreadPoolExecutor(3) as pool: assert all(same(o, want) for o in pool.map(lambda _: everything('numba', x), range(6)))
+        import os
+        from vidlab.compiled import spread                          # PyTorch's own threads do not live on in a fork, ours do
+        pid = os.fork()
+        if not pid:
+            done = []
+            spread(lambda a, b: done.extend(range(a, b)), 7)
+            os._exit(0 if sorted(done) == list(range(7)) else 1)
+        assert os.waitpid(pid, 0)[1] == 0
+        print('SAME')''')
+    assert 'SAME' in out
+
+
+def test_what_the_compiled_path_lacks():
+    pytest.importorskip('numba')
+    x, const = make(dtype=torch.float32), make(dtype=torch.float32, G=(-1, 0))
+    with pytest.raises(ValueError, match='no float64'): selective_scan(**make(), path='numba')
+    with pytest.raises(ValueError, match='no constant B or C'): selective_scan(**const, path='numba')
+    assert torch.equal(selective_scan(**const), selective_scan(**const, path='loop'))       # of itself it takes the loop
+    assert selective_scan(**make()).dtype == torch.float64
 
 
 # Triton
@@ -180,7 +238,7 @@ def test_triton_interpreted():
         from test_ssm import make, everything, agree
         from vidlab.ssm import scan_paths, scan_status, selective_scan
         from vidlab import ssm
-        assert scan_paths('cpu') == ['triton', 'loop', 'reference'], scan_status('cpu')
+        assert {'triton', 'loop', 'reference'} <= {*scan_paths('cpu')}, scan_status('cpu')
         ssm.CHUNK = 4
         for kw in (dict(lead=(2,2), both=True, L=6), dict(lead=(1,), G=(3,0), L=9, S=4), dict(lead=(2,), E=5, S=4, L=4, G=(-1,0)), dict(lead=(2,), E=5, L=3, G=(0,-1), opt=''), dict(lead=(1,), E=40, S=2, L=2, G=(-1,-1))):
             for dtype,tol in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
@@ -280,11 +338,12 @@ def test_mamba_ssm(flaw, reason, tmp_path, monkeypatch):
 # choosing, refusing
 
 def test_choice():
-    assert scan_path('cpu') == 'loop'
+    quickest = scan_path('cpu')
+    assert quickest in ('loop', 'numba')
     with use_path('reference'):
         assert scan_path('cpu') == 'reference'
         with use_path('loop'): assert scan_path() == 'loop'
-    assert scan_path('cpu') == 'loop'
+    assert scan_path('cpu') == quickest
     with pytest.raises(ValueError, match="did you mean 'loop'"):
         with use_path('lop'): pass
     if not CUDA:
