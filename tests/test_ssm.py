@@ -166,7 +166,8 @@ def test_import_is_quiet():
         x = torch.ones(1,1,4)
         for _ in range(2): s.selective_scan(x, x, -x[0,:,:1], x, x)
         s.selective_scan(x, x, -x[0,:,:1], x, x, path='reference')''')
-    assert out in ('selective scan on cpu: loop; numba: not installed\n', 'selective scan on cpu: numba\n'), out
+    # which of two is quicker cannot be sworn on a busy machine
+    assert out in ('selective scan on cpu: loop; numba: not installed\n', 'selective scan on cpu: loop; numba: slower\n', 'selective scan on cpu: numba\n'), out
 
 
 # compiled by numba
