@@ -173,7 +173,8 @@ def test_import_is_quiet():
 # compiled by numba
 
 @pytest.mark.parametrize('kw', [dict(lead=(2, 2), both=True, L=70), dict(lead=(3,), E=300, L=33, S=4), dict(lead=(2,), E=6, G=(3, 0), L=64), dict(lead=(2, 1), both=True, E=260, G=(2, 2), L=9),
-                                dict(lead=(1,), E=1, S=1, L=1, opt=''), dict(lead=(2,), opt='z', L=31), dict(lead=(2,), opt='Db', L=32)])
+                                dict(lead=(1,), E=1, S=1, L=1, opt=''), dict(lead=(2,), opt='z', L=31), dict(lead=(2,), opt='Db', L=32),
+                                dict(lead=(2, 2), both=True, G=(-1, 2)), dict(lead=(2,), G=(0, -1)), dict(lead=(2,), G=(-1, -1), opt='z')])
 def test_compiled_is_the_oracle(kw):
     pytest.importorskip('numba')
     x = make(dtype=torch.float32, **kw)
@@ -221,11 +222,8 @@ def test_compiled_by_several_threads_processes_and_callers():
 
 def test_what_the_compiled_path_lacks():
     pytest.importorskip('numba')
-    x, const = make(dtype=torch.float32), make(dtype=torch.float32, G=(-1, 0))
     with pytest.raises(ValueError, match='no float64'): selective_scan(**make(), path='numba')
-    with pytest.raises(ValueError, match='no constant B or C'): selective_scan(**const, path='numba')
-    assert torch.equal(selective_scan(**const), selective_scan(**const, path='loop'))       # of itself it takes the loop
-    assert selective_scan(**make()).dtype == torch.float64
+    assert selective_scan(**make()).dtype == torch.float64                  # of itself it takes the loop
 
 
 # Triton

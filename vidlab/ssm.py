@@ -237,9 +237,19 @@ def loop_backward(x:Scan, starts, dout, dlast): # dout (K,M,E,L), dlast (K,M,E,S
             None if x.bias is None else row(ddelta))
 
 # %% ../nbs/26_ssm.ipynb #a01754ca
+def _grouped(x): # B, C (K,M,G,S,L): a constant one takes a group for each channel, and the other one with it
+    if x.B.ndim == x.C.ndim == 5: return x.B, x.C
+    K,M,E,L = x.u.shape
+    one = lambda v: v[:,None,...,None].expand(-1, M, -1, -1, L) if v.ndim == 3 else v.repeat_interleave(E//v.shape[2], 2)
+    return one(x.B), one(x.C)
+
+def _as_given(d, v): # gradient of `_grouped` -> of B or C
+    if d.shape == v.shape: return d
+    return d.sum((1,4)) if v.ndim == 3 else d.unflatten(2, (v.shape[2],-1)).sum(3)
+
 def numba_forward(x:Scan, keep:bool=False):
     "As `loop_forward`"
-    y,last,starts = scan_forward(x.u, x.delta, x.A, x.B, x.C, x.bias, x.softplus, keep)
+    y,last,starts = scan_forward(x.u, x.delta, x.A, *_grouped(x), x.bias, x.softplus, keep)
     if x.D is not None: y.addcmul_(x.D[:,None,:,None], x.u)
     if x.z is not None: y.mul_(F.silu(x.z.float()))
     return y.to(x.u.dtype), last, starts
@@ -251,12 +261,12 @@ def numba_backward(x:Scan, starts, dout, dlast):
         z = x.z.float()
         s = z.sigmoid()
         dgate,d = d*s*(1+z*(1-s)),d*z*s
-    du,ddelta,dA,dB,dC,y = scan_backward(x.u, x.delta, x.A, x.B, x.C, x.bias, x.softplus, d, starts, dlast)
+    du,ddelta,dA,dB,dC,y = scan_backward(x.u, x.delta, x.A, *_grouped(x), x.bias, x.softplus, d, starts, dlast)
     D = None if x.D is None else x.D[:,None,:,None].float()
     if D is not None: du.addcmul_(D, d)
     if x.z is not None: dgate.mul_(y if D is None else y.addcmul_(D, x.u.float()))
     row = lambda v: v.sum((1,3))                                               # (K,M,E,L) -> (K,E)
-    return (du.to(x.u.dtype), ddelta.to(x.delta.dtype), dA, dB, dC, None if D is None else row(d*x.u.float()),
+    return (du.to(x.u.dtype), ddelta.to(x.delta.dtype), dA, _as_given(dB, x.B), _as_given(dC, x.C), None if D is None else row(d*x.u.float()),
             None if x.z is None else dgate.to(x.z.dtype), None if x.bias is None else row(ddelta))
 
 # %% ../nbs/26_ssm.ipynb #ec90c58d
@@ -612,14 +622,14 @@ def _choose(path, x, last_state): # the name of the path that `x` takes
     if _reason(path, device):
         raise ValueError(f'scan path {path!r} cannot run on {device}: {_reason(path, device)}. Here: '
                          f'{", ".join(scan_paths(device))}')
-    lacks = [what for what,there in dict(_lacking(path, x, last_state)).items() if there]
+    lacks = [what for what,there in _lacking(path, x, last_state) if there]
+    if free and path == 'numba' and 3 in (x.B.ndim, x.C.ndim): return 'loop'                # it would need a group for each channel
     if lacks and not free: raise ValueError(f"scan path {path!r} knows no {' and no '.join(lacks)}; take path='loop'")
     return 'loop' if lacks else path
 
 def _lacking(path, x, last_state): # what a kernel cannot do, and whether it is asked for
     if path in ('mamba_ssm', 'numba'): yield 'float64', x.dtype == torch.float64
     if path == 'mamba_ssm': yield 'gradient of the last state', last_state and _differentiated(x)
-    if path == 'numba': yield 'constant B or C', x.B.ndim == 3 or x.C.ndim == 3
 
 # %% ../nbs/26_ssm.ipynb #bb8be88b
 def _shapes(x): return torch.empty_like(x.u), x.u.new_empty(*x.u.shape[:-1], x.A.shape[-1], dtype=x.dtype) # on the meta device: nothing to compute

@@ -18,8 +18,8 @@ IGNORED = {'d_model', 'bimamba', 'use_fast_path', 'layer_idx', 'batch', 'seqlen'
 
 
 def every_path():
-    "(path, device): loop and oracle here, kernels where there is a GPU"
-    return [(p, 'cpu' if p in ('loop', 'reference') else 'cuda') for p in scan_paths()]
+    "(path, device): compiled, loop and oracle here, kernels where there is a GPU"
+    return [(p, 'cpu' if p in ('numba', 'loop', 'reference') else 'cuda') for p in scan_paths()]
 
 
 def close_own(name, got, expected, tol): close(name, got, expected, tol, own=True)       # the cases' note: relative to each tensor's maximum
