@@ -294,3 +294,14 @@ def test_the_tour_without_a_browser(outputs, tmp_path):
     assert (tmp_path/'out.ipynb').stat().st_size < 1 << 20
     shown = [o['data'] for c in page['cells'] for o in c.get('outputs', []) if 'application/vnd.jupyter.widget-view+json' in o.get('data', {})]
     assert len(shown) == 8 and all('<img' in ''.join(d['text/html']) for d in shown)
+
+
+def test_every_clip_can_be_chosen(rows):
+    "Some from a list of names, of very many by number"
+    from vidlab.widgets.parts import LISTED, clip_choice
+    few, many = Collection(rows), Collection(rows)
+    many.__class__ = type('Many', (Collection,), dict(__len__=lambda self: 10*LISTED))
+    few, many = clip_choice(few), clip_choice(many)
+    assert [v for _, v in few.options] == list(range(108)) and many.max == 10*LISTED - 1
+    many.value = 3999
+    assert (few.value, many.value) == (0, 3999)

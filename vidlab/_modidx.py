@@ -3065,6 +3065,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'vidlab.widgets.parts._stored': ('widgets/parts.html#_stored', 'vidlab/widgets/parts.py'),
                                       'vidlab.widgets.parts.called': ('widgets/parts.html#called', 'vidlab/widgets/parts.py'),
                                       'vidlab.widgets.parts.cell': ('widgets/parts.html#cell', 'vidlab/widgets/parts.py'),
+                                      'vidlab.widgets.parts.clip_choice': ('widgets/parts.html#clip_choice', 'vidlab/widgets/parts.py'),
                                       'vidlab.widgets.parts.clip_sheet': ('widgets/parts.html#clip_sheet', 'vidlab/widgets/parts.py'),
                                       'vidlab.widgets.parts.collection': ('widgets/parts.html#collection', 'vidlab/widgets/parts.py'),
                                       'vidlab.widgets.parts.drawn': ('widgets/parts.html#drawn', 'vidlab/widgets/parts.py'),

@@ -16,7 +16,7 @@ from ..core import find_path
 from ..explain import clip_of_run, every_frame, has_patches, kinds_of, load_run, methods_of, patch_maps, positions
 from ..results import path_of
 from ..viz import overlay_frames
-from .parts import PICTURE, Collection, Explorer, Sheet, called, collection, esc, heading, note, picture, webp
+from .parts import PICTURE, Collection, Explorer, Sheet, called, clip_choice, collection, esc, heading, note, picture, webp
 
 # %% ../../nbs/widgets/50_attention.ipynb #b994f772
 @dataclass
@@ -110,12 +110,11 @@ def attention_sheet(source, # run folder or Looker
 class AttentionExplorer(Explorer):
     "Look into a model"
     twin = staticmethod(attention_sheet)
-    def __init__(self, source, split:str=None, device:str='cpu', most:int=400 # clips to choose from
-                ):
+    def __init__(self, source, split:str=None, device:str='cpu'):
         import ipywidgets as w
         look = looker(source, split, device)
         wide,methods = w.Layout(width='330px'),methods_of(look.task, look.batch(0))
-        self.clip = w.Dropdown(options=[(called(look.clips, c)[:90], c) for c in range(min(most, len(look.clips)))], description='clip', layout=wide)
+        self.clip = clip_choice(look.clips)
         self.method = w.Dropdown(options=methods, value=methods[-1], description='method', layout=w.Layout(width='230px'))
         self.layer = w.IntSlider(max(0, depth_of(look.task.model) - 1), 0, max(0, depth_of(look.task.model) - 1), description='layer', continuous_update=False, layout=wide)
         self.head = w.IntSlider(-1, -1, max(0, len(head_maps(look.task, look.batch(0))) - 1), description='head', continuous_update=False, layout=wide)

@@ -15,7 +15,7 @@ from ..data.decode import read_frames
 from ..data.index import index_video
 from ..data.sample import SAMPLERS, make_sampler
 from ..data.transforms import ClipTransform
-from .parts import Explorer, Sheet, called, collection, heading, note, picture, side_by_side, webp
+from .parts import Explorer, Sheet, called, clip_choice, collection, heading, note, picture, side_by_side, webp
 
 # %% ../../nbs/widgets/25_sampling.ipynb #6d36540b
 def sampler_by(name:str, frames:int=8, # a clip
@@ -63,7 +63,7 @@ class SamplerPreview(Explorer):
         import ipywidgets as w
         clips,self.size = collection(source, split),size
         wide,slide = w.Layout(width='330px'),dict(continuous_update=False, layout=w.Layout(width='290px'))
-        self.clip = w.Dropdown(options=[(called(clips, c)[:90], c) for c in range(min(400, len(clips)))], description='clip', layout=wide)
+        self.clip = clip_choice(clips)
         self.sampler = w.Dropdown(options=[('of the run' if clips.config else 'usual', ''), *((k, k) for k in SAMPLERS)], description='sampler', layout=w.Layout(width='230px'))
         self.frames = w.IntSlider(8, 1, 16, description='frames', **slide)
         self.rate = w.IntSlider(1, 1, 8, description='rate', **slide)

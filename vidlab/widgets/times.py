@@ -13,7 +13,7 @@ from ..profile import conditions, kept_table
 from ..results import path_of
 from ..viz import show_profile
 from .monitor import run_folders
-from .parts import Explorer, Sheet, called, collection, drawn, heading, note, picture, side_by_side, webp
+from .parts import Explorer, Sheet, called, clip_choice, collection, drawn, heading, note, picture, side_by_side, webp
 
 # %% ../../nbs/widgets/70_times.ipynb #bccbc955
 def profiles(root=None) -> list: # run folders, the newest first
@@ -66,7 +66,7 @@ class TimeExplorer(Explorer):
         clips = collection(source, split or said['protocol'].get('split'))
         known = conditions() | {'shuffled': None}
         self.condition = w.ToggleButtons(options=[k for k in t.index if k in known], value=next((k for k in t.index[1:] if k in known), t.index[0]), style=dict(button_width='120px'))
-        self.clip = w.Dropdown(options=[(called(clips, c)[:90], c) for c in range(min(400, len(clips)))], description='clip', layout=w.Layout(width='360px'))
+        self.clip = clip_choice(clips, '360px')
         self.bars,self.clips = w.HTML(),clips
         self._start(source, self.bars, [self.condition], [self.clip])
         self.table,self.said = t,said
