@@ -2218,6 +2218,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'vidlab.predict._first': ('predict.html#_first', 'vidlab/predict.py'),
                                 'vidlab.predict._fitted': ('predict.html#_fitted', 'vidlab/predict.py'),
                                 'vidlab.predict._labelled': ('predict.html#_labelled', 'vidlab/predict.py'),
+                                'vidlab.predict._lenient': ('predict.html#_lenient', 'vidlab/predict.py'),
                                 'vidlab.predict._lines': ('predict.html#_lines', 'vidlab/predict.py'),
                                 'vidlab.predict._row_by_row': ('predict.html#_row_by_row', 'vidlab/predict.py'),
                                 'vidlab.predict._run_of': ('predict.html#_run_of', 'vidlab/predict.py'),

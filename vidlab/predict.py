@@ -30,16 +30,20 @@ from .tasks.recognition import probabilities
 from .train import protocol, weights_record
 from .viz import Picture
 
-# %% ../nbs/62_predict.ipynb #fc394fe9
+# %% ../nbs/62_predict.ipynb #ffdb02d1
 COLDEST, HOTTEST = .02, 50.
 
 def likelihood(part:dict, # sid, logits (N,C), label (N): views of clips
                average:str, # over the views, as in `vidlab.tasks.base.AVERAGES`
                temperature:float # divides the logits
               ) -> float: # nats a clip
-    "Mean negative log likelihood of the right classes"
+    "Mean negative log likelihood of the right classes (Platt 1999: of n clips no class is surer than (n+1)/(n+2))"
     _, p, y = probabilities(dict(part, logits=part['logits'].double()/temperature), average)
-    return float(-p.gather(1, y[:, None]).clamp(min=1e-300).log().mean())
+    n, classes = p.shape
+    doubt = 1/(n + 2)
+    log = p.clamp(min=1e-300).log()
+    own = log.gather(1, y[:, None])[:, 0]
+    return float(-((1 - doubt)*own + doubt*(log.sum(1) - own)/max(classes - 1, 1)).mean())
 
 def fit_temperature(part:dict, average:str='softmax') -> float:
     "The temperature under which the right classes are most likely"
@@ -65,7 +69,7 @@ def _first(part, average, temperature): # (n,2) of each clip: probability of the
     top = p.max(1)
     return torch.stack([top.values, (top.indices == y).double()], 1).numpy()
 
-# %% ../nbs/62_predict.ipynb #1dce0ff0
+# %% ../nbs/62_predict.ipynb #be06ce97
 PARTS, LEAST = 5, 20         # LEAST: fewer clips say nothing
 
 @dataclass
@@ -74,7 +78,7 @@ class Calibration:
     temperature:float = 1.
     reason:str = ''                                    # why there is none
     clips:int = 0
-    before:dict = field(default_factory=dict)          # value, low, high: calibration error in percent without it
+    before:dict = field(default_factory=dict)          # value, low, high: calibration error in percent without it; luck: what true probabilities would show
     after:dict = field(default_factory=dict)           # the same with it, on clips that it was not fitted on
     protocol:dict = field(default_factory=dict)        # of the split
 
@@ -83,12 +87,16 @@ class Calibration:
         if self.reason: return f'probabilities are not calibrated: {self.reason}'
         error = lambda e: f'{e["value"]:.1f} ({e["low"]:.1f} to {e["high"]:.1f})'
         edge = '' if COLDEST*1.1 < self.temperature < HOTTEST/1.1 else ', at its bound'
-        return (f'temperature {self.temperature:.3g}{edge}, from {self.clips} clips of split {self.protocol.get("split")!r}: '
-                f'calibration error {error(self.before)} % without it, {error(self.after)} % with it')
+        return (f'temperature {self.temperature:.3g}{edge}, from {self.clips} clips of split {self.protocol.get("split")!r}: calibration error '
+                f'{error(self.before)} % without it, {error(self.after)} % with it; so many clips show {self.after["luck"]:.1f} % by luck')
 
-def _error(rows, groups): # (n,2) as of `_first`
-    e = interval(rows, lambda r: calibration_error(r[:, 0], r[:, 1]), groups)
-    return dict(value=e.value, low=max(0., e.low), high=min(100., e.high))
+def _error(rows, groups, draws=200): # (n,2) as of `_first`
+    e, share, promised = interval(rows, lambda r: calibration_error(r[:, 0], r[:, 1]), groups), interval(rows[:, 1], 'share', groups), 100*rows[:, 0].mean()
+    gen = np.random.default_rng(0)
+    luck = [calibration_error(rows[:, 0], gen.random(len(rows)) < rows[:, 0]) for _ in range(draws)]     # were the probabilities true
+    low = 0. if e.value <= np.quantile(luck, .95) else max(0., e.low)
+    # the mean promise alone may be as far from the true share; where all are right, the clips do not differ and say no more
+    return dict(value=e.value, low=low, high=float(min(100., max(e.high, promised - share.low, share.high - promised))), luck=float(np.mean(luck)))
 
 # %% ../nbs/62_predict.ipynb #d86f6f61
 def measure(part:dict, # sid, logits, label: views of clips
@@ -110,11 +118,14 @@ def measure(part:dict, # sid, logits, label: views of clips
     before = _error(_first(part, average, 1.), groups)
     return Calibration(fit_temperature(part, average), '', n, before, _error(after, groups))
 
-# %% ../nbs/62_predict.ipynb #b34a1b94
+# %% ../nbs/62_predict.ipynb #449b083d
 def _run_of(ready): # Path of the run folder; None: the weights lie in none
     if not ready.cfg.start: return None
     p = weights_path(ready.cfg.start).parent.parent.parent
     return p if (p/'config.json').exists() else None
+
+def _lenient(ready): # a file that cannot be read is left out
+    return Ready(ready.task, dataclasses.replace(ready.cfg, on_bad='miss'), ready.source)
 
 def _labelled(ready, task): # samples of the validation split, with labels that count as the task's classes do
     cfg = ready.cfg
@@ -125,13 +136,14 @@ def _labelled(ready, task): # samples of the validation split, with labels that 
     if not own or sorted(own) != sorted(task.classes): raise ValueError(f'split {cfg.val_split!r} of {cfg.data} has other classes')
     return make_clips(cfg, cfg.val_split, ready.card, 'clip', manifest=m), [task.classes.index(c) for c in own]
 
-# %% ../nbs/62_predict.ipynb #54a0ad60
+# %% ../nbs/62_predict.ipynb #7969110f
 def calibrate(ready:Ready, # from `vidlab.load`
               task=None # that answers; None: the model's own
              ) -> Calibration: # without a temperature where there is no way to one; its `reason` says why
     "The temperature of a run, from its folder where it was measured before"
     task = task or ready.task
     if not hasattr(task, 'classes'): return Calibration(reason='the answers are numbers')
+    ready = _lenient(ready)
     if (run := _run_of(ready)) is None: return Calibration(reason='the weights lie in no run folder, so no validation split is known')
     try:
         ds, number = _labelled(ready, task)
@@ -357,7 +369,7 @@ class Asked:
             if not 0 <= getattr(self, name) < math.inf: raise ValueError(f'{name}={getattr(self, name)}: seconds, 0 or more')
         if self.classes is not None and len(set(self.classes)) < len(self.classes): raise ValueError('classes: a name is there twice')
 
-# %% ../nbs/62_predict.ipynb #60f6e869
+# %% ../nbs/62_predict.ipynb #650ccd12
 def _stamp(row): # of a manifest
     try: s = os.stat(row['path'].partition('::')[0])
     except OSError: return text_hash(row['path'], 'gone')
@@ -380,7 +392,7 @@ class Prediction:
                  videos, # as in `files_of`
                  out=None # folder; None: below `outputs/predict`, of the same question the same
                 ):
-        self.ready = Ready(ready.task, dataclasses.replace(ready.cfg, on_bad='miss'), ready.source)
+        self.ready = _lenient(ready)
         self.asked, self.task = asked, ready._answering(asked.classes, asked.templates)
         self.calibration = calibrate(self.ready, self.task)
         self.folder = Path(out) if out else outputs_dir()/'predict'/self.name(videos)
@@ -445,15 +457,19 @@ def _add(self:Prediction, m, stamps, i, **said):
     row = {k: v for k, v in m.row(i).items() if k in ('id', 'path', 'start', 'end') and v is not None}
     append_jsonl(self.file, dict(row, stamp=stamps[i], **said))
 
-# %% ../nbs/62_predict.ipynb #5c9ef2a2
+# %% ../nbs/62_predict.ipynb #d002569e
 @patch
 def follow(self:Prediction, m:Manifest, stamps:list) -> dict: # stamp -> Timeline
     "A timeline of each long file"
     known, out = self.known, {}
-    for i, s in enumerate(progress(stamps, 'timelines') if self.asked.long >= 0 else ()):
-        if known[s].get('reason') or known[s].get('start') is not None or known[s].get('end') is not None: continue
-        if self.line_of(s).exists(): out[s] = read_timeline(self.line_of(s))
-        elif line := self._line(m.row(i)['path'], s): out[s] = line
+    whole = [i for i, s in enumerate(stamps) if not known[s].get('reason') and known[s].get('start') is None and known[s].get('end') is None]
+    if self.asked.long < 0 or not whole: return out
+    bar = progress(whole, 'timelines')
+    for i in bar:
+        progress.around, s = bar, stamps[i]
+        try: line = read_timeline(self.line_of(s)) if self.line_of(s).exists() else self._line(m.row(i)['path'], s)
+        finally: progress.around = None
+        if line: out[s] = line
     return out
 
 @patch
