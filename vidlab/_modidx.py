@@ -1397,6 +1397,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'vidlab.export.distance': ('export.html#distance', 'vidlab/export.py'),
                                'vidlab.export.encoders': ('export.html#encoders', 'vidlab/export.py'),
                                'vidlab.export.export': ('export.html#export', 'vidlab/export.py'),
+                               'vidlab.export.open_clip_config': ('export.html#open_clip_config', 'vidlab/export.py'),
                                'vidlab.export.open_clip_state': ('export.html#open_clip_state', 'vidlab/export.py'),
                                'vidlab.export.program': ('export.html#program', 'vidlab/export.py'),
                                'vidlab.export.quantised': ('export.html#quantised', 'vidlab/export.py'),

@@ -416,7 +416,8 @@ def show_runs(word:str='' # part of a recipe, state or path
 TOOLS = dict(check_videos='which files can be trusted', make_manifest='annotations -> one table',
              compress_videos='small copies, faster training', extract_frames='videos as folders of pictures',
              make_shards='a table as webdataset shards', make_shapes='render the embedded data set',
-             convert_checkpoint='weights for the published code')
+             subset='a smaller data set from a table', convert_checkpoint='weights in other forms',
+             export='encoders for other runtimes')
 SAID = dict(train='RECIPE', evaluate='RUN|RECIPE', attention='SOURCE', time='RUN|RECIPE', compare='RECIPE...', cost='RECIPE...',
             predict='SOURCE VIDEOS')
 
