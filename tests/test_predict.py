@@ -14,6 +14,7 @@ from vidlab.ready import load
 from vidlab.registry import create_model
 from vidlab.tasks.base import AVERAGES
 from vidlab.train import make_config
+from vidlab.widgets.timeline import TimelineExplorer, timeline_sheet
 
 pytestmark = pytest.mark.usefixtures('outputs')
 LOOKS = {'red': 'a large red circle in the middle', 'green': 'a large green triangle in the middle', 'blue': 'a large blue square in the middle'}
@@ -207,6 +208,10 @@ def test_a_folder_with_broken_files(clip, videos, tmp_path):
     rows = read_jsonl(tmp_path/'out'/'predictions.jsonl')
     assert len(csv) == len(parquet) == len(rows) == len(t) and csv['id'].tolist() == parquet['id'].tolist() == [r['id'] for r in rows]
     assert [s['class'] for s in found.timeline('long $1 ü.mp4').segments()] == [LOOKS['red'], LOOKS['green']]
+    w = TimelineExplorer(tmp_path/'out')
+    w.segment.index = 1
+    assert w.video.options == ('long $1 ü.mp4',) and w.t.value == pytest.approx(4.5, abs=.5) and LOOKS['green'] in timeline_sheet(tmp_path/'out', t=5.).text
+    with pytest.raises(FileNotFoundError, match='vidlab predict'): TimelineExplorer(tmp_path)
     lines = len(read_jsonl(tmp_path/'out'/'rows.jsonl'))
     again = predict_files(clip, videos, tmp_path/'out', **HOW)
     assert again.rows == found.rows and len(read_jsonl(tmp_path/'out'/'rows.jsonl')) == lines
