@@ -262,7 +262,7 @@ TimelineExplorer(Timeline(str(path), seconds, spans, np.stack([1 - rising, risin
     p.shot('segment')
     handle = p.page.locator('.jp-Notebook .noUi-handle').nth(1)
     handle.focus()
-    for _ in range(19): p.page.keyboard.press('ArrowRight')
+    for _ in range(85): p.page.keyboard.press('ArrowRight')
     p.page.wait_for_timeout(1500)
     p.shot('merged')
     assert p.page.locator('.jp-Notebook select').nth(1).locator('option').count() == 1

@@ -159,10 +159,11 @@ def test_smoothing_merging_and_thresholds():
     p[30:34] = .34, .33, .33
     line = Timeline('x.mp4', 20.5, spans, p, ['a', 'b', 'c'])
     raw = dataclasses.replace(line, smooth=.01)
-    classes = lambda l, **kw: [s['class'] for s in l.segments(**kw)]
+    classes = lambda l, **kw: [s['class'] for s in l.segments(**{'shortest': 0, **kw})]
     assert classes(raw) == ['a', 'c', 'a', 'b', 'a', 'b'] and classes(raw, shortest=1.) == ['a', 'b', 'a', 'b'] and classes(raw, shortest=3.) == ['a', 'b']
     assert classes(dataclasses.replace(line, smooth=4.))[:2] == ['a', 'b']
-    gaps = raw.segments(least=.5)
+    assert classes(raw, shortest=-1) == classes(raw, shortest=.75) == ['a', 'b', 'a', 'b']
+    gaps = raw.segments(least=.5, shortest=0)
     assert [s['class'] for s in gaps] == ['a', 'c', 'a', 'b', 'b'] and gaps[4]['start'] - gaps[3]['end'] == pytest.approx(2.)
     assert np.allclose(line.at(np.linspace(-3, 30, 50)).sum(1), p.sum(1).mean(), atol=.1) and not np.isnan(line.at([0., 20.5])).any()
     one = Timeline('x.mp4', 3., np.array([[0., 3.]]), p[:1], ['a', 'b', 'c'])

@@ -2245,6 +2245,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'vidlab.predict.Timeline.show': ('predict.html#timeline.show', 'vidlab/predict.py'),
                                 'vidlab.predict.Timeline.shown_classes': ('predict.html#timeline.shown_classes', 'vidlab/predict.py'),
                                 'vidlab.predict.Timeline.strip': ('predict.html#timeline.strip', 'vidlab/predict.py'),
+                                'vidlab.predict.Timeline.window': ('predict.html#timeline.window', 'vidlab/predict.py'),
                                 'vidlab.predict._absorbed': ('predict.html#_absorbed', 'vidlab/predict.py'),
                                 'vidlab.predict._bars': ('predict.html#_bars', 'vidlab/predict.py'),
                                 'vidlab.predict._by_clip': ('predict.html#_by_clip', 'vidlab/predict.py'),
