@@ -88,6 +88,13 @@ def test_the_report_sees_what_is_lost(tmp_path, monkeypatch):
     assert said['rounded'] and 0 < said['farthest'] < .01 and 'rounded' in E.said(said)
 
 
+def test_what_is_there_is_left_out_of_no_report(tmp_path):
+    "A parameter that a form does not hold is named"
+    r = ready('stan')
+    said = write_weights(r, tmp_path/'w.pth')
+    assert said['left_out'] == ['clip.logit_scale'] and 'not in this form: clip.logit_scale' in E.said(said)
+
+
 def test_the_tool_and_its_refusals(tmp_path, run):
     "From a published file to a folder that needs no telling, and back"
     torch.save(shaken('clip4clip', 3).official_file(), tmp_path/'theirs.bin')

@@ -7,8 +7,8 @@ __all__ = ['FORMS', 'PARTS', 'WORDS', 'CLOSE', 'open_clip_state', 'open_clip_con
            'Video', 'Logits', 'Image', 'Text', 'encoders', 'program', 'run_onnx', 'save_onnx', 'distance', 'quantised',
            'recall_loss', 'export', 'told']
 
-# %% ../nbs/66_export.ipynb #1d603eee
-import copy, dataclasses, math, warnings
+# %% ../nbs/66_export.ipynb #59bf08a6
+import copy, dataclasses, logging, math, warnings
 from pathlib import Path
 import torch
 from torch import nn
@@ -211,16 +211,16 @@ def distance(ready:Ready, part:str, module, run, # dict of tensors -> tensor
         far = max(far, float((run(x).float() - module(**x).float()).abs().max()))
     return far
 
-# %% ../nbs/66_export.ipynb #b800e1d7
+# %% ../nbs/66_export.ipynb #d39bd619
 def quantised(path, # text.onnx
               out # file
              ) -> Path:
     "A file of ONNX with matrices of int8"
     q = need('onnxruntime.quantization', 'vidlab[export]')
-    tmp = Path(out).with_name(f'.{Path(out).name}')
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        q.quantize_dynamic(str(path), str(tmp), weight_type=q.QuantType.QInt8)
+    tmp, before = Path(out).with_name(f'.{Path(out).name}'), logging.root.manager.disable
+    logging.disable(logging.WARNING)                                        # of a preparation that changes nothing here
+    try: q.quantize_dynamic(str(path), str(tmp), weight_type=q.QuantType.QInt8)
+    finally: logging.disable(before)
     return tmp.replace(out)
 
 def recall_loss(ready:Ready, path, # of the int8 file
