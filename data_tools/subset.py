@@ -165,7 +165,8 @@ def subset(
     from vidlab.data.manifest import Manifest
     if files not in FILES: raise unknown('--files', files, FILES)
     out, whole = Path(out).absolute(), Manifest.read(manifest, root, missing='keep')
-    if out.resolve() in (whole.root.resolve(), Path(manifest).resolve().parent): raise ValueError(f'{out}: the large set lies there; the small one needs a folder of its own')
+    if out.resolve() in (whole.root.resolve(), Path(manifest).resolve().parent):
+        raise ValueError(f'{out}: the large set lies there; the small one needs a folder of its own')
     m = choose(whole, per_class, n, first, wanted(ids) if ids else (), splits, seed)
     m.names = whole.names
     lost = []
@@ -179,8 +180,8 @@ def subset(
     out.mkdir(parents=True, exist_ok=True)
     _table(m, out)
     write_lists(m, out)
-    report = dict(source=str(manifest), source_hash=whole.hash(), hash=m.hash(), seed=seed, clips=len(m.groups()), of=len(whole.groups()), rows=len(m), splits=m.splits(),
-                  missing=[p for p, _ in lost])
+    report = dict(source=str(manifest), source_hash=whole.hash(), hash=m.hash(), seed=seed, clips=len(m.groups()), of=len(whole.groups()),
+                  rows=len(m), splits=m.splits(), missing=[p for p, _ in lost])
     write_json(out/'manifest.report.json', report)
     return dict(report, lost=lost)
 
@@ -199,7 +200,8 @@ def main(args=None) -> int:
     except (ValueError, OSError) as e: print(f'subset: {e}', file=sys.stderr); return 2
     for path, why in r['lost'][:200]: print(f'missing  {path}: {why}')
     parts = ', '.join(f'{k} {v}' for k, v in r['splits'].items())
-    print(f'{r["clips"]} of {r["of"]} clips, {r["rows"]} rows{f" ({parts})" if parts else ""}, {len(r["lost"])} files missing, hash {r["hash"]}; manifest: {os.path.join(a["out"], "manifest.csv")}')
+    print(f'{r["clips"]} of {r["of"]} clips, {r["rows"]} rows{f" ({parts})" if parts else ""}, {len(r["lost"])} files missing, '
+          f'hash {r["hash"]}; manifest: {os.path.join(a["out"], "manifest.csv")}')
     return int(bool(r['lost']))
 
 

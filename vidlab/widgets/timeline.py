@@ -82,7 +82,7 @@ def _film_strip(line) -> str: # HTML, as wide as the axes
     wide = f'width:{100*(RIGHT - LEFT):.1f}%;margin-left:{100*LEFT:.1f}%;display:block'
     return f'<div style="max-width:{LENGTH*72:.0f}px">{picture(webp(side_by_side(frames), PICTURE), "frames", wide)}</div>'
 
-# %% ../../nbs/widgets/75_timeline.ipynb #7b7f5784
+# %% ../../nbs/widgets/75_timeline.ipynb #849fb22f
 def _moment(line, t) -> str: # the frame at a time, and the first classes
     ix = index_video(line.path)
     i = int(np.clip(np.searchsorted(ix.times, t, 'right') - 1, 0, ix.n - 1))
@@ -93,7 +93,8 @@ def _moment(line, t) -> str: # the frame at a time, and the first classes
     bar = lambda x: f'<div style="height:8px;background:#e8a200;width:{max(0, min(100, 100*x)):.0f}px"></div>' if line.names else ''
     cells = ''.join(f'<div>{esc(n)}</div><div style="text-align:right">{x:.2f}</div><div style="align-self:center">{bar(x)}</div>' for n, x in rows)
     shown = f'<div style="display:grid;grid-template-columns:max-content max-content 110px;column-gap:10px;align-content:start">{cells}</div>'
-    return f'<div style="display:flex;gap:14px;margin-top:4px">{picture(webp(frame, PICTURE//3), "frame", "height:150px")}<div>{heading(f"at {t:.2f} s")}{shown}</div></div>'
+    large = picture(webp(frame, PICTURE//3), 'frame', 'height:150px')
+    return f'<div style="display:flex;gap:14px;margin-top:4px">{large}<div>{heading(f"at {t:.2f} s")}{shown}</div></div>'
 
 def timeline_sheet(source, # folder of answers, or a Timeline
                    video=0, # number or name of a file
@@ -111,7 +112,7 @@ def timeline_sheet(source, # folder of answers, or a Timeline
     text = '\n'.join([Path(line.path).name, *said])
     return Sheet(heading(Path(line.path).name) + strip + _marked(curves, t/line.seconds) + moment, text)
 
-# %% ../../nbs/widgets/75_timeline.ipynb #7e037144
+# %% ../../nbs/widgets/75_timeline.ipynb #568b9c7d
 class TimelineExplorer(Explorer):
     "Move through what a model says along videos"
     twin = staticmethod(timeline_sheet)
@@ -124,7 +125,9 @@ class TimelineExplorer(Explorer):
         self.play = w.Play(min=0, max=100, interval=600, show_repeat=False, layout=w.Layout(width='80px'))
         self.segment = w.Select(options=[], rows=5, description='segments', layout=w.Layout(width='520px'))
         self.least = w.FloatSlider(0., min=0., max=1., step=.05, description='at least', continuous_update=False, layout=wide)
-        self.shortest = w.FloatSlider(round(.75*lines.line(0).window, 1), min=0., max=max(10., round(2*lines.line(0).window)), step=.1, description='shortest', continuous_update=False, layout=wide)
+        window = lines.line(0).window
+        self.shortest = w.FloatSlider(round(.75*window, 1), min=0., max=max(10., round(2*window)), step=.1, description='shortest',
+                                      continuous_update=False, layout=wide)
         says = bool(lines.line(self.video.value).names)
         self._start(lines, [self.video, *([self.least, self.shortest] if says else [])], [self.t, self.play], *([self.segment] if says else []))
         self.video.observe(lambda _: self._fit(), 'value')
