@@ -163,6 +163,9 @@ def test_smoothing_merging_and_thresholds():
     assert classes(raw) == ['a', 'c', 'a', 'b', 'a', 'b'] and classes(raw, shortest=1.) == ['a', 'b', 'a', 'b'] and classes(raw, shortest=3.) == ['a', 'b']
     assert classes(dataclasses.replace(line, smooth=4.))[:2] == ['a', 'b']
     assert classes(raw, shortest=-1) == classes(raw, shortest=.75) == ['a', 'b', 'a', 'b']
+    between = np.array([[.9, .1, 0], [.9, .1, 0], [.3, .2, .5], [.1, .9, 0], [.1, .9, 0]])
+    middle = Timeline('x.mp4', 5., np.stack([np.arange(5.), np.arange(5.) + 1], 1), between, ['a', 'b', 'c'], .01).segments(shortest=1.5)
+    assert [(s['class'], s['end']) for s in middle] == [('a', 3.), ('b', 5.)]                # the one in the middle looks more like a
     gaps = raw.segments(least=.5, shortest=0)
     assert [s['class'] for s in gaps] == ['a', 'c', 'a', 'b', 'b'] and gaps[4]['start'] - gaps[3]['end'] == pytest.approx(2.)
     assert np.allclose(line.at(np.linspace(-3, 30, 50)).sum(1), p.sum(1).mean(), atol=.1) and not np.isnan(line.at([0., 20.5])).any()
