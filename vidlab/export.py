@@ -7,8 +7,8 @@ __all__ = ['FORMS', 'PARTS', 'WORDS', 'CLOSE', 'open_clip_state', 'open_clip_con
            'Video', 'Logits', 'Image', 'Text', 'encoders', 'program', 'run_onnx', 'save_onnx', 'distance', 'quantised',
            'recall_loss', 'export', 'told']
 
-# %% ../nbs/66_export.ipynb #59bf08a6
-import copy, dataclasses, logging, math, warnings
+# %% ../nbs/66_export.ipynb #b673f699
+import contextlib, copy, dataclasses, io, logging, math, warnings
 from pathlib import Path
 import torch
 from torch import nn
@@ -165,19 +165,20 @@ def _one_vector(ready, part): # not where every text is compared with every fram
     try: return dict(text=Text, video=Video)[part](ready.model)(**x).ndim == 2
     except ValueError: return False
 
-# %% ../nbs/66_export.ipynb #6379a79a
+# %% ../nbs/66_export.ipynb #08089eed
 @torch.no_grad()
 def program(module, inputs:dict # name -> tensor, of at least two samples
            ) -> tuple: # torch.export.ExportedProgram, names of its inputs
     "A program for batches of any size"
-    batch = torch.export.Dim('batch', min=1, max=65536)
-    first = None
+    batch, said = torch.export.Dim('batch', min=1, max=65536), None
     for names in dict.fromkeys((tuple(inputs), tuple(n for n in inputs if n != 'mask' or 'ids' in inputs))):
         given = {n: inputs[n] for n in names}
-        try: return torch.export.export(module, (), given, dynamic_shapes={n: {0: batch} for n in given}), names
-        except Exception as e: first = first or e                           # of many kinds, by what cannot be followed
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):                 # where it cannot be followed all that was done so far is printed
+                return torch.export.export(module, (), given, dynamic_shapes={n: {0: batch} for n in given}), names
+        except Exception as e: said = e                                     # of many kinds
     who = f'{type(module).__name__.lower()} encoder of {type(getattr(module, "model", module)).__name__}'
-    raise ValueError(f'{who}: torch.export cannot follow it: {str(first).splitlines()[0][:200]}') from first
+    raise ValueError(f'{who}: torch.export cannot follow it: {str(said).splitlines()[0][:200]}') from said
 
 # %% ../nbs/66_export.ipynb #9b69ccf6
 CLOSE = 1e-4
