@@ -39,5 +39,5 @@ setup(name=cfg['lib_name'], version=cfg['version'], description=cfg['description
       entry_points={'console_scripts': ['vidlab = vidlab.cli:main']},
       install_requires=cfg['requirements'].split(),
       extras_require={'dev': cfg['dev_requirements'].split(), 'torchcodec': ['torchcodec'], 'browser': cfg['browser_requirements'].split(),
-                      'tensorboard': ['tensorboard'], 'numba': ['numba>=0.61'], 'oracles': ['captum', 'quantus'],
+                      'tensorboard': ['tensorboard'], 'numba': ['numba>=0.61'], 'oracles': ['captum', 'quantus'], 'export': cfg['export_requirements'].split(),
                       'text': ['transformers>=4.40']})

@@ -28,3 +28,12 @@ def _shown(o, default):
     "The default in words, where there is one and the help does not say it"
     if default in (inspect.Parameter.empty, None, ()) or '(default' in o.help: return ''
     return f' (default: {" ".join(default) if isinstance(default, tuple) else default})'.replace('%', '%%')
+
+
+def pairs(words: list  # e.g. ['recipe=shapes_stan', 'pretrained=clip.pt']
+          ) -> dict:
+    "Options as name=value, their values as in YAML"
+    import yaml
+    for w in words:
+        if '=' not in w: raise ValueError(f'--options {w!r}: write name=value')
+    return {k: yaml.safe_load(v) for k, _, v in (w.partition('=') for w in words)}

@@ -240,3 +240,30 @@ def test_every_widget_on_the_tour(lab, browser, trained):
     areas = p.page.locator('.jp-OutputArea-output.jp-OutputArea-executeResult, .jp-OutputArea-output:has(.jupyter-widgets)')
     for i in range(areas.count()): areas.nth(i).screenshot(path=p.pictures/f'tour-{i}.png')
     p.done()
+
+
+def test_timeline(lab, browser):
+    "A click on a segment moves the line and the frame; segments that are too short go to their neighbours"
+    p = Page(browser, lab, 'timeline', """from vidlab.predict import Timeline
+from vidlab.data.index import index_video
+from vidlab.data.shapes import make_shapes
+from vidlab.widgets.timeline import TimelineExplorer
+import numpy as np
+path = sorted((make_shapes(kinds='narrated')/'narrated'/'test').glob('*.mp4'))[0]
+seconds = index_video(path).duration
+n = 15
+spans = np.stack([np.arange(n), np.arange(n) + 2], 1)*seconds/(n + 1)
+rising = np.linspace(0, 1, n)
+TimelineExplorer(Timeline(str(path), seconds, spans, np.stack([1 - rising, rising], 1), ['begins', 'ends $1 <b>']))""")
+    p.until('at 0.00 s')
+    p.shot('start')
+    p.page.locator('.jp-Notebook select option', has_text='ends $1 <b>').first.click()
+    p.until('at 6.')
+    p.shot('segment')
+    handle = p.page.locator('.jp-Notebook .noUi-handle').nth(1)
+    handle.focus()
+    for _ in range(85): p.page.keyboard.press('ArrowRight')
+    p.page.wait_for_timeout(1500)
+    p.shot('merged')
+    assert p.page.locator('.jp-Notebook select').nth(1).locator('option').count() == 1
+    p.done()

@@ -178,7 +178,7 @@ def encode_text(self:CLIPBackbone, ids, # (N,L) int64
     "Features of texts"
     x = self.transformer(self.embed_text(ids), attn_mask=self.attn_mask[:ids.shape[1], :ids.shape[1]])
     x = self.ln_final(x)
-    f = x[torch.arange(len(x), device=x.device), ids.argmax(-1)] @ self.text_projection.to(x.dtype)
+    f = x[torch.arange(x.shape[0], device=x.device), ids.argmax(-1)] @ self.text_projection.to(x.dtype)
     return (f, x) if tokens else f
 
 # %% ../nbs/20_clip.ipynb #f66ba61e

@@ -152,7 +152,7 @@ def weights_record(path # as in `weights_path`; '' none
     p = weights_path(path)
     card = p.with_name('card.json')
     if not card.exists(): return dict(file=p.name, sha256=file_hash(p))
-    return dict(file=f'ckpt/{p.parent.name}/{p.name}', sha256=file_hash(p), step=read_json(card)['step'])
+    return dict(file=f'ckpt/{p.parent.name}/{p.name}', sha256=file_hash(p), step=read_json(card).get('step'))
 
 def evaluate_split(cfg:RunConfig, task, engine, folder:RunFolder, split:str, weights:dict, # where the weights are from, with sha256
                    first:bool=False # of a long evaluation try two batches first

@@ -138,7 +138,7 @@ def embed(self:VideoEncoder, video, keep=None): # -> (B,1+n,D), input of the fir
     x = x + self.pos_embed[:,None,1:] + self.temporal_embed[:,:t,None]
     if keep is not None: x = x.gather(2, _rows(keep, t)[...,None].expand(-1, -1, -1, self.dim))
     cls = self.cls_token + self.pos_embed[:,:1]
-    return torch.cat([cls.expand(len(x), -1, -1), x.flatten(1,2)], 1)
+    return torch.cat([cls.expand(x.shape[0], -1, -1), x.flatten(1,2)], 1)
 
 # %% ../../nbs/models/35_tvts.ipynb #656b54f1
 @patch

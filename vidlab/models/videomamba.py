@@ -265,7 +265,7 @@ def embed(self:Trunk, video): # (B,T,3,S,S) -> (B,L,d)
                          'the positions')
     x = self.patch_embed(video) + self.pos_embed[:,None,1:]                                          # (B T' N d)
     if self.temporal_pos_embedding is not None: x = x + self.temporal_pos_embedding[:,:,None]
-    cls = (self.cls_token + self.pos_embed[:,:1]).expand(len(x), -1, -1)
+    cls = (self.cls_token + self.pos_embed[:,:1]).expand(x.shape[0], -1, -1)
     return torch.cat([cls, x.flatten(1,2)], 1)
 
 # %% ../../nbs/models/32_videomamba.ipynb #24f44368
