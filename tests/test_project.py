@@ -168,6 +168,14 @@ def test_page(page):
     first = source(nb['cells'][0])
     assert nb['cells'][0]['cell_type'] == 'markdown' and re.match(r'# \S.*\n', first + '\n'), 'the first cell is a title'
 
+@pytest.mark.parametrize('page', [p for p in PAGES if p.parent.name in ('tour', 'runs')], ids=lambda p: p.stem)
+def test_what_looks_like_parameters_is_found_by_papermill(page):
+    "A cell of annotated literals and nothing else carries the tag: without it papermill writes its values above, and they are lost"
+    def literals(c):
+        body = ast.parse(source(c)).body if c['cell_type'] == 'code' and not source(c).lstrip().startswith(('%', '!', '#|')) else []
+        return body and all(isinstance(n, ast.AnnAssign) for n in body)
+    assert [source(c)[:60] for c in cells(page) if literals(c) and 'parameters' not in c['metadata'].get('tags', [])] == []
+
 @pytest.mark.parametrize('page', RUNS, ids=lambda p: p.stem)
 def test_run_page(page):
     "papermill finds one parameters cell of annotated literals; no definitions in a run page"
