@@ -7,9 +7,9 @@ __all__ = ['STILL', 'CHUNK', 'BATCH', 'RANDOM', 'WHO', 'DOES', 'WHERE', 'ALIKE',
            'STOP', 'Grid', 'pace_of', 'make_grid', 'blocks_of', 'stand_ins', 'fast_precision', 'VideoEncoder',
            'Reading', 'index_folder', 'random_texts', 'Chance', 'moments', 'stretch_around', 'in_order', 'best_chains',
            'Spoken', 'parse_clip', 'Searcher', 'search_folder', 'embed_files', 'answer_frames', 'show_answers',
-           'example_folder', 'save_answers']
+           'example_folder', 'answers_text', 'save_answers']
 
-# %% ../nbs/61_search.ipynb #c917d128
+# %% ../nbs/61_search.ipynb #d5f5aeb9
 import contextlib, fnmatch, hashlib, json, math, os, re
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +24,10 @@ from .data.index import VideoIndex, index_video
 from .data.sample import PACE, neighbours
 from .data.transforms import ClipTransform
 from .ready import Ready, load
-from .store import (Index, Part, Report, all_scores, asked_of, bad_part, best_scores, fresh_weights, indexes_of, quick_report, read_vectors, spans_table,
+from .store import (USUAL, Index, Part, Report, all_scores, asked_of, bad_part, best_scores, fresh_weights, indexes_of, quick_report, read_vectors, spans_table,
     speech_beside, update, videos_below, write_vectors)
 
-# %% ../nbs/61_search.ipynb #ca614551
+# %% ../nbs/61_search.ipynb #a926de13
 @dataclass
 class Grid:
     "Which frames of a video are looked at, and which windows they make"
@@ -46,13 +46,14 @@ def pace_of(sampler, fps:float, # of the model; of the video
     return window or t/rate, rate
 
 def make_grid(ix:VideoIndex, sampler, # of the model
-              window:float=0., stride:float=0., rate:float=0. # as in `index_folder`
+              window:float=0., stride:float=0., rate:float=0., # as in `index_folder`
+              dense:bool=False # without a stride a window begins at every cell
              ) -> Grid:
     "Cells and windows of a video"
     window,rate = pace_of(sampler, ix.fps, window, rate)
     n,t = max(1, math.floor(ix.duration*rate + .5)),sampler.max_frames//getattr(sampler, 'neighbours', 1)
     per = max(1, min(n, round(window*rate)))
-    step = max(1, min(per, round(stride*rate) if stride else per//2))
+    step = max(1, min(per, round(stride*rate) if stride else 1 if dense else per//2))
     first = [*range(0, n - per, step), n - per]
     inside = np.arange(per) if per <= t else ((np.arange(t) + .5)*per/t).astype(int)     # of a long window as many as the model takes
     frames = np.clip(np.searchsorted(ix.times, (np.arange(n) + .5)/rate, 'right') - 1, 0, ix.n - 1)
@@ -153,7 +154,7 @@ def _features(self:VideoEncoder, frames # (n,3,S,S) uint8
         with self._autocast(): out.append(self.model.frame_features(x)[0].float().cpu())
     return torch.cat(out)
 
-# %% ../nbs/61_search.ipynb #52595505
+# %% ../nbs/61_search.ipynb #15600063
 @dataclass
 class Reading:
     "A file that is being read"
@@ -175,7 +176,7 @@ def read(self:VideoEncoder, file, deep:bool=False # decode all of it once, to kn
         ) -> Reading:
     "Open a file and decode its beginning"
     ix = index_video(file, deep=deep)
-    grid = make_grid(ix, self.sampler, self.window, self.stride, self.rate)
+    grid = make_grid(ix, self.sampler, self.window, self.stride, self.rate, self.framewise)
     chunks = self._read_cells(ix, grid.frames)
     first = next(chunks)
     def again():
@@ -250,7 +251,7 @@ def _named_file(source:str): # the file behind the name of a model, with its siz
     kind,what = find_source(source)
     return [str(what), os.stat(what).st_size, os.stat(what).st_mtime_ns] if kind == 'weights' else None
 
-# %% ../nbs/61_search.ipynb #d194347f
+# %% ../nbs/61_search.ipynb #543ed0fe
 def _facts(enc, asked, folder, where): # of an index
     weights = _state_hash(enc.model)
     settings = dict(weights=weights, **enc.settings(), speech=asked['speech'])
@@ -261,9 +262,9 @@ def _facts(enc, asked, folder, where): # of an index
     return where, dict(model=enc.ready.card.name, dim=enc.dim, root=root, settings_hash=name[-8:], settings=settings, asked=asked)
 
 def index_folder(folder, # with videos, searched through all its folders
-                 model='ViT-B-32', # what `vidlab.load` takes, or a Ready
+                 model=None, # what `vidlab.load` takes, or a Ready; None: ViT-B-32 with the weights of OpenAI
                  window:float=0., # seconds that the model sees at a time; 0: what suits it
-                 stride:float=0., # seconds from one window to the next; 0: half a window
+                 stride:float=0., # seconds from one window to the next; 0: one frame for a model that sees each frame by itself, half a window for others
                  rate:float=0., # frames per second; 0: what suits the model
                  exact:bool=False, # look also at frames that hardly differ from the one before
                  precision:str='auto', # of the video tower: 'auto' | 'fp32' | 'bf16'
@@ -277,14 +278,21 @@ def index_folder(folder, # with videos, searched through all its folders
     asked = asked_of(model.source if isinstance(model, Ready) else model, options, window, stride, rate, exact, precision, speech)
     if done := quick_report(folder, asked, out): return done
     if not videos_below(folder) and not indexes_of(out or folder): raise ValueError(f'{folder}: no video files below it')
-    enc = VideoEncoder(model if isinstance(model, Ready) else load(model, **options), window, stride, rate, exact, precision)
+    enc = VideoEncoder(model if isinstance(model, Ready) else _loaded(asked, options), window, stride, rate, exact, precision)
     where,facts = _facts(enc, asked, folder, out)
-    if not isinstance(model, Ready) and (file := _named_file(str(model))): facts['weights'] = file
+    if not isinstance(model, Ready) and (file := _named_file(asked['model'])): facts['weights'] = file
     _writable(where)
     _random_vectors(where, enc.ready)
     report = update(where, facts, folder, enc.read, enc.make, (lambda paths: speech_beside(folder, paths)) if speech else None)
     report.frames,report.looked,report.seconds = enc.frames,enc.looked,enc.seconds
     return report
+
+def _loaded(asked, options): # Ready
+    try: return load(asked['model'], **{**asked['options'], **options})
+    except Exception as e:
+        if asked['options'] != USUAL[1] or isinstance(e, MemoryError): raise
+        raise ValueError(f'no model was named, and the usual one, {USUAL[0]} with the weights of OpenAI, cannot be had ({str(e).splitlines()[0][:200]}). '
+                         "Name one: model=RUN, a file of weights, or an architecture with options={pretrained: FILE}") from e
 
 def _writable(where):
     try:
@@ -330,22 +338,22 @@ class Chance:
         "Share of such questions that find nothing as good"
         return np.exp(-np.exp(-(np.asarray(score, np.float64) - self.middle)/self.width))
 
-# %% ../nbs/61_search.ipynb #b69a75a0
+# %% ../nbs/61_search.ipynb #a8dd133b
 def moments(spans, scores # (w,2) seconds, rising; (w,)
-           ) -> tuple: # (m+1,) borders in seconds, (m,) mean score of the windows over each moment; nan: none
+           ) -> tuple: # (m+1,) borders in seconds, (m,) score of each moment; nan: no window lies over it
     "Scores along time"
     edges = np.unique(np.round(spans, 4))
     a,b = (np.searchsorted(edges, np.round(spans[:, k], 4)) for k in (0, 1))
-    total,count = np.zeros(len(edges)),np.zeros(len(edges))
-    np.add.at(total, a, scores)
-    np.add.at(total, b, -scores)
-    np.add.at(count, a, 1)
-    np.add.at(count, b, -1)
-    count = np.cumsum(count)[:-1]
-    return edges, np.where(count > .5, np.cumsum(total)[:-1]/np.maximum(count, 1), np.nan)
+    n = b - a
+    window = np.repeat(np.arange(len(spans)), n)
+    cell = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n) + np.repeat(a, n)
+    middle,half = spans.mean(1)[window],(spans[:, 1] - spans[:, 0])[window]/2
+    weight = np.maximum(1 - abs((edges[cell] + edges[cell + 1])/2 - middle)/half, 1e-3)
+    total,count = (np.bincount(cell, x, len(edges) - 1) for x in (weight*np.asarray(scores)[window], weight))
+    return edges, np.where(count > 0, total/np.maximum(count, 1e-9), np.nan)
 
 ALIKE = .1          # share of the way from the middle of an index to the best score
-HALF = .5           # share of the way from the floor to the best moment
+HALF = .6           # share of the way from the floor to the best moment
 
 def stretch_around(spans, scores, # of the windows of a file
                    best:int, # window
@@ -384,10 +392,10 @@ def in_order(text # a sentence, or a list of them
         parts[i] = ' '.join([*words[:at], p])
     return parts
 
-# %% ../nbs/61_search.ipynb #198251ad
-GAP, OVERLAP = 2., .5        # windows that may lie between two parts; share of a window that they may have in common
+# %% ../nbs/61_search.ipynb #a2c4291f
+GAP, OVERLAP = .5, .3        # windows that may lie between two parts; share of a window that they may have in common
 
-def best_chains(z, # (P,N) scores of the parts, in units of their spread
+def best_chains(z, # (P,N) scores of the parts, in comparable units
                 file, start, end # (N,) of the windows, file by file, rising
                ) -> tuple: # (N,) score of the best chain that ends at a window, (P,N) its windows
     "Windows in order, one for each part"
@@ -404,9 +412,9 @@ def best_chains(z, # (P,N) scores of the parts, in units of their spread
             fits = (file[i] == file[j]) & (apart >= -OVERLAP*long[j] - 1e-3) & (apart <= GAP*long[j])
             better = i[fits & (total[j] > best[i])]
             best[better],back[better] = total[better - d],better - d
-        total = best + z[p]
+        total = np.minimum(best, z[p])
         chains = np.concatenate([chains[:, back], np.arange(n)[None]])
-    return total/len(z), chains
+    return total, chains
 
 # %% ../nbs/61_search.ipynb #c87fd2c4
 STOP = set('a an the and or of to in on at by for with from into is are was were be been being it its he she they his her their this that there then as i you we'.split())
@@ -559,7 +567,7 @@ def _chance_clip(self:Searcher): # windows of other files
 @patch
 def _chance_speech(self:Searcher): return Chance.of([self.spoken.scores(t).max() for t in random_texts()])
 
-# %% ../nbs/61_search.ipynb #735d9992
+# %% ../nbs/61_search.ipynb #06489654
 @patch
 def _of_file(self:Searcher, i) -> slice: # windows of the file of window i
     a,b = np.searchsorted(self.code, [self.code[i], self.code[i] + 1])
@@ -572,7 +580,7 @@ def _stretches(self:Searcher, score, # (P,N) of the parts
                k:int # answers
               ): # yields row of the best window of each part, start, end, stretches of the parts
     "Answers that do not lie in each other"
-    floor,used = np.median(score, 1),np.zeros(score.shape[1], bool)
+    floor,used,given = np.median(score, 1),np.zeros(score.shape[1], bool),[]
     for i in order:
         if k < 1: return
         if used[i]: continue
@@ -580,6 +588,8 @@ def _stretches(self:Searcher, score, # (P,N) of the parts
         parts = [stretch_around(self.spans[here], score[p, here], r - here.start, floor[p]) for p,r in enumerate(rows)]
         if len(parts) > 1: parts = _one_by_one(parts, self.spans[rows])
         start,end = parts[0][0],parts[-1][1]
+        if any(c == self.code[i] and min(e, end) - max(s, start) > .5*min(e - s, end - start) for c,s,e in given): continue
+        given.append((self.code[i], start, end))
         middle = self.spans[here].mean(1)
         used[here] |= (middle >= start) & (middle <= end)
         k -= 1
@@ -593,7 +603,7 @@ def _one_by_one(parts, spans): # stretches of neighbouring parts meet, and do no
             a[1] = b[0] = border
     return [tuple(p) for p in out]
 
-# %% ../nbs/61_search.ipynb #1c9f3f72
+# %% ../nbs/61_search.ipynb #efc9c14d
 @patch
 def _seen(self:Searcher, vectors, kind, k, keep): # list of dict
     n = len(self.code)
@@ -601,8 +611,8 @@ def _seen(self:Searcher, vectors, kind, k, keep): # list of dict
     score = all_scores(self.index.vectors, vectors)
     chains,total = np.arange(n)[None],score[0]
     if len(score) > 1:
-        z = (score - score.mean(1, keepdims=True))/np.maximum(score.std(1, keepdims=True), 1e-6)
-        total,chains = best_chains(z, self.code, *self.spans.T)
+        middle,top = (f(1, keepdims=True) for f in (score.mean, score.max))
+        total,chains = best_chains((score - middle)/np.maximum(top - middle, 1e-6), self.code, *self.spans.T)
     if keep is not None: total = np.where(keep[chains].all(0), total, -np.inf)
     most = min(n, max(1000, 200*k))
     order = np.argpartition(-total, most - 1)[:most]
@@ -687,10 +697,10 @@ def search_folder(folder, text=None, model='', device='auto', **more # of `Searc
     "Search once; for several questions make a `Searcher`, which keeps the model"
     return Searcher(folder, model, device=device)(text, **more)
 
-# %% ../nbs/61_search.ipynb #cde3782d
+# %% ../nbs/61_search.ipynb #ae06b553
 def embed_files(videos, # a file, a folder, or a list of files
-                model, # what `load` takes, or a Ready
-                out, # folder for `vectors.safetensors` and `rows.csv`
+                model=None, # what `load` takes, or a Ready; None: as in `index_folder`
+                out='.', # folder for `vectors.safetensors` and `rows.csv`
                 window:float=0., # seconds of a window; 0: a vector for the whole video
                 stride:float=0., rate:float=0., exact:bool=False, precision:str='auto', # as in `index_folder`
                 **options # of `load`
@@ -698,7 +708,7 @@ def embed_files(videos, # a file, a folder, or a list of files
     "Write the vectors of videos to a folder"
     import pandas as pd
     files = _files_of(videos)
-    enc = VideoEncoder(model if isinstance(model, Ready) else load(model, **options), window, stride, rate, exact, precision)
+    enc = VideoEncoder(model if isinstance(model, Ready) else _loaded(asked_of(model, options), options), window, stride, rate, exact, precision)
     rows,vectors = [],[]
     for f in progress(files, 'videos'):
         try:
@@ -746,7 +756,7 @@ def show_answers(answers, # of a `Searcher`
     question = ' '.join(f'{k}: {v}' for k,v in answers.attrs['question'].items())
     return show_rows([answer_frames(answers.attrs['root'], a, cols) for a in rows], None, said, question, cols)
 
-# %% ../nbs/61_search.ipynb #a782fb16
+# %% ../nbs/61_search.ipynb #369e28cb
 def example_folder(n:int=8 # videos
                   ) -> tuple: # folder, what `load` takes of a model for it, with its options
     "Some narrated videos of the embedded data set"
@@ -762,6 +772,14 @@ def example_folder(n:int=8 # videos
         if r['id'] == m.row(0)['id'] and not link.with_suffix('.srt').exists():
             with atomic_write(link.with_suffix('.srt')) as f: f.write('\n'.join(cues))
     return home, dict(model='clip4clip', preset='tiny', weights='shapes', head='meanP', sampler='grid', rate=4, max_frames=8)
+
+def answers_text(answers) -> str: # of a `Searcher`
+    "The answers for a terminal"
+    if not len(answers): return 'nothing found'
+    clock = lambda s: f'{int(s)//60}:{s % 60:04.1f}'
+    wide = max(map(len, answers['path']))
+    rows = [f"{100*a['sure']:5.1f} %  {a['path']:<{wide}}  {clock(a['start'])} - {clock(a['end'])}  {a['by']}" + (f": {a['said'][:60]}" if a['said'] else '') for _,a in answers.iterrows()]
+    return '\n'.join([' sure    where', *rows])
 
 def save_answers(answers, # of a `Searcher`
                  folder
