@@ -424,7 +424,7 @@ def show_runs(word:str='' # part of a recipe, state or path
 TOOLS = dict(check_videos='which files can be trusted', make_manifest='annotations -> one table',
              compress_videos='small copies, faster training', extract_frames='videos as folders of pictures',
              make_shards='a table as webdataset shards', make_shapes='render the embedded data set',
-             convert_checkpoint='weights for the published code')
+             cut='stretches of videos, exact to the frame', convert_checkpoint='weights for the published code')
 SAID = dict(train='RECIPE', evaluate='RUN|RECIPE', attention='SOURCE', time='RUN|RECIPE', compare='RECIPE...', cost='RECIPE...',
             index='FOLDER', search='FOLDER TEXT', embed='FILE|FOLDER')
 
