@@ -297,7 +297,7 @@ def _worked(root, work, seen, known, kept:Path, read, make, dim, report): # yiel
             yield p, h, part
     finally: pool.shutdown(cancel_futures=True)
 
-# %% ../nbs/60_store.ipynb #62afbcf1
+# %% ../nbs/60_store.ipynb #a0f1b241
 def update(folder, # of the index, made when missing
            facts:dict, # what the index says of itself, see `join`
            root, # folder of the videos
@@ -322,7 +322,9 @@ def _update(folder, facts, root, read, make, speech, old):
     try: done += progress(_worked(root, work, seen, known, folder/'parts', read, make, facts['dim'], report), 'videos', len(work)) if work else ()
     except KeyboardInterrupt as e: stopped = e                                  # what is done can be searched
     said = speech(list(seen)) if speech else None
-    if not (work or gone or old is None or _other(old, facts, said)): report.index = old
+    if not (work or gone or old is None or _other(old, facts, said)):
+        tidy(folder)                                                            # of a run that was killed at its very end
+        report.index = old
     else:
         known = known or known_parts(old)
         files = [dict(path=p, size=seen[p][0], mtime=seen[p][1], hash=h, part=part or known[h]) for p,h,part in sorted(done, key=lambda d: d[0])]
@@ -401,7 +403,7 @@ def speech_beside(folder, paths # of videos, relative to it
                     break                                                               # one language is enough
     return speech_table(rows)
 
-# %% ../nbs/60_store.ipynb #790871de
+# %% ../nbs/60_store.ipynb #9e51d7d4
 def fresh_weights(facts) -> bool: # are the weights still those of the index?
     if not facts.get('weights'): return True
     with contextlib.suppress(OSError):
@@ -424,7 +426,7 @@ def quick_report(folder, asked:dict, # as in `index.json`
     try: found = indexes_of(out or folder)
     except (FileNotFoundError, ValueError): return None
     for index in found:
-        if index.facts.get('asked') != asked or not fresh_weights(index.facts): continue
+        if index.facts.get('asked') != asked or not fresh_weights(index.facts) or (index.folder/'parts').exists(): continue
         same,work,gone = changes(index, videos_below(folder))
         if work or gone or asked['speech'] and not speech_beside(folder, list(same)).equals(index.speech()): return None
         bad = index.files().query("verdict == 'bad'")
