@@ -603,7 +603,7 @@ def _one_by_one(parts, spans): # stretches of neighbouring parts meet, and do no
             a[1] = b[0] = border
     return [tuple(p) for p in out]
 
-# %% ../nbs/61_search.ipynb #efc9c14d
+# %% ../nbs/61_search.ipynb #561fcd96
 @patch
 def _seen(self:Searcher, vectors, kind, k, keep): # list of dict
     n = len(self.code)
@@ -648,7 +648,9 @@ def _together(seen, heard): # answers in one list: what is seen and said at once
     for h in heard:
         at = next((a for a in out if a['path'] == h['path'] and min(a['end'], h['end']) > max(a['start'], h['start'])), None)
         if at is None: out.append(dict(h))
-        elif at['by'] == 'picture': at.update(by='picture + speech', said=h['said'], sure=1 - (1 - at['sure'])*(1 - h['sure']))
+        elif at['by'] == 'picture':
+            when = {k: h[k] for k in ('start', 'end')} if h['sure'] > at['sure'] else {}
+            at.update(by='picture + speech', said=h['said'], sure=1 - (1 - at['sure'])*(1 - h['sure']), **when)
     return out
 
 # %% ../nbs/61_search.ipynb #98848ca7
