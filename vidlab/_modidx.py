@@ -2356,6 +2356,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'vidlab.search._state_hash': ('search.html#_state_hash', 'vidlab/search.py'),
                                'vidlab.search._stem': ('search.html#_stem', 'vidlab/search.py'),
                                'vidlab.search._together': ('search.html#_together', 'vidlab/search.py'),
+                               'vidlab.search._without_texts': ('search.html#_without_texts', 'vidlab/search.py'),
                                'vidlab.search._words': ('search.html#_words', 'vidlab/search.py'),
                                'vidlab.search._writable': ('search.html#_writable', 'vidlab/search.py'),
                                'vidlab.search.answer_frames': ('search.html#answer_frames', 'vidlab/search.py'),

@@ -238,12 +238,14 @@ def _part(self:VideoEncoder, reading) -> Part:
     verdict = dict(verdict=reading.index.verdict, reason='; '.join(reading.index.reasons))
     return Part(x.astype(np.float16), spans_table(*grid.spans.T, [grid.times[w] for w in grid.windows]), float(reading.index.duration), **verdict)
 
-# %% ../nbs/61_search.ipynb #d422eb58
+# %% ../nbs/61_search.ipynb #d38995e5
 RANDOM = 128        # texts that scores are compared with
 
 def _state_hash(model) -> str: # of the weights
     h = hashlib.sha256()
-    for k,v in sorted(model.state_dict().items()): h.update(k.encode() + v.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    for k,v in sorted(model.state_dict().items()):
+        h.update(k.encode())
+        h.update(v.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return h.hexdigest()
 
 def _named_file(source:str): # the file behind the name of a model, with its size and time; None: there is none
@@ -251,7 +253,7 @@ def _named_file(source:str): # the file behind the name of a model, with its siz
     kind,what = find_source(source)
     return [str(what), os.stat(what).st_size, os.stat(what).st_mtime_ns] if kind == 'weights' else None
 
-# %% ../nbs/61_search.ipynb #543ed0fe
+# %% ../nbs/61_search.ipynb #73c9c91f
 def _facts(enc, asked, folder, where): # of an index
     weights = _state_hash(enc.model)
     settings = dict(weights=weights, **enc.settings(), speech=asked['speech'])
@@ -263,6 +265,7 @@ def _facts(enc, asked, folder, where): # of an index
 
 def index_folder(folder, # with videos, searched through all its folders
                  model=None, # what `vidlab.load` takes, or a Ready; None: ViT-B-32 with the weights of OpenAI
+                 options:dict=None, # of `load`, e.g. dict(pretrained='openai')
                  window:float=0., # seconds that the model sees at a time; 0: what suits it
                  stride:float=0., # seconds from one window to the next; 0: one frame for a model that sees each frame by itself, half a window for others
                  rate:float=0., # frames per second; 0: what suits the model
@@ -270,29 +273,32 @@ def index_folder(folder, # with videos, searched through all its folders
                  precision:str='auto', # of the video tower: 'auto' | 'fp32' | 'bf16'
                  speech:bool=True, # take in subtitle files that lie beside the videos
                  out=None, # folder of the index; None: below `.vidlab` in the folder
-                 **options # of `load`, e.g. pretrained='openai', device='cpu'
+                 device:str='auto' # 'auto' | 'cpu' | 'cuda'
                 ) -> Report: # what was done; its `index` is the index
     "Make an index of the videos below a folder, or bring it up to date"
     folder = Path(folder).expanduser()
     if not folder.is_dir(): raise FileNotFoundError(f'{folder}: no such folder')
-    asked = asked_of(model.source if isinstance(model, Ready) else model, options, window, stride, rate, exact, precision, speech)
+    asked = asked_of(model.source if isinstance(model, Ready) else model, options or {}, window, stride, rate, exact, precision, speech)
     if done := quick_report(folder, asked, out): return done
     if not videos_below(folder) and not indexes_of(out or folder): raise ValueError(f'{folder}: no video files below it')
-    enc = VideoEncoder(model if isinstance(model, Ready) else _loaded(asked, options), window, stride, rate, exact, precision)
+    enc = VideoEncoder(model if isinstance(model, Ready) else _loaded(asked, device), window, stride, rate, exact, precision)
     where,facts = _facts(enc, asked, folder, out)
     if not isinstance(model, Ready) and (file := _named_file(asked['model'])): facts['weights'] = file
     _writable(where)
-    _random_vectors(where, enc.ready)
+    if not isinstance(model, Ready): _without_texts(enc.model)
     report = update(where, facts, folder, enc.read, enc.make, (lambda paths: speech_beside(folder, paths)) if speech else None)
     report.frames,report.looked,report.seconds = enc.frames,enc.looked,enc.seconds
     return report
 
-def _loaded(asked, options): # Ready
-    try: return load(asked['model'], **{**asked['options'], **options})
+def _loaded(asked, device): # Ready
+    try: return load(asked['model'], **{'device': device, **asked['options']})
     except Exception as e:
         if asked['options'] != USUAL[1] or isinstance(e, MemoryError): raise
         raise ValueError(f'no model was named, and the usual one, {USUAL[0]} with the weights of OpenAI, cannot be had ({str(e).splitlines()[0][:200]}). '
                          "Name one: model=RUN, a file of weights, or an architecture with options={pretrained: FILE}") from e
+
+def _without_texts(model): # what it holds of texts leaves the memory
+    for n in model.parts()['text']: model.get_parameter(n).data = torch.empty(0)
 
 def _writable(where):
     try:
@@ -300,7 +306,7 @@ def _writable(where):
         if not os.access(where, os.W_OK): raise PermissionError(13, 'no permission to write')
     except OSError as e: raise ValueError(f'{where}: the index cannot be written there ({e.strerror}): give another place, out=FOLDER') from None
 
-# %% ../nbs/61_search.ipynb #7783e614
+# %% ../nbs/61_search.ipynb #c1e0d9c9
 WHO = 'a man|a woman|a child|two people|a dog|a cat|a bird|a horse|a robot|a chef|a player|a crowd|a car|a train|a boat|a machine'.split('|')
 DOES = ('walks|runs|sleeps|is eating|is talking|is painting|is dancing|is waiting|turns around|looks at the camera|climbs|falls down|is being repaired|'
         'is cleaned|crosses|opens something').split('|')
@@ -313,11 +319,11 @@ def random_texts(n:int=RANDOM) -> list:
     return [' '.join(str(g.choice(w)) for w in (WHO, DOES, WHERE)) for _ in range(n)]
 
 def _random_vectors(where, ready) -> np.ndarray: # (RANDOM,D) float16
-    "The vectors of the random texts, kept beside the index"
+    "The vectors of the random texts, kept beside the index by the first search"
     file = Path(where)/'random_texts.safetensors'
     with contextlib.suppress(OSError, ValueError, KeyError): return np.asarray(read_vectors(file))
-    if not hasattr(ready.model, 'encode_text'): return None
-    v = ready.embed_texts(random_texts()).numpy().astype(np.float16)
+    texts = random_texts()
+    v = np.concatenate([ready.embed_texts(texts[i:i + 4]).numpy() for i in range(0, len(texts), 4)]).astype(np.float16)
     with contextlib.suppress(OSError): write_vectors(file, [v], *v.shape)
     return v
 
@@ -416,7 +422,7 @@ def best_chains(z, # (P,N) scores of the parts, in comparable units
         chains = np.concatenate([chains[:, back], np.arange(n)[None]])
     return total, chains
 
-# %% ../nbs/61_search.ipynb #c87fd2c4
+# %% ../nbs/61_search.ipynb #25b1dd2a
 STOP = set('a an the and or of to in on at by for with from into is are was were be been being it its he she they his her their this that there then as i you we'.split())
 def _stem(w): return re.sub(r'(?:ing|ed|es|s)$', '', w) if len(w) > 4 else w
 def _words(text): return [_stem(w) for w in re.findall(r'\w+', str(text).lower()) if w not in STOP]
@@ -434,7 +440,8 @@ class Spoken:
         for i in range(len(table)):
             while self.last[i] + 1 < len(table) and path[self.last[i] + 1] == path[i] and end[self.last[i]] - start[i] < passage: self.last[i] += 1
 
-    def scores(self, text) -> np.ndarray: # (n,) of the passage that begins at each cue, 0..1
+    def scores(self, text, alone:bool=False # of each cue by itself
+              ) -> np.ndarray: # (n,) of the passage that begins at each cue, 0..1
         "Share of the words of a text that are said, rare words weighing more"
         n,words = len(self.table),list(dict.fromkeys(_words(text)))
         total,out = 0.,np.zeros(n)
@@ -443,7 +450,7 @@ class Spoken:
             here = np.zeros(n + 1)
             here[1:][self.at.get(w, [])] = 1
             here,total = np.cumsum(here),total + weight
-            out += weight*(here[self.last + 1] - here[np.arange(n)] > 0)
+            out += weight*(here[1:] - here[:-1] > 0 if alone else here[self.last + 1] - here[:-1] > 0)
         return out/max(total, 1e-9)
 
 # %% ../nbs/61_search.ipynb #350392b4
@@ -603,7 +610,7 @@ def _one_by_one(parts, spans): # stretches of neighbouring parts meet, and do no
             a[1] = b[0] = border
     return [tuple(p) for p in out]
 
-# %% ../nbs/61_search.ipynb #561fcd96
+# %% ../nbs/61_search.ipynb #3d28ed24
 @patch
 def _seen(self:Searcher, vectors, kind, k, keep): # list of dict
     n = len(self.code)
@@ -633,12 +640,14 @@ def _heard(self:Searcher, text, k, path, start, end, keep): # list of dict
     fits = t['path'].isin(files).to_numpy() & (score > 0)
     if start is not None: fits &= t['end'].to_numpy() >= start
     if end is not None: fits &= t['start'].to_numpy() <= end
-    out,used = [],np.zeros(len(t), bool)
+    out,used,own = [],np.zeros(len(t), bool),self.spoken.scores(text, alone=True)
     for i in sorted(np.flatnonzero(fits), key=lambda i: (-score[i], i)):
         a,b = i,int(self.spoken.last[i])
         if len(out) >= k: break
         if used[a:b + 1].any(): continue
         used[a:b + 1] = True
+        told = a + np.flatnonzero(own[a:b + 1] >= .8*own[a:b + 1].max())                # without what is only near
+        a,b = int(told[0]),int(told[-1])
         out.append(dict(path=t['path'][a], start=float(t['start'][a]), end=float(t['end'][a:b + 1].max()), sure=float(self.chance('speech').sure(score[i])),
                         score=float(score[i]), by='speech', said=' '.join(t['text'][a:b + 1]), parts=None))
     return out
@@ -699,18 +708,17 @@ def search_folder(folder, text=None, model='', device='auto', **more # of `Searc
     "Search once; for several questions make a `Searcher`, which keeps the model"
     return Searcher(folder, model, device=device)(text, **more)
 
-# %% ../nbs/61_search.ipynb #ae06b553
+# %% ../nbs/61_search.ipynb #5fb0f307
 def embed_files(videos, # a file, a folder, or a list of files
-                model=None, # what `load` takes, or a Ready; None: as in `index_folder`
+                model=None, options:dict=None, # as in `index_folder`
                 out='.', # folder for `vectors.safetensors` and `rows.csv`
                 window:float=0., # seconds of a window; 0: a vector for the whole video
-                stride:float=0., rate:float=0., exact:bool=False, precision:str='auto', # as in `index_folder`
-                **options # of `load`
+                stride:float=0., rate:float=0., exact:bool=False, precision:str='auto', device:str='auto' # as in `index_folder`
                ): # DataFrame: vector (its row; -1: none), path, start, end, verdict, reason
     "Write the vectors of videos to a folder"
     import pandas as pd
     files = _files_of(videos)
-    enc = VideoEncoder(model if isinstance(model, Ready) else _loaded(asked_of(model, options), options), window, stride, rate, exact, precision)
+    enc = VideoEncoder(model if isinstance(model, Ready) else _loaded(asked_of(model, options or {}), device), window, stride, rate, exact, precision)
     rows,vectors = [],[]
     for f in progress(files, 'videos'):
         try:
@@ -758,9 +766,9 @@ def show_answers(answers, # of a `Searcher`
     question = ' '.join(f'{k}: {v}' for k,v in answers.attrs['question'].items())
     return show_rows([answer_frames(answers.attrs['root'], a, cols) for a in rows], None, said, question, cols)
 
-# %% ../nbs/61_search.ipynb #369e28cb
+# %% ../nbs/61_search.ipynb #ec968872
 def example_folder(n:int=8 # videos
-                  ) -> tuple: # folder, what `load` takes of a model for it, with its options
+                  ) -> tuple: # folder; model for it and its options
     "Some narrated videos of the embedded data set"
     from vidlab.data.sets.shapes import shapes
     from vidlab.tinyclip import tiny_clip
@@ -773,7 +781,7 @@ def example_folder(n:int=8 # videos
         cues = [f"{i}\n{stamp(o['start'])} --> {stamp(o['end'])}\nnow {o['text']}\n" for i,o in enumerate(json.loads(r['transcripts']), 1)]
         if r['id'] == m.row(0)['id'] and not link.with_suffix('.srt').exists():
             with atomic_write(link.with_suffix('.srt')) as f: f.write('\n'.join(cues))
-    return home, dict(model='clip4clip', preset='tiny', weights='shapes', head='meanP', sampler='grid', rate=4, max_frames=8)
+    return home, dict(model='clip4clip', options=dict(preset='tiny', weights='shapes', head='meanP', sampler='grid', rate=4, max_frames=8))
 
 def answers_text(answers) -> str: # of a `Searcher`
     "The answers for a terminal"
