@@ -253,9 +253,8 @@ def _named_file(source:str): # the file behind the name of a model, with its siz
     kind,what = find_source(source)
     return [str(what), os.stat(what).st_size, os.stat(what).st_mtime_ns] if kind == 'weights' else None
 
-# %% ../nbs/61_search.ipynb #73c9c91f
-def _facts(enc, asked, folder, where): # of an index
-    weights = _state_hash(enc.model)
+# %% ../nbs/61_search.ipynb #abaa8716
+def _facts(enc, asked, folder, where, weights): # of an index
     settings = dict(weights=weights, **enc.settings(), speech=asked['speech'])
     name = f"{re.sub(r'[^A-Za-z0-9]+', '-', Path(asked['model']).name or 'model').strip('-')}-{text_hash(json.dumps(settings, sort_keys=True))[:8]}"
     where = Path(where) if where else Path(folder)/'.vidlab'/name
@@ -281,11 +280,13 @@ def index_folder(folder, # with videos, searched through all its folders
     asked = asked_of(model.source if isinstance(model, Ready) else model, options or {}, window, stride, rate, exact, precision, speech)
     if done := quick_report(folder, asked, out): return done
     if not videos_below(folder) and not indexes_of(out or folder): raise ValueError(f'{folder}: no video files below it')
-    enc = VideoEncoder(model if isinstance(model, Ready) else _loaded(asked, device), window, stride, rate, exact, precision)
-    where,facts = _facts(enc, asked, folder, out)
+    ready = model if isinstance(model, Ready) else _loaded(asked, device)
+    weights = _state_hash(ready.model)
+    if not isinstance(model, Ready): _without_texts(ready.model)
+    enc = VideoEncoder(ready, window, stride, rate, exact, precision)
+    where,facts = _facts(enc, asked, folder, out, weights)
     if not isinstance(model, Ready) and (file := _named_file(asked['model'])): facts['weights'] = file
     _writable(where)
-    if not isinstance(model, Ready): _without_texts(enc.model)
     report = update(where, facts, folder, enc.read, enc.make, (lambda paths: speech_beside(folder, paths)) if speech else None)
     report.frames,report.looked,report.seconds = enc.frames,enc.looked,enc.seconds
     return report
