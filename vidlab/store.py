@@ -485,7 +485,7 @@ def best_scores(vectors, queries) -> np.ndarray: # (Q,) float32
     for _,s in each_score(vectors, queries): np.maximum(out, s.max(0), out=out)
     return out
 
-# %% ../nbs/18_store.ipynb #b00c2cfc
+# %% ../nbs/18_store.ipynb #ff88cac8
 def _leading(score, row, k): # (Q,n) -> the k highest of each question, the highest first, of equal ones the first row
     if score.shape[1] > k:
         top = np.argpartition(-score, k - 1, axis=1)[:, :k]
@@ -504,10 +504,13 @@ def top_rows(vectors, # (N,D) float16
     q = len(queries)
     score,row = np.zeros((q, 0), np.float32),np.zeros((q, 0), np.int64)
     for a,s in each_score(vectors, queries):
-        new = np.arange(a, a + len(s)) if among is None else a + np.flatnonzero(among[a:a + len(s)])
-        score = np.concatenate([score, s.T if among is None else s.T[:, new - a]], 1)
+        fits = np.ones(len(s), bool) if among is None else among[a:a + len(s)]
+        if score.shape[1] >= k: fits = fits & (s > score[:, -1]).any(1)                     # an equal one comes too late
+        if not fits.any(): continue
+        new = a + np.flatnonzero(fits)
+        score = np.concatenate([score, s[fits].T], 1)
         row = np.concatenate([row, np.broadcast_to(new, (q, len(new)))], 1)
-        if score.shape[1] > k: score,row = _leading(score, row, k)
+        if score.shape[1] >= k: score,row = _leading(score, row, k)
     return _leading(score, row, k)
 
 # %% ../nbs/18_store.ipynb #fd0b333a
