@@ -191,7 +191,7 @@ def test_seen_and_said(seq, videos):
     index_folder(videos, seq, window=2., stride=1.)
     s = Searcher(videos, ready=seq)
     found = s('a frying pan on a stove', k=4)
-    assert found['path'][0] == '1.mp4' and found['start'][0] < 4 and found['end'][0] > 4 and 'speech' in found['by'][0] and 'frying pan' in found['said'][0]
+    assert found['path'][0] == '1.mp4' and found['start'][0] < 4 and found['end'][0] >= 4 and 'speech' in found['by'][0] and 'frying pan' in found['said'][0]
     assert 'speech' not in ' '.join(s('a frying pan', speech=False)['by'])
     assert not s('zebra crossing')['by'].str.contains('speech').any()
 
