@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['EXAMPLES', 'WEIGHTS', 'WORDS', 'OF_A_RUN', 'TOOLS', 'SAID', 'Parameter', 'run_pages', 'page_words', 'value_of',
-           'values_of', 'check_recipe', 'newest_run', 'source_of', 'check_video', 'Page', 'said_now', 'watch',
-           'error_of', 'result_of', 'ended', 'run_page', 'show_recipes', 'recipes_for', 'show_runs', 'overview',
-           'page_help', 'run_tool', 'main']
+           'values_of', 'check_recipe', 'newest_run', 'source_of', 'check_video', 'up_to_date', 'Page', 'said_now',
+           'watch', 'error_of', 'result_of', 'ended', 'run_page', 'show_recipes', 'recipes_for', 'show_runs',
+           'overview', 'page_help', 'run_tool', 'main']
 
 # %% ../nbs/56_cli.ipynb #0655858b
 import ast, contextlib, json, os, re, shlex, shutil, signal, sys, tempfile, threading, time
@@ -108,19 +108,28 @@ def check_video(values:dict):
     if not values.get('run'): raise ValueError('which model? vidlab attention SOURCE video=FILE: a run, a file of weights, or the name of a model')
 
 # %% ../nbs/56_cli.ipynb #3e17441f
-WORDS = dict(predict=('run', 'videos'))          # pages whose words are these parameters, one after the other
+WORDS = dict(index=('folder',), search=('folder', 'text'), embed=('videos',), predict=('run', 'videos'))          # pages whose words are these parameters, one after the other
 
 def _in_order(page, words) -> dict: # parameters
-    "A source and what it is asked about; a path that is not there is refused"
+    "What a page is about; a path that is not there is refused"
     names = WORDS[page]
     if len(words) > len(names): raise ValueError(f'{" ".join(words[len(names):])!r}: parameters of {page} are given as name=value')
+    if not words: raise ValueError(f'usage: vidlab {page} {SAID[page]} [name=value ...]')
     given = dict(zip(names, words))
     if 'run' in given: given['run'] = source_of(given['run'])
-    for n in set(given) - {'run'}:
-        path = Path(given[n].partition('::')[0]).expanduser()
-        if not path.exists(): raise ValueError(f'{n}={given[n]}: no such file or folder')
+    for n in set(given) - {'run', 'text'}:
+        if not Path(given[n].partition('::')[0]).expanduser().exists(): raise ValueError(f'{n}={given[n]}: no such file or folder')
         given[n] = str(Path(given[n]).expanduser().absolute())
     return given
+
+def up_to_date(values:dict # of the page `index`
+              ) -> str: # what there is; '': the page has to run
+    "Whether an index needs nothing: seen from names, sizes and times, without a kernel and a model"
+    from vidlab.store import asked_of, quick_report, told
+    v = {k: p.default for k,p in page_words(run_pages()['index']).items()} | values
+    asked = asked_of(v['model'], v['options'], *(v[k] for k in ('window', 'stride', 'rate', 'exact', 'precision', 'speech')))
+    report = quick_report(v['folder'], asked, v['out'])
+    return told(report) if report else ''
 
 def _subject(page, words, video=False) -> dict: # parameters
     "The words without `=`, as parameters of the page"
@@ -290,6 +299,7 @@ def _run_of(page, values, folders):
     if page == 'compare': return folders[0] if folders else None
     if page in WORDS: return None
     if folders: return folders[-1]
+    if page in WORDS: return None
     named = values.get('run') or values.get('resume') or 'auto'
     return Path(named).expanduser().absolute() if named != 'auto' else None
 
@@ -417,9 +427,9 @@ TOOLS = dict(check_videos='which files can be trusted', make_manifest='annotatio
              compress_videos='small copies, faster training', extract_frames='videos as folders of pictures',
              make_shards='a table as webdataset shards', make_shapes='render the embedded data set',
              subset='a smaller data set from a table', convert_checkpoint='weights in other forms',
-             export='encoders for other runtimes')
+             export='encoders for other runtimes', cut='stretches of videos, exact to the frame')
 SAID = dict(train='RECIPE', evaluate='RUN|RECIPE', attention='SOURCE', time='RUN|RECIPE', compare='RECIPE...', cost='RECIPE...',
-            predict='SOURCE VIDEOS')
+            predict='SOURCE VIDEOS', index='FOLDER', search='FOLDER TEXT', embed='FILE|FOLDER')
 
 def overview() -> str:
     "The help, on one screen"
@@ -474,6 +484,8 @@ def _run(name, args):
     values = values_of(name, [a for a in args if is_set(a)])
     values = _subject(name, [a for a in args if not is_set(a)], bool(values.get('video'))) | values
     if values.get('video'): check_video(values)
+    if name in WORDS and values.get('model'): values['model'] = source_of(values['model']) if name != 'search' else values['model']
+    if name == 'index' and (said := up_to_date(values)): return print(said) or 0
     if values.get('recipe'): check_recipe(values['recipe'])
     return run_page(name, values)
 
