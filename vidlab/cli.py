@@ -114,7 +114,6 @@ def _in_order(page, words) -> dict: # parameters
     "What a page is about; a path that is not there is refused"
     names = WORDS[page]
     if len(words) > len(names): raise ValueError(f'{" ".join(words[len(names):])!r}: parameters of {page} are given as name=value')
-    if not words: raise ValueError(f'usage: vidlab {page} {SAID[page]} [name=value ...]')
     given = dict(zip(names, words))
     if 'run' in given: given['run'] = source_of(given['run'])
     for n in set(given) - {'run', 'text'}:
@@ -299,7 +298,6 @@ def _run_of(page, values, folders):
     if page == 'compare': return folders[0] if folders else None
     if page in WORDS: return None
     if folders: return folders[-1]
-    if page in WORDS: return None
     named = values.get('run') or values.get('resume') or 'auto'
     return Path(named).expanduser().absolute() if named != 'auto' else None
 
@@ -484,6 +482,7 @@ def _run(name, args):
     values = values_of(name, [a for a in args if is_set(a)])
     values = _subject(name, [a for a in args if not is_set(a)], bool(values.get('video'))) | values
     if values.get('video'): check_video(values)
+    if name in WORDS and not values.get(WORDS[name][0]): raise ValueError(f'usage: vidlab {name} {SAID[name]} [name=value ...]')
     if name in WORDS and values.get('model'): values['model'] = source_of(values['model']) if name != 'search' else values['model']
     if name == 'index' and (said := up_to_date(values)): return print(said) or 0
     if values.get('recipe'): check_recipe(values['recipe'])
