@@ -294,3 +294,25 @@ def test_the_tour_without_a_browser(outputs, tmp_path):
     assert (tmp_path/'out.ipynb').stat().st_size < 1 << 20
     shown = [o['data'] for c in page['cells'] for o in c.get('outputs', []) if 'application/vnd.jupyter.widget-view+json' in o.get('data', {})]
     assert len(shown) == 8 and all('<img' in ''.join(d['text/html']) for d in shown)
+
+
+# ------------------------------------------------------------------------------------------------------------------- folders
+
+def test_names_of_files_stay_text_and_gone_files_are_said(tmp_path):
+    import shutil
+    from vidlab.search import Searcher, example_folder, index_folder
+    from vidlab.widgets.folders import FolderSearch, answer_sheet, folder_sheet
+    source, options = example_folder(4)
+    (tmp_path/'videos').mkdir()
+    one = next(iter(sorted(source.glob('*.mp4'))))
+    name = '<img src=x onerror=alert(1)> $a$.mp4'
+    shutil.copy(one, tmp_path/'videos'/name)
+    index_folder(tmp_path/'videos', options.pop('model'), **options)
+    s = Searcher(tmp_path/'videos')
+    harmless(folder_sheet(s, 'a circle <b>moves</b>', k=2).html)
+    find = FolderSearch(s, text='a circle <b>moves</b>', k=2)
+    find.buttons[0].click()
+    for x in (find.list, find.out, find.detail): harmless(x.value)
+    find.text.value = 'then'                                       # whatever is typed, the page stays alive
+    (tmp_path/'videos'/name).unlink()
+    assert 'No such file' in answer_sheet(s, s('a circle', k=1).iloc[0]).text

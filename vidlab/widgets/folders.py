@@ -97,17 +97,17 @@ class FolderSearch(Explorer):
         s,self.clip,self.answers,self.chosen,self.kept = searcher(source, model),'',None,None,[]
         self.text = w.Text(value=text, placeholder='what happens in it?', continuous_update=False, layout=w.Layout(flex='1 1 300px'))
         self.path = w.Text(placeholder='files with ... in their name', continuous_update=False, layout=w.Layout(width='220px'))
-        self.list,self.detail,self.state_of = w.HTML(),w.HTML(),w.HTML()
+        self.head,self.list,self.detail,self.state_of = w.HTML(),w.HTML(),w.HTML(),w.HTML()
         self.buttons = glass(k, self.choose, f'{ENTRY}px')
         self.column = w.VBox(layout=w.Layout(width='100%', overflow='hidden'))
         self.left = over(self.list, self.column)
-        button = lambda said, icon, f: (b := w.Button(description=said, icon=icon, layout=w.Layout(width='130px')), b.on_click(lambda _: f()))[0]
+        button = lambda said, icon, f: (b := w.Button(description=said, icon=icon, layout=w.Layout(width='150px')), b.on_click(lambda _: f()))[0]
         self.play = w.ToggleButton(description='play', icon='play', layout=w.Layout(width='80px'))
         self.like,self.keep = button('more like this', 'search', self.more),button('keep', 'plus', self.keep_it)
         self.file,self.write = w.Text(value='selection.csv', layout=w.Layout(width='180px')),button('write the table', 'save', self.save)
         row = lambda *c: w.HBox(c, layout=w.Layout(flex_flow='row wrap', align_items='center'))
         self.right = w.VBox([row(self.play, self.like, self.keep), self.detail], layout=w.Layout(flex='0 1 380px', margin='0 0 0 10px', display='none'))
-        self._start(s, [self.text, self.path], row(self.left, self.right), [self.file, self.write, self.state_of])
+        self._start(s, [self.text, self.path], self.head, row(self.left, self.right), [self.file, self.write, self.state_of])
         self.left.layout.flex = '1 1 470px'
         self.k = k
         self.text.observe(lambda _: self._asked(), 'value')
@@ -126,12 +126,12 @@ def _asked(self:FolderSearch):
 @patch
 def update(self:FolderSearch):
     "Search again"
-    s,asked,self.answers,self.out.value = self.subject,self.state(),None,''
+    s,asked,self.answers,self.out.value,self.head.value = self.subject,self.state(),None,'',''
     try:
         if asked['text'].strip() or asked['clip']: self.answers = s(asked['text'].strip() or None, asked['clip'] or None, k=self.k, path=asked['path'])
-        said = heading(asked['text'] or f'like {asked["clip"]}') if self.answers is not None else folder_sheet(s).html
-        self.list.value = answer_entries(self.answers, s.index.root).html if self.answers is not None else ''
-        self.out.value = said if self.answers is None else ''
+        if self.clip: self.head.value = note(f'like {os.path.relpath(self.clip, s.index.root)}')
+        self.list.value = '' if self.answers is None else answer_entries(self.answers, s.index.root).html
+        if self.answers is None: self.out.value = folder_sheet(s).html
     except (ValueError, OSError, RuntimeError) as e:
         self.list.value,self.out.value = '',f'<pre style="color:{BAD};white-space:pre-wrap">{esc(e)}</pre>'
     n = 0 if self.answers is None else len(self.answers)
@@ -175,5 +175,5 @@ def keep_it(self:FolderSearch):
 @patch
 def save(self:FolderSearch):
     "Write the selection as a table"
-    try: self.state_of.value = esc(f'{len(self.kept)} stretches in {tilde(save_selection(self.kept, self.file.value).absolute())}')
+    try: self.state_of.value = esc(f'{len(self.kept)} kept, written to {tilde(save_selection(self.kept, self.file.value).absolute())}')
     except (ValueError, OSError) as e: self.state_of.value = f'<span style="color:{BAD}">{esc(e)}</span>'
