@@ -194,6 +194,34 @@ ipywidgets.VBox([ErrorBrowser(clips).box, SamplerPreview(rows).box, RunCompariso
     p.done()
 
 
+def test_folder_search(lab, browser):
+    p = Page(browser, lab, 'folders', """import tempfile
+from vidlab.search import example_folder, index_folder
+from vidlab.widgets.folders import FolderSearch
+folder, options = example_folder(4)
+place = tempfile.mkdtemp()
+report = index_folder(folder, options.pop('model'), out=place, **options)
+FolderSearch(place, k=3)""")
+    p.until('ask something')
+    box = p.page.locator('input[placeholder="what happens in it?"]')
+    box.fill('a large blue circle moves left')
+    box.press('Enter')
+    p.until('% sure, by')
+    p.shot('answers')
+    p.page.locator('button[title="look at answer 2"]').click()
+    p.page.get_by_role('button', name='play').click()
+    p.page.wait_for_selector('img[alt="clip"]')
+    p.shot('played')
+    p.page.get_by_role('button', name='keep').click()
+    p.until('1 kept')
+    p.page.get_by_role('button', name='write the table').click()
+    p.until('1 kept, written to')
+    p.page.get_by_role('button', name='more like this').click()
+    p.until('like 0')                         # the name of a file
+    p.shot('like')
+    p.done()
+
+
 def test_run_monitor(lab, browser):
     "A run of another process is watched as it lives, and stopped by two clicks"
     from test_widgets import TRAINS

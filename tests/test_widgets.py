@@ -305,3 +305,23 @@ def test_every_clip_can_be_chosen(rows):
     assert [v for _, v in few.options] == list(range(108)) and many.max == 10*LISTED - 1
     many.value = 3999
     assert (few.value, many.value) == (0, 3999)
+# ------------------------------------------------------------------------------------------------------------------- folders
+
+def test_names_of_files_stay_text_and_gone_files_are_said(tmp_path):
+    import shutil
+    from vidlab.search import Searcher, example_folder, index_folder
+    from vidlab.widgets.folders import FolderSearch, answer_sheet, folder_sheet
+    source, options = example_folder(4)
+    (tmp_path/'videos').mkdir()
+    one = next(iter(sorted(source.glob('*.mp4'))))
+    name = '<img src=x onerror=alert(1)> $a$.mp4'
+    shutil.copy(one, tmp_path/'videos'/name)
+    index_folder(tmp_path/'videos', options.pop('model'), **options)
+    s = Searcher(tmp_path/'videos')
+    harmless(folder_sheet(s, 'a circle <b>moves</b>', k=2).html)
+    find = FolderSearch(s, text='a circle <b>moves</b>', k=2)
+    find.buttons[0].click()
+    for x in (find.list, find.out, find.detail): harmless(x.value)
+    find.text.value = 'then'                                       # whatever is typed, the page stays alive
+    (tmp_path/'videos'/name).unlink()
+    assert 'No such file' in answer_sheet(s, s('a circle', k=1).iloc[0]).text
