@@ -305,6 +305,8 @@ def test_every_clip_can_be_chosen(rows):
     assert [v for _, v in few.options] == list(range(108)) and many.max == 10*LISTED - 1
     many.value = 3999
     assert (few.value, many.value) == (0, 3999)
+
+
 # ------------------------------------------------------------------------------------------------------------------- folders
 
 def test_names_of_files_stay_text_and_gone_files_are_said(tmp_path):
