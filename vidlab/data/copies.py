@@ -318,10 +318,12 @@ def lay_over(prints, places, # of `beginnings`
 FEW = 30.                              # grey levels between different videos, where there are too few to measure it
 
 def directions(offs:list # per video: what remained of its places, rising
-              ) -> float:
-    "In how many ways the videos of a set differ"
-    ratios = [np.log(o[4]/max(o[1], 1e-3)) for o in offs if len(o) > 4]
-    return float(np.clip(np.log(5/2)/max(np.median(ratios), 1e-3), 2, 12)) if len(ratios) > 20 else 4.
+              ) -> np.ndarray: # (videos,)
+    "In how many ways videos differ around each of them: between what all say and what its own neighbours say"
+    own = np.array([np.log(5/2)/max(np.log(o[4]/max(o[1], 1e-3)), 1e-3) if len(o) > 4 else np.nan for o in offs])
+    known = own[np.isfinite(own)]
+    m = float(np.clip(np.median(known), 2, 12)) if len(known) > 20 else 4.
+    return np.sqrt(m*np.clip(np.where(np.isfinite(own), own, m), m, 12))
 
 def by_chance(places:list, n:int # of `lay_over`; videos
              ) -> list: # the same, with `chance`
@@ -334,7 +336,7 @@ def by_chance(places:list, n:int # of `lay_over`; videos
     for p in places:
         o = offs[p.a]
         k, d = (5, max(o[4], least)) if len(o) > 4 else (len(o), max(o[-1], FEW))
-        p.chance = float(min(k, k*(p.off/d)**m))
+        p.chance = float(min(k, k*(p.off/d)**m[p.a]))
     return places
 
 # %% ../../nbs/data/21_copies.ipynb #1081384e
