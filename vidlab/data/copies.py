@@ -155,19 +155,25 @@ def _fits_shape(a, b): # numbers of views: the whole picture, and crops that kee
 def _few(p, n): return np.unique(np.round(np.linspace(0, len(p.thumbs) - 1, n)).astype(int))
 
 # %% ../../nbs/data/21_copies.ipynb #5d43b84b
-def _begin(q, a, kb, b): # keys of five pictures of `a`, Print; keys of all views of `b`, Print -> view, line, distance
+def _begin(q, a, kb, b): # keys of five pictures of `a`, Print; keys of all views of `b`, Print -> (distance, view, line) of the whole picture and of the best crop, the nearer first
     import torch
     lines, vs = _lines(a, b), _fits_shape(a, b)
-    if not len(lines) or not len(vs): return None
+    if not len(lines): return []
     k = _few(a, 5)
     at = np.abs((lines[:, :1]*a.times[k] + lines[:, 1:])[..., None] - b.times).argmin(2)                   # (lines 5)
     far = torch.cdist(q, kb[:, vs].flatten(0, 1)).view(len(q), len(kb), len(vs))
     far = far[torch.arange(len(q)), torch.as_tensor(at)].square().mean(1).sqrt()                          # (lines views)
-    line, view = divmod(int(far.argmin()), len(vs))
-    return VIEWS[vs[view]], lines[line], float(far.min())
+    full, out = (np.abs(VIEWS[vs, :2]) == 1).all(1), []
+    for some in (full, ~full):
+        if not some.any(): continue
+        part = far[:, torch.as_tensor(some)]
+        line, view = divmod(int(part.argmin()), part.shape[1])
+        out.append((float(part.min()), VIEWS[vs[some][view]], lines[line]))
+    return sorted(out, key=lambda o: o[0])
 
 def beginnings(prints, near, # of `candidates`
-               most:int=5, each=None # places that are kept of each video; called after every video
+               most:int=5, both:int=3, # neighbours that are kept of each video, and of how many of them also the second best place
+               each=None # called after every video
               ) -> list: # (i, j, view, line): video i in video j
     "The best place of every video in its neighbours"
     keys, found = _Keys(), []
@@ -177,12 +183,13 @@ def beginnings(prints, near, # of `candidates`
         for j in js: asks[j].append(i)
     for j, b in enumerate(prints):
         kb = keys(b.thumbs) if asks[j] else None
-        found += [(far, i, j, v, l) for i in asks[j] if (o := _begin(q[i], prints[i], kb, b)) for v, l, far in [o]]
+        found += [(o, i, j) for i in asks[j] if (o := _begin(q[i], prints[i], kb, b))]
         if each: each()
-    found.sort(key=lambda o: o[:3])
-    count = np.zeros(len(prints), int)
-    def first(i): count[i] += 1; return count[i] <= most
-    return [o[1:] for o in found if first(o[1])]
+    rank, out = np.zeros(len(prints), int), []
+    for options, i, j in sorted(found, key=lambda o: o[0][0][0]):
+        rank[i] += 1
+        if rank[i] <= most: out += [(i, j, v, l) for _, v, l in options[:2 if rank[i] <= both else 1]]
+    return out
 
 # %% ../../nbs/data/21_copies.ipynb #d9e21b21
 PICTURES = 6                           # of a video that are fitted
@@ -326,8 +333,11 @@ def directions(offs:list # per video: what remained of its places, rising
     return np.sqrt(m*np.clip(np.where(np.isfinite(own), own, m), m, 12))
 
 def by_chance(places:list, n:int # of `lay_over`; videos
-             ) -> list: # the same, with `chance`
-    "How many others of the set would come as near"
+             ) -> list: # one place a pair, with `chance`
+    "The best place of each pair, and how many others of the set would come as near; a crop must be clearly better than the whole picture"
+    best = {}
+    for p in sorted(places, key=lambda p: p.off*(1 if p.full else 1.25), reverse=True): best[p.a, p.b] = p
+    places = list(best.values())
     offs = [[] for _ in range(n)]
     for p in places: offs[p.a].append(p.off)
     offs = [sorted(o) for o in offs]
@@ -390,7 +400,7 @@ def _grain(q, y) -> float: # pictures laid over each other -> correlation on eve
 
 # %% ../../nbs/data/21_copies.ipynb #aa99df44
 LIMIT = 5e-4                           # chance at which a place is no coincidence any more
-DOUBT = .1                             # above it, nobody looks closer
+DOUBT = .5                             # above it, nobody looks closer
 
 def look_closer(paths, places, each=None) -> list: # of the doubtful ones, with `grain`
     "Read both files of a pair again"
@@ -406,7 +416,7 @@ def certain(places:list # with `chance`, the doubtful ones with `grain`
     "Chance of the place times chance of the grain"
     from scipy.stats import norm
     g = np.array([p.grain for p in places if p.grain < 0])
-    spread = max(.02, float(np.sqrt(np.mean(g**2)))) if len(g) > 10 else .04
+    spread = max(.02, float(np.sqrt(np.mean(g**2)))) if len(g) > 10 else .025
     noise = lambda p: float(norm.sf(p.grain/spread)) if p.grain == p.grain else 1.
     return [p for p in places if p.unmoved < .6 and p.chance*noise(p) < LIMIT]
 
@@ -461,7 +471,8 @@ def find_copies(paths:list, # of files
     out = [Copy(i, j, ['same file'], 0., prints[j].seconds if prints[j] else 0.) for i, j in same.items()]
     if len(ps) < 2: return out
     near = candidates(ps, each=step('neighbours', len(ps)))
-    places = by_chance(lay_over(ps, beginnings(ps, near), step('fits', 5*len(ps))), len(ps))
+    begin = beginnings(ps, near)
+    places = by_chance(lay_over(ps, begin, step('fits', len(begin))), len(ps))
     places = [p for p in places if p.unmoved < .6 and p.chance < DOUBT]
     doubtful = [p for p in places if p.chance > 1e-3*LIMIT]
     look_closer(files, doubtful, step('closer looks', len(doubtful)))
