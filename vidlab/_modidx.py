@@ -53,6 +53,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'vidlab.begin.begin': ('begin.html#begin', 'vidlab/begin.py'),
                               'vidlab.begin.caption_of': ('begin.html#caption_of', 'vidlab/begin.py'),
                               'vidlab.begin.dealt': ('begin.html#dealt', 'vidlab/begin.py'),
+                              'vidlab.begin.example_clips': ('begin.html#example_clips', 'vidlab/begin.py'),
                               'vidlab.begin.find_weights': ('begin.html#find_weights', 'vidlab/begin.py'),
                               'vidlab.begin.kind_of': ('begin.html#kind_of', 'vidlab/begin.py'),
                               'vidlab.begin.machine': ('begin.html#machine', 'vidlab/begin.py'),

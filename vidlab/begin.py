@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CAPTIONS', 'NAMES', 'source_in', 'caption_of', 'kind_of', 'dealt', 'told', 'find_weights', 'machine', 'settings',
-           'write_recipes', 'price', 'priced', 'Begun', 'place_of', 'begin', 'train_both', 'next_words']
+           'write_recipes', 'price', 'priced', 'Begun', 'place_of', 'begin', 'train_both', 'next_words',
+           'example_clips']
 
 # %% ../nbs/64_begin.ipynb #5303a3ae
 import os, re, time
@@ -239,8 +240,26 @@ def train_both(b:Begun) -> list: # of RunFolder
 
 def next_words(b:Begun, runs:list) -> str:
     "Where things lie and what to do next"
-    best = tilde(runs[-1].path)
+    best = tilde(runs[-1].path) if runs else ''
+    after = [('next', f'vidlab evaluate {best}'), ('next', f'vidlab attention {best} video=FILE'), ('next', f'vidlab predict {best} FILE'), ('next', f'vidlab time {best}')]
+    if not runs: after = [('next', f'vidlab train {tilde(r)}') for r in b.recipes]
     rows = [('audit', tilde(b.folder/'audit'/'audit.html')), ('manifest', tilde(b.folder/'manifest.csv')), *(('recipe', tilde(r)) for r in b.recipes),
-            *(('run', tilde(r.path)) for r in runs), ('next', f'vidlab evaluate {best}'), ('next', f'vidlab attention {best} video=FILE'),
-            ('next', f'vidlab time {best}'), ('next', f'vidlab train {tilde(b.recipes[-1])} epochs=...')]
+            *(('run', tilde(r.path)) for r in runs), *after]
     return '\n'.join(f'{k:<10}{v}' for k, v in rows)
+
+# %% ../nbs/64_begin.ipynb #cd707b5f
+def example_clips(folder=None, # None: in the cache
+                  n:int=96 # videos
+                 ) -> Path:
+    "A rendered folder per class"
+    from vidlab.core import cache_dir, rng
+    from vidlab.data.shapes import MOTIONS, clip_item, encode
+    home = Path(folder) if folder else cache_dir('example_clips')/f'motions {n}'
+    for i in range(n):
+        frames, row = clip_item(i, rng(11, i))
+        file = home/MOTIONS[row['label']]/f'{row["color"]} {row["shape"]} {i:03d}.mp4'
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            encode(tmp := file.with_name(f'.{file.name}.{os.getpid()}.mp4'), frames, 8)
+            tmp.replace(file)
+    return home

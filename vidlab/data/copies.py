@@ -148,9 +148,9 @@ def _lines(a, b): # Print, the one it may lie in -> (n,2) float32: speed, second
     if r > 1: out += [(1., t) for t in (*b.times[b.times <= b.seconds - a.seconds], b.seconds - a.seconds)]
     return np.array(out, np.float32).reshape(-1, 2)
 
-def _fits_shape(a, b): # numbers of views: the whole picture, and crops that keep pixels as they are
+def _fits_shape(a, b): # numbers of views: the whole picture, and crops that leave pixels about as they are
     ratio = np.abs(VIEWS[:, 0])/VIEWS[:, 1]*b.aspect/a.aspect
-    return np.flatnonzero((np.abs(ratio - 1) < .13) | (np.abs(VIEWS[:, :2]) == 1).all(1))
+    return np.flatnonzero((np.abs(np.log(ratio)) < .4) | (np.abs(VIEWS[:, :2]) == 1).all(1))       # the fit makes it exact
 
 def _few(p, n): return np.unique(np.round(np.linspace(0, len(p.thumbs) - 1, n)).astype(int))
 
@@ -214,7 +214,8 @@ class _Fit:
         self.ratio = torch.where(self.full, torch.ones(B), shape)
         self.room = torch.tensor([max(b.seconds - s*prints[i].seconds, 0.) for (i, *_), b, s in zip(pairs, of, self.speed.tolist())])
         self.piece = (self.speed == 1) & (self.room > SAME*torch.tensor([b.seconds for b in of]))
-        self.state = torch.stack([v[:, 1], v[:, 2] + v[:, 0]/2, v[:, 3] + v[:, 1]/2, line[:, 1]], 1)
+        height = (v[:, 0].abs()*v[:, 1]/self.ratio).sqrt()
+        self.state = torch.stack([height, v[:, 2] + v[:, 0]/2, v[:, 3] + v[:, 1]/2, line[:, 1]], 1)
 
     def window(self, c): # left, width, top, height
         w = self.sign*c[:, 0]*self.ratio
@@ -352,17 +353,17 @@ def by_chance(places:list, n:int # of `lay_over`; videos
 # %% ../../nbs/data/21_copies.ipynb #1081384e
 LARGE = 64
 
-def _closer(a, b, place): # files -> (8,LARGE,LARGE,3) float twice: pictures of `a`, the same part of `b`
+def _closer(a, b, place): # files -> pairs of (8,LARGE,LARGE,3) float: pictures of `a`, the same part of `b`; three for a piece
     import torch
     ia, ib = index_video(a), index_video(b)
     k = np.unique(np.round(np.linspace(0, ia.n - 1, 8)).astype(int))
-    q, best = torch.as_tensor(read_frames(ia, k, size=(LARGE, LARGE))).float(), (np.inf, None)
-    for shift in (0, -1, 1) if place.piece else (0,):
+    q, out = torch.as_tensor(read_frames(ia, k, size=(LARGE, LARGE))).float(), []
+    for shift in range(-1, 2) if place.piece else (0,):                # a frame too early or late has other noise
         at = np.abs((place.speed*ia.times[k] + place.begin + shift/max(ib.fps, 1))[:, None] - ib.times).argmin(1)
         x = torch.as_tensor(read_frames(ib, at, size=(LARGE, LARGE))).float()
         y = _slid(q, x, place, ia.width/ia.height/(ib.width/ib.height))
-        if (off := float((q - y).square().mean())) < best[0]: best = off, y
-    return q, best[1]
+        out.append((q, y))
+    return out
 
 def _part(x, place, shape, c): # pictures -> their part in the window of height and centre `c`
     import torch
@@ -405,7 +406,7 @@ DOUBT = .5                             # above it, nobody looks closer
 def look_closer(paths, places, each=None) -> list: # of the doubtful ones, with `grain`
     "Read both files of a pair again"
     def one(p):
-        try: p.grain = _grain(*_closer(paths[p.a], paths[p.b], p))
+        try: p.grain = max(_grain(*o) for o in _closer(paths[p.a], paths[p.b], p))
         except VideoError: pass
         if each: each()
         return p
@@ -415,9 +416,9 @@ def certain(places:list # with `chance`, the doubtful ones with `grain`
            ) -> list: # those that are no coincidence
     "Chance of the place times chance of the grain"
     from scipy.stats import norm
-    g = np.array([p.grain for p in places if p.grain < 0])
+    g = np.array([p.grain for p in places if p.grain < 0 and not p.piece])
     spread = max(.02, float(np.sqrt(np.mean(g**2)))) if len(g) > 10 else .025
-    noise = lambda p: float(norm.sf(p.grain/spread)) if p.grain == p.grain else 1.
+    noise = lambda p: min(1., (3 if p.piece else 1)*float(norm.sf(p.grain/spread))) if p.grain == p.grain else 1.
     return [p for p in places if p.unmoved < .6 and p.chance*noise(p) < LIMIT]
 
 # %% ../../nbs/data/21_copies.ipynb #4db426c8
