@@ -624,6 +624,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'vidlab.data.copies._Keys': ('data/copies.html#_keys', 'vidlab/data/copies.py'),
                                     'vidlab.data.copies._Keys.__call__': ('data/copies.html#_keys.__call__', 'vidlab/data/copies.py'),
                                     'vidlab.data.copies._Keys.__init__': ('data/copies.html#_keys.__init__', 'vidlab/data/copies.py'),
+                                    'vidlab.data.copies._Keys.axes': ('data/copies.html#_keys.axes', 'vidlab/data/copies.py'),
                                     'vidlab.data.copies._begin': ('data/copies.html#_begin', 'vidlab/data/copies.py'),
                                     'vidlab.data.copies._closer': ('data/copies.html#_closer', 'vidlab/data/copies.py'),
                                     'vidlab.data.copies._copy': ('data/copies.html#_copy', 'vidlab/data/copies.py'),

@@ -104,11 +104,15 @@ class _Keys:
             rows, cols = _means(v[:, 3], v[:, 1], k, GRID), _means(v[:, 2], v[:, 0], k, GRID)
             return torch.einsum('vap,vbq->pqvab', rows, cols).reshape(GRID*GRID, len(v), k*k)
         self.grey, self.colour = table(KEY), 2*table(KEY//2)
-        self.axes = torch.tensor([[1., 1, 1], [1.2247, 0, -1.2247], [.7071, -1.4142, .7071]]).T/3**.5
+
+    @staticmethod
+    def axes(): # brightness and two colours of RGB
+        import torch
+        return torch.tensor([[1., 1, 1], [1.2247, 0, -1.2247], [.7071, -1.4142, .7071]]).T/3**.5
 
     def __call__(self, thumbs, n:int=len(VIEWS)): # (T,SIDE,SIDE,3), how many of the views -> (T,n,54)
         import torch
-        x = (_small(thumbs) @ self.axes).flatten(1, 2)                  # (T GRID*GRID 3): brightness and two colours
+        x = (_small(thumbs) @ self.axes()).flatten(1, 2)                  # (T GRID*GRID 3): brightness and two colours
         through = lambda k, m: (x[..., k] @ m[:, :n].flatten(1)).unflatten(1, (n, -1))
         return torch.cat([through(0, self.grey), through(1, self.colour), through(2, self.colour)], 2)
 
@@ -199,14 +203,15 @@ class _Fit:
     def __init__(self, prints, pairs): # (i, j, view, line)
         import torch
         B, of = len(pairs), [prints[j] for _, j, *_ in pairs]
+        colours = _Keys.axes() @ torch.diag(torch.tensor([1., .5, .5]))     # codecs keep half the colours, and a crop takes other halves
         self.n = torch.tensor([len(b.times) for b in of])
         self.q, self.tq = torch.zeros(B, PICTURES, GRID, GRID, 3), torch.zeros(B, PICTURES)
         self.x, self.t = torch.zeros(B, int(self.n.max()), SIDE, SIDE, 3), torch.full((B, int(self.n.max())), 1e9)
         for k, ((i, *_), b) in enumerate(zip(pairs, of)):
             a, m = prints[i], len(b.times)
             at = np.round(np.linspace(0, len(a.times) - 1, PICTURES)).astype(int)
-            self.q[k], self.tq[k] = _small(a.thumbs[at]), torch.as_tensor(a.times[at])
-            self.x[k, :m], self.t[k, :m] = torch.as_tensor(b.thumbs).float() - 128, torch.as_tensor(b.times)
+            self.q[k], self.tq[k] = _small(a.thumbs[at]) @ colours, torch.as_tensor(a.times[at])
+            self.x[k, :m], self.t[k, :m] = (torch.as_tensor(b.thumbs).float() - 128) @ colours, torch.as_tensor(b.times)
         v, line = (torch.tensor(np.stack([o[k] for o in pairs])) for k in (2, 3))
         self.speed, self.sign = line[:, 0], v[:, 0].sign()
         self.full = (v[:, 0].abs() == 1) & (v[:, 1] == 1)
@@ -353,15 +358,15 @@ def by_chance(places:list, n:int # of `lay_over`; videos
 # %% ../../nbs/data/21_copies.ipynb #1081384e
 LARGE = 64
 
-def _closer(a, b, place): # files -> pairs of (8,LARGE,LARGE,3) float: pictures of `a`, the same part of `b`; three for a piece
+def _closer(a, b, place): # files -> pairs of (8,LARGE,LARGE,1) float: pictures of `a`, the same part of `b`; three for a piece
     import torch
     ia, ib = index_video(a), index_video(b)
     k = np.unique(np.round(np.linspace(0, ia.n - 1, 8)).astype(int))
-    q, out = torch.as_tensor(read_frames(ia, k, size=(LARGE, LARGE))).float(), []
+    grey = lambda ix, at: torch.as_tensor(read_frames(ix, at, size=(LARGE, LARGE))).float().mean(3, keepdim=True)
+    q, out = grey(ia, k), []
     for shift in range(-1, 2) if place.piece else (0,):                # a frame too early or late has other noise
         at = np.abs((place.speed*ia.times[k] + place.begin + shift/max(ib.fps, 1))[:, None] - ib.times).argmin(1)
-        x = torch.as_tensor(read_frames(ib, at, size=(LARGE, LARGE))).float()
-        y = _slid(q, x, place, ia.width/ia.height/(ib.width/ib.height))
+        y = _slid(q, grey(ib, at), place, ia.width/ia.height/(ib.width/ib.height))
         out.append((q, y))
     return out
 
@@ -371,7 +376,7 @@ def _part(x, place, shape, c): # pictures -> their part in the window of height 
     w = h*(1 if place.full else shape)*(-1 if place.mirrored else 1)
     one = lambda v: torch.tensor([v], dtype=torch.float32)
     rows, cols = _means(one(cy - h/2), one(h), LARGE, LARGE)[0], _means(one(cx - w/2), one(w), LARGE, LARGE)[0]
-    return torch.matmul(cols, torch.matmul(rows, x.flatten(2)).unflatten(2, (LARGE, 3)))
+    return torch.matmul(cols, torch.matmul(rows, x.flatten(2)).unflatten(2, (LARGE, 1)))
 
 # %% ../../nbs/data/21_copies.ipynb #659ab060
 def _slid(q, x, place, shape, steps=3): # the part of `x` that fits best; a whole picture stays where it is
@@ -390,7 +395,7 @@ def _slid(q, x, place, shape, steps=3): # the part of `x` that fits best; a whol
 
 def _grain(q, y) -> float: # pictures laid over each other -> correlation on even grounds; nan where there are none
     from scipy.ndimage import binary_dilation, gaussian_filter
-    a, b = q.mean(3).numpy(), y.mean(3).numpy()
+    a, b = q[..., 0].numpy(), y[..., 0].numpy()
     slope = np.hypot(*np.gradient(gaussian_filter((a + b)/2, (0, 1.5, 1.5)), axis=(1, 2)))
     even = ~binary_dilation(slope > 1.5, np.ones((1, 5, 5)))
     even[:, :3] = even[:, -3:] = even[:, :, :3] = even[:, :, -3:] = False
@@ -400,7 +405,7 @@ def _grain(q, y) -> float: # pictures laid over each other -> correlation on eve
     return float(np.corrcoef(a, b)[0, 1]) if min(a.std(), b.std()) > .05 else float('nan')
 
 # %% ../../nbs/data/21_copies.ipynb #aa99df44
-LIMIT = 5e-4                           # chance at which a place is no coincidence any more
+LIMIT = 2e-4                           # chance at which a place is no coincidence any more
 DOUBT = .5                             # above it, nobody looks closer
 
 def look_closer(paths, places, each=None) -> list: # of the doubtful ones, with `grain`
@@ -417,7 +422,7 @@ def certain(places:list # with `chance`, the doubtful ones with `grain`
     "Chance of the place times chance of the grain"
     from scipy.stats import norm
     g = np.array([p.grain for p in places if p.grain < 0 and not p.piece])
-    spread = max(.02, float(np.sqrt(np.mean(g**2)))) if len(g) > 10 else .025
+    spread = 1.25*max(.02, float(np.sqrt(np.mean(g**2)))) if len(g) > 10 else .03         # a quarter more: the tails are heavier than normal ones
     noise = lambda p: min(1., (3 if p.piece else 1)*float(norm.sf(p.grain/spread))) if p.grain == p.grain else 1.
     return [p for p in places if p.unmoved < .6 and p.chance*noise(p) < LIMIT]
 
