@@ -640,6 +640,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'vidlab.data.copies._small': ('data/copies.html#_small', 'vidlab/data/copies.py'),
                                     'vidlab.data.copies._through': ('data/copies.html#_through', 'vidlab/data/copies.py'),
                                     'vidlab.data.copies._views': ('data/copies.html#_views', 'vidlab/data/copies.py'),
+                                    'vidlab.data.copies._worth': ('data/copies.html#_worth', 'vidlab/data/copies.py'),
                                     'vidlab.data.copies.beginnings': ('data/copies.html#beginnings', 'vidlab/data/copies.py'),
                                     'vidlab.data.copies.by_chance': ('data/copies.html#by_chance', 'vidlab/data/copies.py'),
                                     'vidlab.data.copies.candidates': ('data/copies.html#candidates', 'vidlab/data/copies.py'),

@@ -159,7 +159,7 @@ def _fits_shape(a, b): # numbers of views: the whole picture, and crops that lea
 def _few(p, n): return np.unique(np.round(np.linspace(0, len(p.thumbs) - 1, n)).astype(int))
 
 # %% ../../nbs/data/21_copies.ipynb #5d43b84b
-def _begin(q, a, kb, b): # keys of five pictures of `a`, Print; keys of all views of `b`, Print -> (distance, view, line) of the whole picture and of the best crop, the nearer first
+def _begin(q, a, kb, b): # keys of five pictures of `a`, Print; keys of all views of `b`, Print -> (distance, view, line) of the whole picture and of the best crop, each as it is and mirrored, the nearest first
     import torch
     lines, vs = _lines(a, b), _fits_shape(a, b)
     if not len(lines): return []
@@ -168,15 +168,23 @@ def _begin(q, a, kb, b): # keys of five pictures of `a`, Print; keys of all view
     far = torch.cdist(q, kb[:, vs].flatten(0, 1)).view(len(q), len(kb), len(vs))
     far = far[torch.arange(len(q)), torch.as_tensor(at)].square().mean(1).sqrt()                          # (lines views)
     full, out = (np.abs(VIEWS[vs, :2]) == 1).all(1), []
-    for some in (full, ~full):
+    for some in (full & (VIEWS[vs, 0] > 0), full & (VIEWS[vs, 0] < 0), ~full & (VIEWS[vs, 0] > 0), ~full & (VIEWS[vs, 0] < 0)):
         if not some.any(): continue
         part = far[:, torch.as_tensor(some)]
         line, view = divmod(int(part.argmin()), part.shape[1])
         out.append((float(part.min()), VIEWS[vs[some][view]], lines[line]))
-    return sorted(out, key=lambda o: o[0])
+    out.sort(key=lambda o: o[0])
+    return out
+
+def _worth(options): # the nearest, the nearest of the other kind (crop or whole), and its mirror image where that is as near
+    whole = lambda o: abs(o[1][0]) == 1 == o[1][1]
+    first = options[0]
+    other = next((o for o in options if whole(o) != whole(first)), None)
+    turned = next((o for o in options[1:] if whole(o) == whole(first) and o[0] < 1.2*first[0]), None)
+    return [o for o in (first, other, turned) if o]
 
 def beginnings(prints, near, # of `candidates`
-               most:int=5, both:int=3, # neighbours that are kept of each video, and of how many of them also the second best place
+               most:int=5, both:int=3, # neighbours that are kept of each video, and of how many of them also other places
                each=None # called after every video
               ) -> list: # (i, j, view, line): video i in video j
     "The best place of every video in its neighbours"
@@ -192,7 +200,7 @@ def beginnings(prints, near, # of `candidates`
     rank, out = np.zeros(len(prints), int), []
     for options, i, j in sorted(found, key=lambda o: o[0][0][0]):
         rank[i] += 1
-        if rank[i] <= most: out += [(i, j, v, l) for _, v, l in options[:2 if rank[i] <= both else 1]]
+        if rank[i] <= most: out += [(i, j, v, l) for _, v, l in _worth(options)[:3 if rank[i] <= both else 1]]
     return out
 
 # %% ../../nbs/data/21_copies.ipynb #d9e21b21
@@ -241,11 +249,11 @@ def at(self:_Fit, begin): # seconds (B,) -> pictures of the other video at the t
     return x + change*w[..., None, None, None], change/gap[..., None, None, None]
 
 @patch
-def slopes(self:_Fit, c, x, change, rows, cols): # how the picture changes with each of the four
+def slopes(self:_Fit, c, x, change, rows, cols): # how the picture changes with each of the four, on the grid of `rows`
     import torch
     left, w, top, h = self.window(c)
     d, e = .01, torch.tensor([.01, 0, 0, 0])
-    m = lambda s, width: _means(s, width, GRID, SIDE)
+    m = lambda s, width: _means(s, width, rows.shape[1], SIDE)
     big, little = self.window(c + e), self.window(c - e)
     zoom = _through(m(*big[2:]), m(*big[:2]), x) - _through(m(*little[2:]), m(*little[:2]), x)
     aside = _through(rows, m(left + d, w) - m(left - d, w), x)
@@ -276,18 +284,20 @@ def unmoved(self:_Fit, c): # (B,) share of what changes in the first video that 
     return (own - other).square().flatten(1).mean(1)/(own.square().flatten(1).mean(1) + 9)
 
 @patch
-def run(self:_Fit, steps=3): # -> state, difference (B,) in grey levels, `unmoved`
+def run(self:_Fit, grids=(8, 8, 8, 16, 16, 16)): # coarse steps first -> state, difference (B,) in grey levels, `unmoved`
     import torch
-    c = self.allowed(self.state)
-    best, low = c, torch.full((len(c),), float('inf'))
-    for k in range(steps + 1):
+    c, before = self.allowed(self.state), 0
+    for g in (*grids, 0):                                               # 0: only look
+        n = g or grids[-1]
+        if n != before: best, low = c, torch.full((len(c),), float('inf'))
+        q, before = self.q.unflatten(3, (n, -1)).unflatten(2, (n, -1)).mean((3, 5)), n
         x, change = self.at(c[:, 3])
         left, w, top, h = self.window(c)
-        rows, cols = _means(top, h, GRID, SIDE), _means(left, w, GRID, SIDE)
-        off = (self.q - _through(rows, cols, x)).flatten(1)
+        rows, cols = _means(top, h, n, SIDE), _means(left, w, n, SIDE)
+        off = (q - _through(rows, cols, x)).flatten(1)
         e = off.square().mean(1)
         best, low = torch.where((e < low)[:, None], c, best), torch.minimum(low, e)
-        if k == steps: return best, low.sqrt(), self.unmoved(best)
+        if not g: return best, low.sqrt(), self.unmoved(best)
         J = self.slopes(c, x, change, rows, cols)
         A = J.mT @ J
         A = A + torch.diag_embed(1e-2*A.diagonal(dim1=1, dim2=2) + 1)
@@ -339,13 +349,14 @@ def directions(offs:list # per video: what remained of its places, rising
     return np.sqrt(m*np.clip(np.where(np.isfinite(own), own, m), m, 12))
 
 def by_chance(places:list, n:int # of `lay_over`; videos
-             ) -> list: # one place a pair, with `chance`
+             ) -> list: # one place a pair, or two, with `chance`
     "The best place of each pair, and how many others of the set would come as near; a crop must be clearly better than the whole picture"
-    best = {}
-    for p in sorted(places, key=lambda p: p.off*(1 if p.full else 1.25), reverse=True): best[p.a, p.b] = p
-    places = list(best.values())
-    offs = [[] for _ in range(n)]
-    for p in places: offs[p.a].append(p.off)
+    worth, best, out = (lambda p: p.off*(1 if p.full else 1.25)), {}, {}
+    for p in sorted(places, key=worth, reverse=True): best[p.a, p.b] = p
+    for p in sorted(places, key=worth, reverse=True):
+        if worth(p) < 1.2*worth(best[p.a, p.b]): out[p.a, p.b, p.mirrored] = p          # what is symmetric fits in two ways
+    offs, places = [[] for _ in range(n)], list(out.values())
+    for p in best.values(): offs[p.a].append(p.off)
     offs = [sorted(o) for o in offs]
     m, fifth = directions(offs), [o[4] for o in offs if len(o) > 4]
     least = np.median(fifth)/4 if len(fifth) > 20 else FEW/2         # one with many copies has no stranger among its five
@@ -509,7 +520,8 @@ def plant(path, frames, fps, kind:str, gen # file to write; (T,H,W,3) uint8; one
     from vidlab.data.shapes import encode
     t, h, w = frames.shape[:3]
     if 'cropped' in kind:
-        hh, ww = (int(n*gen.uniform(.7, .92))//2*2 for n in (h, w))
+        s = gen.uniform(.72, .9)
+        hh, ww = (int(n*s*gen.uniform(.96, 1.04))//2*2 for n in (h, w))
         y, x = gen.integers(0, h - hh + 1), gen.integers(0, w - ww + 1)
         frames = frames[:, y:y+hh, x:x+ww]
     if 'mirrored' in kind: frames = frames[:, :, ::-1]
