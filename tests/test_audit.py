@@ -100,7 +100,7 @@ def test_what_looks_alike_is_found(tmp_path):
     make(tmp_path/'again.avi', n=20, w=80, h=60, rate=12, codec='mpeg4', picture=lambda t: moving(1)(t)[::2, ::2])
     for n in ('dark.mp4', 'night.mp4'): make(tmp_path/n, n=20, w=160, h=120, rate=10, light=lambda t: 1)
     a = audit(table(tmp_path/'m.csv', [('a.mp4', '', '', 'train'), ('b.mp4', '', '', 'train'), ('again.avi', '', '', 'test'), ('dark.mp4', '', '', 'train'), ('night.mp4', '', '', 'test')]))
-    (f,) = said(a, 'copies')
+    (f,) = [f for f in said(a, 'copies') if 'same file' not in f]
     assert 'a.mp4' in f and 'again.avi' in f and 'in two splits' in f
 
 @pytest.mark.long

@@ -646,6 +646,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'vidlab.data.copies.candidates': ('data/copies.html#candidates', 'vidlab/data/copies.py'),
                                     'vidlab.data.copies.certain': ('data/copies.html#certain', 'vidlab/data/copies.py'),
                                     'vidlab.data.copies.directions': ('data/copies.html#directions', 'vidlab/data/copies.py'),
+                                    'vidlab.data.copies.doubtful': ('data/copies.html#doubtful', 'vidlab/data/copies.py'),
                                     'vidlab.data.copies.find_copies': ('data/copies.html#find_copies', 'vidlab/data/copies.py'),
                                     'vidlab.data.copies.groups_of': ('data/copies.html#groups_of', 'vidlab/data/copies.py'),
                                     'vidlab.data.copies.lay_over': ('data/copies.html#lay_over', 'vidlab/data/copies.py'),

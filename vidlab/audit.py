@@ -199,7 +199,7 @@ def check_motion(rows, verdicts, prints:dict, # path -> Print or None
     return out
 
 def _moves(p): # grey levels, of the part that changes most
-    x = p.thumbs.astype(np.float32).reshape(len(p.thumbs), 8, 4, 8, 4, 3).mean((2, 4, 5))
+    x = p.thumbs.astype(np.float32).reshape(len(p.thumbs), 8, 4, 8, 4, 3).mean((2, 4))
     return float(x.std(0).max())
 
 # %% ../nbs/63_audit.ipynb #8f897573
@@ -288,7 +288,7 @@ def example_set(folder) -> Path: # its table
         encode(home/f'clip {i}.mp4', frames, 8)
         rows.append(dict(path=f'clip {i}.mp4', text=row['text'], label=MOTIONS[row['label']], split='train' if i < 18 else 'test'))
     encode(home/'clip "20" <b>.mp4', clip_item(4, rng(3, 4))[0][:, :, ::-1].copy(), 8, crf=24)
-    encode(home/'still.mp4', np.repeat(clip_item(5, rng(3, 5))[0][:1], 15, 0), 8)
+    encode(home/'still.mp4', np.repeat(clip_item(5, rng(4, 5))[0][:1], 15, 0), 8)
     (home/'broken.mp4').write_bytes((home/'clip 3.mp4').read_bytes()[:900])
     said = [('clip "20" <b>.mp4', 'a clip', 'Moves left', 'test'), ('still.mp4', '', 'grows', 'train'),
             ('broken.mp4', rows[0]['text'], 'grows', 'train'), ('gone.mp4', 'x', 'rests', 'train')]

@@ -177,12 +177,13 @@ def price(cfg:RunConfig) -> dict: # seconds of an epoch and of the run, MiB at t
     for k in range(min(4, n)): ds[k]
     read = (time.perf_counter() - began)/min(4, n)
     epoch = n/cfg.batch_size*row['step ms']/1e3 + n*read/max(1, cfg.workers)
-    return dict(clips=n, step=row['step ms']/1e3, read=read, epoch=epoch, run=epoch*cfg.epochs, memory=row['peak MiB'], trained=row['trained M'])
+    found = dict(clips=n, step=row['step ms']/1e3, read=read, epoch=epoch, run=epoch*cfg.epochs, memory=row['peak MiB'], trained=row['trained M'])
+    return {k: round(float(v), 4) for k, v in found.items()}
 
 def priced(p:dict, epochs:int) -> str:
     "The same in words"
     t = lambda s: f'{s:.0f} s' if s < 100 else f'{s/60:.0f} min' if s < 6000 else f'{s/3600:.1f} h'
-    return f'{p["clips"]} clips, {p["trained"]:.2g} M parameters train: about {t(p["epoch"])} an epoch, {t(p["run"])} for {epochs} epochs, and {p["memory"]:.0f} MiB for a step beside the model'
+    return f'{p["clips"]:.0f} clips, {p["trained"]:.2g} M parameters train: about {t(p["epoch"])} an epoch, {t(p["run"])} for {epochs} epochs, and {p["memory"]:.0f} MiB for a step beside the model'
 
 # %% ../nbs/64_begin.ipynb #b0a6249f
 @dataclass
