@@ -25,6 +25,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'vidlab.audit._moves': ('audit.html#_moves', 'vidlab/audit.py'),
                               'vidlab.audit._pair': ('audit.html#_pair', 'vidlab/audit.py'),
                               'vidlab.audit._plain': ('audit.html#_plain', 'vidlab/audit.py'),
+                              'vidlab.audit._side_by_side': ('audit.html#_side_by_side', 'vidlab/audit.py'),
                               'vidlab.audit._strip': ('audit.html#_strip', 'vidlab/audit.py'),
                               'vidlab.audit._table_rows': ('audit.html#_table_rows', 'vidlab/audit.py'),
                               'vidlab.audit._unique': ('audit.html#_unique', 'vidlab/audit.py'),

@@ -296,13 +296,17 @@ def example_set(folder) -> Path: # its table
     return home/'my.csv' 
 
 # %% ../nbs/63_audit.ipynb #e70b292b
-def _strip(path, cols=6): # an image of a few frames
+def _side_by_side(frames): # with a white line between two
+    return np.concatenate([np.pad(f, ((0, 0), (0, max(2, f.shape[1]//32)), (0, 0)), constant_values=255) for f in frames], 1)
+
+def _strip(path, begin=0., end=math.inf, cols=6): # an image of a few frames
     from PIL import Image
     ix = index_video(path)
     h, w = 96, max(16, min(240, round(96*ix.width/ix.height)))
-    x = read_frames(ix, np.unique(np.round(np.linspace(0, ix.n - 1, cols)).astype(int)), size=(h, w))
+    first, last = np.searchsorted(ix.times, begin - 1e-3), np.searchsorted(ix.times, end + 1e-3) - 1
+    x = read_frames(ix, np.unique(np.round(np.linspace(min(first, ix.n - 1), max(last, 0), cols)).astype(int)), size=(h, w))
     out = io.BytesIO()
-    Image.fromarray(np.concatenate(list(x), 1)).save(out, 'JPEG', quality=80)
+    Image.fromarray(_side_by_side(x)).save(out, 'JPEG', quality=80)
     return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}">'
 
 def _pair(a, c): # the copy above what it is a copy of, at the same moments
@@ -310,7 +314,7 @@ def _pair(a, c): # the copy above what it is a copy of, at the same moments
     e = lambda p: html.escape(name[p].encode('utf-8', 'backslashreplace').decode())
     when = f' from {c.begin:.1f} s to {c.end:.1f} s' if 'piece' in c.how else ''
     return (f'<figure><figcaption>{e(a.files[c.a])}: {", ".join(c.how)}</figcaption>{_strip(a.files[c.a])}'
-            f'{_strip(a.files[c.b])}<figcaption>{e(a.files[c.b])}{when}</figcaption></figure>')
+            f'{_strip(a.files[c.b], c.begin, c.end)}<figcaption>{e(a.files[c.b])}{when}</figcaption></figure>')
 
 # %% ../nbs/63_audit.ipynb #4c1e0dd3
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}h2{margin-top:2em}
@@ -374,10 +378,11 @@ def show_pairs(a:Audit, most:int=3 # pairs
     fig = _figure(9, 2.6*len(shown))
     axes = fig.subplots(2*len(shown), 1, squeeze=False)[:, 0]
     for k, c in enumerate(shown):
-        for ax, i, more in ((axes[2*k], c.a, f' is ({", ".join(c.how)})'), (axes[2*k+1], c.b, '')):
-            x = a.prints[a.files[i]].thumbs
+        for ax, i, more in ((axes[2*k], c.a, f', {", ".join(c.how)}, is a copy of'), (axes[2*k+1], c.b, '')):
+            p = a.prints[a.files[i]]
+            x = p.thumbs[(p.times >= c.begin - .1) & (p.times <= c.end)] if i == c.b else p.thumbs
             at = np.unique(np.round(np.linspace(0, len(x) - 1, 8)).astype(int))
-            ax.imshow(np.concatenate(list(x[at]), 1))
+            ax.imshow(_side_by_side(x[at]))
             ax.set_axis_off()
             ax.set_title((Path(name[a.files[i]]).name + more).replace('$', r'\$'), fontsize=9, loc='left')
     return fig
