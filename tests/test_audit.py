@@ -1,7 +1,6 @@
 """`vidlab audit`: what is planted is said, in the table, on the page and by the exit code; hostile names; bad sources"""
 import csv, os, subprocess, sys
 from pathlib import Path
-import numpy as np
 import pytest
 from vidlab.audit import alike_names, audit, example_set, page_of, rows_of, summary, write_audit
 from vidlab.core import rng
@@ -88,20 +87,6 @@ def test_closed_folders(tmp_path, clips):
     (tmp_path/'v'/'closed').chmod(0)
     try: assert any('is left out' in f.said for f in audit(tmp_path/'v').bad)
     finally: (tmp_path/'v'/'closed').chmod(0o755)
-
-def test_what_looks_alike_is_found(tmp_path):
-    "A new size, rate and encoding of one video; not another one, nor two black ones"
-    from conftest import encode as make
-    def moving(seed):
-        base = np.random.default_rng(seed).integers(0, 255, (12, 30, 3), np.uint8)
-        return lambda t: np.kron(np.roll(base, t, 1)[:, :16], np.ones((10, 10, 1), np.uint8)).astype(np.uint8)
-    make(tmp_path/'a.mp4', n=20, w=160, h=120, rate=10, picture=moving(1))
-    make(tmp_path/'b.mp4', n=20, w=160, h=120, rate=10, picture=moving(2))
-    make(tmp_path/'again.avi', n=20, w=80, h=60, rate=12, codec='mpeg4', picture=lambda t: moving(1)(t)[::2, ::2])
-    for n in ('dark.mp4', 'night.mp4'): make(tmp_path/n, n=20, w=160, h=120, rate=10, light=lambda t: 1)
-    a = audit(table(tmp_path/'m.csv', [('a.mp4', '', '', 'train'), ('b.mp4', '', '', 'train'), ('again.avi', '', '', 'test'), ('dark.mp4', '', '', 'train'), ('night.mp4', '', '', 'test')]))
-    (f,) = [f for f in said(a, 'copies') if 'same file' not in f]
-    assert 'a.mp4' in f and 'again.avi' in f and 'in two splits' in f
 
 @pytest.mark.long
 def test_the_command(tmp_path, clips):

@@ -319,7 +319,7 @@ def _pair(a, c): # the copy above what it is a copy of, at the same moments
 # %% ../nbs/63_audit.ipynb #4c1e0dd3
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}h2{margin-top:2em}
 table{border-collapse:collapse}td,th{padding:.25em .8em;border-bottom:1px solid #ddd;text-align:left;vertical-align:top}
-.bad{color:#b00020;font-weight:600}.warn{color:#8a6100}figure{margin:0 0 2em}img{display:block;max-width:100%}figcaption{font-size:13px;color:#444;overflow-wrap:anywhere}"""
+.bad{color:#b00020;font-weight:600}.warn{color:#8a6100}figure{margin:0 0 2em}img{display:block;max-width:100%;margin:3px 0}figcaption{font-size:13px;color:#444;overflow-wrap:anywhere}"""
 
 def page_of(a:Audit, most:int=40 # pairs that are shown
            ) -> str:
