@@ -123,7 +123,7 @@ def _small(thumbs): # (T,SIDE,SIDE,3) -> (T,GRID,GRID,3) float
 
 # %% ../../nbs/data/21_copies.ipynb #c251c67e
 def candidates(prints:list, # of Print
-               top:int=8, # of each
+               top:int=24, # of each: among 2,000 alike clips the right one may be the twentieth
                each=None # called after every video
               ) -> np.ndarray: # (videos,top) the videos that each may be a part of, the nearest first
     "Neighbours to be looked at"
