@@ -3,7 +3,6 @@ decoded) in a child process with a time limit. Verdicts are cached by path, size
 after an interruption, only looks at what is new."""
 import csv, json, os, sys
 from pathlib import Path
-import numpy as np
 if not __package__: sys.path.insert(0, str(Path(__file__).resolve().parents[1]))   # run as a script from a checkout
 from data_tools.arguments import Param, parser_of
 from vidlab.data.files import PICTURES
@@ -15,16 +14,16 @@ SUFFIXES = ('.mp4 .m4v .mov .mkv .webm .avi .wmv .asf .flv .ts .m2ts .mts .mpg .
 COLUMNS = ('path', 'verdict', 'reasons', 'n', 'width', 'height', 'fps', 'seconds', 'codec', 'container', 'rotation',
            'discarded', 'damaged', 'how', 'decoders')
 TABLES = (*FORMATS, '.json', '.ndjson')
-PLACES, ALIKE = (.1, .35, .6, .85), 6   # of a video, where it is looked at; bits of 64 in which copies differ at most
 
 EPILOG = """examples:
   check_videos.py MSRVTT/videos --report report.csv           every video below a folder
   check_videos.py msrvtt.csv --root MSRVTT/videos --deep      the files of a manifest, every frame decoded
   check_videos.py files.txt --workers 4 --report bad.jsonl    a list, one path a line
-  check_videos.py mine.csv --alike                            also pairs that look alike, with their splits
 
 verdicts: ok; warn (readable, but shorter than promised, damaged, odd timestamps ...); bad (cannot be read);
           unknown (the reader failed, not the file: nothing is known of it)
+labels, captions, splits and copies as well: vidlab audit
+
 exit code: 0 no bad file; 1 bad or unknown files, listed at the end and in the report; 2 nothing to check or wrong arguments"""
 
 
@@ -42,53 +41,22 @@ def find(folder: Path) -> list:
     return out
 
 
-def listed(file: Path, root=None) -> dict:
-    "path -> split of a manifest, or '' of a list (one path a line); relative to `root` or else to the file's folder"
+def listed(file: Path, root=None) -> list:
+    "The paths of a manifest, or of a list (one path a line); relative to `root` or else to the file's folder"
     base = Path(root or file.parent)
     if file.suffix.lower() in TABLES: return _columns(file, base)
     lines = [os.fsdecode(line) for line in file.read_bytes().split(b'\n')]
-    return {os.path.join(base, p.strip('\r')): '' for p in lines if p.strip()}
+    return list(dict.fromkeys(os.path.join(base, p.strip('\r')) for p in lines if p.strip()))
 
 
 def _columns(file, base):
-    "The paths of a table and their splits, without the checks of a manifest"
+    "The paths of a table, without the checks of a manifest"
     from vidlab.data.manifest import our_names
     from vidlab.data.tables import guess_encoding, read_table
     names, cols = read_table(file, encoding='utf-8' if file.suffix.lower() == '.parquet' else guess_encoding(file))
     table = dict(zip(our_names(names, None, file), (c.to_pylist() for c in cols)))
     paths = table.get('path', table.get('id'))
-    return {os.path.join(base, str(p)): s or '' for p, s in zip(paths, table.get('split') or ['']*len(paths)) if p}
-
-
-def look(path: str) -> np.ndarray:  # (4,64) bool; a row that says nothing is all False
-    "How four frames of a video get brighter from left to right, on a grid of 8 x 8: what a new encoding, size or rate does not change"
-    from PIL import Image
-    from vidlab.data.decode import read_frames
-    from vidlab.data.index import index_video
-    ix = index_video(path)
-    small = [Image.fromarray(f).convert('L').resize((9, 8), Image.Resampling.BOX) for f in read_frames(ix, (np.array(PLACES)*ix.n).astype(int))]
-    grey = np.stack([np.asarray(f, np.int16) for f in small])
-    return (np.diff(grey, axis=2) > 0).reshape(len(PLACES), 64) & (grey.std((1, 2)) > 4)[:, None]
-
-
-def pairs_alike(rows: list,  # of the audit
-                each=None  # called after every video
-                ) -> list:  # (path, path, bits), the most alike first
-    "Videos that show nearly the same, however they are encoded"
-    from vidlab.data.files import VideoError
-    paths, seen = [], []
-    for r in rows:
-        if r['verdict'] in ('ok', 'warn'):
-            try: x = look(r['path'])
-            except VideoError: x = np.zeros((len(PLACES), 64), bool)
-            if x.any(1).sum() > 1: paths.append(r['path']); seen.append(x)
-        if each: each()
-    bits, out = np.packbits(np.array(seen, bool).reshape(len(seen), len(PLACES), 64), axis=2), []
-    ones = np.array([bin(i).count('1') for i in range(256)], np.uint8)
-    for i in range(len(paths) - 1):
-        far = ones[bits[i+1:] ^ bits[i]].sum(2).mean(1)
-        out += [(paths[i], paths[i+1+j], float(far[j])) for j in np.flatnonzero(far <= ALIKE)]
-    return sorted(out, key=lambda o: o[2])
+    return list(dict.fromkeys(os.path.join(base, str(p)) for p in paths if p))
 
 
 def write_report(file, rows):
@@ -115,8 +83,7 @@ def check_videos(
     report: Param('write one row a file to this .csv or .jsonl', str) = None,
     root: Param("folder that a manifest's or list's paths are relative to (default: its own folder)", str) = None,
     fresh: Param('do not use cached verdicts', bool) = False,
-    alike: Param('also find pairs that show nearly the same, newly encoded or resized; with the splits of a manifest', bool) = False,
-) -> tuple:  # rows of `vidlab.data.decode.audit`; what is said of pairs that look alike
+) -> list:  # rows of `vidlab.data.decode.audit`
     "Check the videos of a folder, manifest or list"
     from vidlab.core import progress
     src = Path(source)
@@ -126,8 +93,7 @@ def check_videos(
     if timeout <= 0: raise ValueError(f'--timeout {timeout}: seconds, above 0')
     if not src.exists(): raise ValueError(f'{source!r}: no such file or folder')
     table = src.is_file() and src.suffix.lower() in (*TABLES, '.txt', '.lst')
-    split = listed(src, root) if table else {}
-    paths = find(src) if src.is_dir() else list(split) if table else [str(src)]
+    paths = find(src) if src.is_dir() else listed(src, root) if table else [str(src)]
     if not paths:
         raise ValueError(f'{source!r}: no videos in it (looked for {" ".join(SUFFIXES)} and folders of pictures)')
     bar, counts = progress(desc='checked', total=len(paths)), dict(ok=0, warn=0, bad=0, unknown=0)
@@ -137,29 +103,23 @@ def check_videos(
     rows = audit(paths, deep=deep, workers=workers, timeout=timeout, cache=not fresh, each=each)
     bar.close()
     if report: write_report(report, rows)
-    if not alike: return rows, []
-    bar = progress(desc='looked at', total=len(rows))
-    pairs = pairs_alike(rows, bar.step)
-    bar.close()
-    of = lambda p: f'{p!r}' + (f' ({split[p]})' if split.get(p) else '')
-    return rows, [f'alike  {of(a)} and {of(b)}: {far:g} of 64 bits differ' for a, b, far in pairs]
+    return rows
 
 
 def main(args=None) -> int:
     "Command line; returns the exit code"
     a = vars(parser_of(check_videos, __doc__, EPILOG).parse_args(args))
-    try: rows, alike = check_videos(**a)
+    try: rows = check_videos(**a)
     except (ValueError, FileNotFoundError) as e: print(f'check_videos: {e}', file=sys.stderr); return 2
     worst = [r for r in rows if r['verdict'] != 'ok']
     for r in sorted(worst, key=lambda r: r['verdict'] in ('bad', 'unknown'))[-200:]:
         print(f'{r["verdict"]:4}  {r["path"]!r}: {"; ".join(r["reasons"])}')
-    for line in alike[:200]: print(line)
     bad, unknown = (sum(r['verdict'] == v for r in rows) for v in ('bad', 'unknown'))
     frames = sum(r['n'] for r in rows)
     print(f'{len(rows)} files: {len(rows) - len(worst)} ok, {len(worst) - bad - unknown} with warnings, {bad} bad'
           + (f', {unknown} unknown' if unknown else '') + '; '
           f'{frames} frames, {sum(r["seconds"] for r in rows)/60:.1f} min'
-          + (f'; {len(alike)} pairs look alike' if a['alike'] else '') + (f'; report: {a["report"]}' if a['report'] else ''))
+          + (f'; report: {a["report"]}' if a['report'] else ''))
     return int(bad + unknown > 0)
 
 

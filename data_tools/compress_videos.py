@@ -169,7 +169,7 @@ def compress_videos(
     if src.is_dir():
         sources, base = [p for p in find(src) if not os.path.isdir(p) and not Path(p).is_relative_to(out)], src
     elif src.suffix.lower() in (*TABLES, '.txt', '.lst'):
-        sources, base = list(listed(src, root)), Path(root or src.parent).absolute()
+        sources, base = listed(src, root), Path(root or src.parent).absolute()
     else: sources, base = [str(src)], src.parent
     if not sources: raise ValueError(f'{source!r}: no videos in it')
     made_with, stamp = dict(fps=fps, short=short, crf=crf), out/'.compress.json'

@@ -138,23 +138,6 @@ def test_copies_and_captions_in_two_splits_are_told(videos, tmp_path):
     assert len(told_twice({s: m.split(s) for s in ('train', 'test')}, 'train', content=False)) == 2 and told_twice({'test': m.split('test')}, 'train') == []
 
 
-def test_what_looks_alike_is_found_by_the_audit(tmp_path, run):
-    "A new size, rate and encoding of one video; not another one, nor two black ones"
-    def moving(seed):
-        base = np.random.default_rng(seed).integers(0, 255, (12, 30, 3), np.uint8)
-        return lambda t: np.kron(np.roll(base, t, 1)[:, :16], np.ones((10, 10, 1), np.uint8)).astype(np.uint8)
-    encode(tmp_path/'a.mp4', n=20, w=160, h=120, rate=10, picture=moving(1))
-    encode(tmp_path/'b.mp4', n=20, w=160, h=120, rate=10, picture=moving(2))
-    small = lambda t: moving(1)(t)[::2, ::2]
-    encode(tmp_path/'again.avi', n=20, w=80, h=60, rate=12, codec='mpeg4', picture=small)
-    for n in ('dark.mp4', 'night.mp4'): encode(tmp_path/n, n=20, w=160, h=120, rate=10, light=lambda t: 1)
-    table(tmp_path, 'm.csv', 'video;subset\na.mp4;train\nb.mp4;train\nagain.avi;test\ndark.mp4;train\nnight.mp4;test\n')
-    code, out, err = run('check_videos', tmp_path/'m.csv', '--alike', '--workers', 1)
-    lines = [l for l in out.splitlines() if l.startswith('alike')]
-    assert code == 0 and len(lines) == 1 and "a.mp4' (train) and" in lines[0] and "again.avi' (test)" in lines[0], out
-    assert '1 pairs look alike' in out and 'alike' not in run('check_videos', tmp_path/'m.csv', '--workers', 1)[1]
-
-
 # --------------------------------------------------------------------------------------------------- numbers
 
 def test_what_is_no_number_is_a_miss_in_every_task():

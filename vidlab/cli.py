@@ -108,7 +108,7 @@ def check_video(values:dict):
     if not values.get('run'): raise ValueError('which model? vidlab attention SOURCE video=FILE: a run, a file of weights, or the name of a model')
 
 # %% ../nbs/56_cli.ipynb #3e17441f
-WORDS = dict(index=('folder',), search=('folder', 'text'), embed=('videos',), predict=('run', 'videos'))          # pages whose words are these parameters, one after the other
+WORDS = dict(index=('folder',), search=('folder', 'text'), embed=('videos',), predict=('run', 'videos'), audit=('source',), start=('source',))          # pages whose words are these parameters, one after the other
 
 def _in_order(page, words) -> dict: # parameters
     "What a page is about; a path that is not there is refused"
@@ -296,12 +296,12 @@ def result_of(nb:dict) -> str:
 def _run_of(page, values, folders):
     "The run that a page was about; None: it makes no run"
     if page == 'compare': return folders[0] if folders else None
-    if page in WORDS: return None
+    if page in WORDS and page not in OF_A_RUN: return None
     if folders: return folders[-1]
     named = values.get('run') or values.get('resume') or 'auto'
     return Path(named).expanduser().absolute() if named != 'auto' else None
 
-OF_A_RUN = ('train', 'evaluate', 'attention', 'time')
+OF_A_RUN = ('train', 'evaluate', 'attention', 'time', 'audit', 'start')
 
 def _keep(page, out, run):
     "Put the executed notebook beside the run, never over another one"
@@ -349,7 +349,7 @@ def ended(name:str, page:Page, say # print
         if page.out.exists(): say(f'executed page   {tilde(page.out)}')
         return 1
     for line in (result_of(nb), '', *([] if name == 'compare' else _where(name, page.out, run))): say(line)
-    return 0
+    return int(name == 'audit' and state.get('found') == 'bad')      # so that a script can stop there
 
 # %% ../nbs/56_cli.ipynb #8e728534
 def run_page(name:str, # of a run page
@@ -426,7 +426,7 @@ TOOLS = dict(check_videos='which files can be trusted', make_manifest='annotatio
              make_shards='a table as webdataset shards', make_shapes='render the embedded data set',
              subset='a smaller data set from a table', convert_checkpoint='weights in other forms',
              export='encoders for other runtimes', cut='stretches of videos, exact to the frame')
-SAID = dict(train='RECIPE', evaluate='RUN|RECIPE', attention='SOURCE', time='RUN|RECIPE', compare='RECIPE...', cost='RECIPE...',
+SAID = dict(audit='VIDEOS', start='VIDEOS', train='RECIPE', evaluate='RUN|RECIPE', attention='SOURCE', time='RUN|RECIPE', compare='RECIPE...', cost='RECIPE...',
             predict='SOURCE VIDEOS', index='FOLDER', search='FOLDER TEXT', embed='FILE|FOLDER')
 
 def overview() -> str:
@@ -439,7 +439,7 @@ def overview() -> str:
     lists = {'recipes [WORD|RECIPE]': 'what can be trained; what one recipe expects where',
              'runs [WORD]': 'what was run, and how it stands'}
     out = ['usage: vidlab COMMAND ... [name=value ...]']
-    heads = 'runs (RUN: a folder, or a recipe, its newest run; SOURCE: also any weights)', 'lists', 'tools'
+    heads = 'runs (RUN: a folder, or a recipe, its newest run; SOURCE: also any weights; VIDEOS: a folder or a table)', 'lists', 'tools'
     for title, rows in zip(heads, (runs, lists, TOOLS)):
         out += ['', f'{title}:', *(f'  {n:<22} {said}' for n, said in rows.items())]
     last = 'vidlab train shapes_smoke  the first run, half a minute', 'vidlab COMMAND --help      what a command takes'

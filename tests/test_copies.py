@@ -1,0 +1,125 @@
+"""Copies among videos: every kind is found, and clips that resemble each other are none"""
+import csv, os
+from pathlib import Path
+import numpy as np
+import pytest
+from PIL import Image
+from vidlab.core import rng
+from vidlab.data import copies as C
+from vidlab.data.copies import Copy, find_copies, groups_of, plant, print_of, prints_of, trial
+from vidlab.data.decode import read_frames
+from vidlab.data.files import example_clip
+from vidlab.data.index import index_video
+from vidlab.data.shapes import clip_item, encode
+
+MEDIA = Path(__file__).resolve().parents[2]/'shared'/'media'
+
+@pytest.fixture(autouse=True)
+def _places(outputs, cache): pass
+
+def pairs(paths): return {frozenset((Path(paths[c.a]).name, Path(paths[c.b]).name)): c for c in find_copies(paths)}
+
+def films(folder, n=6):
+    "Moving pictures with more in them than one shape"
+    out = []
+    for k in range(n):
+        g = np.random.default_rng(k)
+        base = np.asarray(Image.fromarray(g.integers(0, 255, (8, 20, 3), np.uint8)).resize((480, 168), Image.Resampling.BICUBIC))
+        frames = np.stack([base[t//2:t//2+120, 2*t:2*t+160] for t in range(40)])
+        out.append(str(folder/f'film {k}.mp4'))
+        encode(out[-1], np.ascontiguousarray(frames), 10)
+    return out
+
+@pytest.mark.parametrize('kind', C.COPIES)
+def test_every_kind_among_films(tmp_path, kind):
+    paths = films(tmp_path)
+    x = read_frames(paths[2], range(40))
+    plant(tmp_path/'copy.mp4', x, 10, kind, np.random.default_rng(3))
+    found = pairs([*paths, str(tmp_path/'copy.mp4')])
+    assert set(found) == {frozenset(('copy.mp4', 'film 2.mp4'))}, found
+    how = next(iter(found.values())).how
+    want = {'resized': 'newly encoded'}.get(kind, kind).split() if kind not in ('newly encoded', 'other speed') else [kind]
+    assert all(w in how for w in want) or how == ['newly encoded'], how
+
+def test_where_it_lies(tmp_path):
+    a = example_clip(tmp_path/'a.mp4', n=120)
+    x = read_frames(a, range(45, 90))[:, 24:204, 32:272]
+    encode(tmp_path/'b.mp4', np.ascontiguousarray(x), 30, crf=26)
+    (c,) = find_copies([*films(tmp_path, 3), a, str(tmp_path/'b.mp4')])
+    assert {'cropped', 'piece'} <= set(c.how) and (c.a, c.b) == (4, 3)
+    assert c.begin == pytest.approx(1.5, abs=.07) and c.end == pytest.approx(3., abs=.1)
+    assert c.window == pytest.approx((240/320, 180/240, .1, .1), abs=.025)
+
+def test_clips_of_one_caption_are_no_copies(tmp_path):
+    "Thirty clips of two captions, drawn with other numbers: nothing is found; one of them again is"
+    paths = [str(tmp_path/f'{i}.mp4') for i in range(30)]
+    for i, p in enumerate(paths): encode(p, clip_item(i % 2, rng(8, i))[0], 8)
+    assert find_copies(paths) == []
+    encode(tmp_path/'again.mp4', clip_item(0, rng(8, 4))[0], 8, crf=24)
+    assert set(pairs([*paths, str(tmp_path/'again.mp4')])) == {frozenset(('again.mp4', '4.mp4'))}
+
+def test_same_scene_other_movement_is_no_copy(tmp_path):
+    "A camera that stands: the room is the same, what moves in it is not"
+    g = np.random.default_rng(0)
+    room = np.kron(g.integers(0, 255, (12, 16, 3), np.uint8), np.ones((10, 10, 1), np.uint8))
+    for k in range(4):
+        frames = np.repeat(room[None], 30, 0)
+        for t in range(30):
+            y, x = (20 + 20*k, 4*t) if k % 2 else (3*t, 20 + 30*k)
+            frames[t, y:y+25, x:x+25] = 255*(k % 3 > 0)
+        encode(tmp_path/f'{k}.mp4', frames, 10)
+    assert find_copies([str(tmp_path/f'{k}.mp4') for k in range(4)] + films(tmp_path)) == []
+
+def test_bytes_odd_files_and_nothing(tmp_path):
+    "Equal bytes; black videos say nothing; what cannot be read is left out; one frame; a name of all signs"
+    paths = films(tmp_path, 2)
+    odd = tmp_path/'a "b" <i>ü日.mp4'
+    odd.write_bytes(Path(paths[0]).read_bytes())
+    for n in ('dark.mp4', 'night.mp4'): encode(tmp_path/n, np.full((12, 48, 64, 3), 3 + len(n), np.uint8), 8)
+    encode(tmp_path/'one.mp4', read_frames(paths[1], [0]), 8)
+    (tmp_path/'broken.mp4').write_bytes(b'x'*500)
+    files = [*paths, str(odd), *(str(tmp_path/n) for n in ('dark.mp4', 'night.mp4', 'one.mp4', 'broken.mp4'))]
+    found = pairs(files)
+    assert found[frozenset(('film 0.mp4', odd.name))].how == ['same file'] and len(found) <= 2
+    assert find_copies([]) == [] and find_copies(files[-1:]) == [] and prints_of(files[-1:]) == [None]
+
+def test_a_print_is_kept_until_the_file_changes(tmp_path, monkeypatch):
+    (p,) = films(tmp_path, 1)
+    first = print_of(p)
+    monkeypatch.setattr(C, '_make_print', lambda path: pytest.fail('it was made again'))
+    assert np.array_equal(print_of(p).thumbs, first.thumbs)
+    os.utime(p, (1, 1))
+    with pytest.raises(pytest.fail.Exception): print_of(p)
+
+def test_groups():
+    g = groups_of(6, [Copy(0, 2, []), Copy(4, 2, []), Copy(1, 5, [])])
+    assert g[0] == g[2] == g[4] != g[1] == g[5] and len(set(g)) == 3 and len(set(groups_of(3, []))) == 3
+
+@pytest.mark.skipif(not MEDIA.is_dir(), reason='no real videos here')
+@pytest.mark.long
+def test_real_videos(tmp_path):
+    "Every kind of copy of the real videos, several codecs and containers: nearly all found, none invented"
+    with open(MEDIA/'real'/'index.csv') as f: names = [next(iter(r.values())) for r in csv.DictReader(f)]
+    files = [str(MEDIA/'real'/n) for n in names if (MEDIA/'real'/n).is_file()]
+    assert len(files) > 8 and find_copies(files) == []
+    short = []
+    for k, f in enumerate(files):                                       # small ones, so that planting is quick
+        ix = index_video(f)
+        at = np.arange(0, min(ix.n, 240), 2)
+        h = 120
+        w = round(h*ix.width/ix.height)//2*2
+        short.append(str(tmp_path/f'{k}.mp4'))
+        encode(short[-1], read_frames(f, at, size=(h, w)), max(2, round(ix.fps/2)))
+    seen = trial(tmp_path, short, 8)
+    assert seen['false'] == 0, seen
+    assert sum(seen[k][0] for k in C.COPIES) >= .97*8*len(C.COPIES), seen
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_two_thousand_clips():
+    from vidlab.data.shapes import make_shapes
+    import tempfile
+    sources = sorted((make_shapes(kinds=('clips',))/'clips'/'train').glob('*.mp4'))[:1720]
+    with tempfile.TemporaryDirectory() as d: seen = trial(d, sources)
+    plain = [k for k in C.COPIES if 'cropped' not in k]
+    assert sum(seen[k][0] for k in plain) >= .98*40*len(plain) and seen['false'] <= 4, seen
