@@ -13,7 +13,7 @@ from vidlab.train import load_manifest
 CPU = dict(workers=0, epochs=1, max_frames=2, batch_size=8, eval_batch_size=8, device='cpu', precision='fp32')
 
 @pytest.fixture(autouse=True)
-def _places(outputs, cache): pass
+def _places(outputs): pass            # the tiny CLIP is that of all tests
 
 @pytest.fixture(scope='module')
 def clips(tmp_path_factory):
@@ -35,7 +35,7 @@ def no_source_in_two(m):
     for s, part in zip(m.column('source').to_pylist(), m.column('split').to_pylist()): by.setdefault(s, set()).add(part)
     return all(len(v) == 1 for v in by.values())
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_folder_per_class_to_two_runs(tmp_path, clips, capsys):
     root = per_class(tmp_path/'my clips', clips, 24)
     for i in range(4): encode(root/'<b>'/f'again {i}.mp4', clip_item(3*i + 2, rng(2, 3*i + 2))[0], crf=24)

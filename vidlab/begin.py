@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 from .audit import Audit, audit, summary, write_audit
-from .config import FIELDS, RunConfig, config_from
+from .config import RunConfig, config_from
 from .core import atomic_write, outputs_dir, say, text_hash, tilde, unknown
 from .data.copies import groups_of
 from .data.manifest import Manifest
@@ -142,8 +142,8 @@ def _small(kind, first): # words of a recipe with the tiny CLIP
     if kind == 'captions': return dict(common, clip='tiny', max_words=16, rate=0, lr=5e-3, coef_lr=.06)
     return dict(common, lr=1e-2 if first else 2e-3, augment='none')
 
-def _kept_features(): # where a run can keep the features of a frozen tower, the probe does
-    return dict(keep_features=True) if 'keep_features' in FIELDS else {}
+def _kept_features(): # the probe's tower is frozen: what it sees is computed once
+    return dict(keep_features=True, random_frames=False, augment='none')
 
 def write_recipes(folder, # that takes them
                   name:str, kind:str, m:Manifest, weights:str, # 'tiny', or a tag
