@@ -38,6 +38,8 @@ KNOWN = [ # command (`*`: anything), words more; or how else it is tried
     ('vidlab train own_classes video_root=small_videos', f'{TINY} weights=random'),
     ('vidlab train own_captions data_path=my.csv', f'{TINY} weights=random clip=tiny max_words=16'),
     ('vidlab train own_videos video_root=small_videos', f'{TINY} image_size=64 out_dim=64 dim=32 depth=2 state=4 teacher=tiny teacher_weights=random mask_ratio=.5'),
+    ('vidlab audit my_videos', ''), ('vidlab start my_videos', 'weights=tiny epochs=1 batch_size=12'),
+    ('vidlab index my_videos', 'model=clip4clip "options={preset: tiny, weights: shapes}" device=cpu'), ("vidlab search my_videos 'a dog runs, then jumps'", 'device=cpu'), ('vidlab predict own_classes my_videos', 'device=cpu'),
     ('vidlab recipes *', ''), ('vidlab runs', ''), ('vidlab train --help', ''), ('vidlab train shapes_seqTransf epochs=2', SHAPES),
     ('vidlab evaluate shapes_seqTransf dsl=True', 'workers=0 device=cpu'), ('vidlab attention shapes_seqTransf sid=5', ''), ('vidlab attention shapes_seqTransf video=my.mp4', ''), ('vidlab time shapes_seqTransf', 'workers=0 device=cpu shuffles=1'),
     ('papermill nbs/runs/train.ipynb out.ipynb -p recipe shapes_seqTransf -p epochs 2', SHAPES)]
@@ -140,7 +142,7 @@ def states(here):
 
 @pytest.mark.long
 def test_videos_of_ones_own(here):
-    "The five lines in their order, on a folder per class and a table beside it"
+    "Its lines in their order, on a folder per class and a table beside it"
     rows = [('path', 'text')]
     for i in range(36):
         name = f'my_videos/{("left", "right")[i % 2]}/clip {i}.mp4'
@@ -149,10 +151,11 @@ def test_videos_of_ones_own(here):
         rows.append((name, f'clip number {i}'))
     with open(here/'my.csv', 'w', newline='') as f: csv.writer(f).writerows(rows)
     commands, _ = run_here()
-    assert len(commands) == 5
-    for c in commands: go(here, c)
+    assert len(commands) == 10
+    said = {c: go(here, c) for c in commands}
+    assert '36 videos' in said['vidlab audit my_videos'] and 'by picture' in said["vidlab search my_videos 'a dog runs, then jumps'"]
     assert len(list(here.glob('small_videos/*/*.mp4'))) == 36
-    assert states(here) == {(r, 'done') for r in ('own_classes', 'own_captions', 'own_videos')}
+    assert states(here) >= {(r, 'done') for r in ('own_classes', 'own_captions', 'own_videos', 'my_videos_probe', 'my_videos_tdsclip')} and {s for _, s in states(here)} == {'done'}
 
 @pytest.mark.long
 def test_training_evaluating_looking(here):

@@ -71,6 +71,13 @@ def test_precision_that_is_asked_for(seq, videos):
     assert not np.array_equal(x, y) and (x*y).sum(1).min() > .99 and a.settings() != b.settings()
     with pytest.raises(ValueError, match="unknown precision 'fp61'"): VideoEncoder(seq, precision='fp61')
 
+def test_clips_too_short_for_two_things_still_answer(seq, tmp_path):
+    "One window each: the sentence is taken as it stands"
+    for i in range(3): encode(tmp_path/f'{i}.mp4', 10, 64, 48, rate=10, picture=lambda t: walk(t + 13*i))
+    index_folder(tmp_path, seq, precision='fp32')
+    found = Searcher(tmp_path, ready=seq)('a thing moves left, then grows', k=3)
+    assert len(found) == 3 and 'parts' not in found
+
 @pytest.mark.parametrize('head', ['tightTransf', 'mug'])
 def test_a_model_without_a_vector_is_refused(head, videos):
     r = load('clip4clip', preset='tiny', weights='random', head=head, device='cpu')

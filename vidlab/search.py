@@ -690,6 +690,9 @@ def __call__(self:Searcher, text=None, # what is looked for: a sentence, or a li
     vectors,kind,parts,asked = self._vectors(text, clip, image)
     keep = self.among(path, start, end, table, where)
     seen = self._seen(vectors, kind, k + (asked is not None), keep)
+    if not seen and parts and len(parts) > 1:                          # no video has room for one thing after the other: the sentence as it stands
+        parts = [text] if isinstance(text, str) else [', then '.join(text)]
+        seen = self._seen(self.ready.embed_texts(parts).numpy(), kind, k, keep)
     if asked: seen = [a for a in seen if not (os.path.realpath(self.index.root/a['path']) == asked[0] and a['start'] < asked[2] and a['end'] > asked[1])]
     heard = self._heard(' '.join(in_order(text)) if isinstance(text, str) else ' '.join(text), k, path, start, end, keep) if speech and text is not None else []
     return self._answers(_together(seen, heard), parts, dict(text=text, clip=clip, image=image), k)
