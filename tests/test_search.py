@@ -71,6 +71,23 @@ def test_precision_that_is_asked_for(seq, videos):
     assert not np.array_equal(x, y) and (x*y).sum(1).min() > .99 and a.settings() != b.settings()
     with pytest.raises(ValueError, match="unknown precision 'fp61'"): VideoEncoder(seq, precision='fp61')
 
+@pytest.mark.parametrize('head', ['meanP', 'seqTransf'])
+def test_a_clip_shorter_than_a_window_is_what_the_model_says_of_it(head, tmp_path):
+    ready = load('clip4clip', preset='tiny', weights='random', head=head, sampler='segment', max_frames=8, device='cpu')
+    file = str(encode(tmp_path/'a.mp4', 15, 64, 48, rate=10, picture=walk))
+    enc = VideoEncoder(ready, precision='fp32', exact=True)
+    reading = enc.read(file)
+    x = ClipTransform(ready.card.size, resize=ready.cfg.resize)(read_frames(reading.index, reading.grid.frames))[None]
+    with torch.no_grad(): want = ready.model.pooled(ready.model.encode_video(ready.task.prep(dict(video=x))['video']), torch.ones(1, x.shape[1], dtype=torch.bool))[0]
+    got = enc.make(file, enc.read(file)).vectors
+    assert x.shape[1] < 8 and len(got) == 1 and np.allclose(got[0], want, atol=2e-3)
+
+def test_nan_is_no_vector(seq, videos, monkeypatch):
+    "A model that breaks on a file leaves a row with the reason, not a vector that can never be found"
+    monkeypatch.setattr(seq.model, 'pooled', lambda v, m: torch.full((len(v), 64), torch.nan))
+    report = index_folder(videos, seq, precision='fp32')
+    assert set(report.index.files()['verdict']) == {'bad'} and report.index.files()['reason'].str.contains('nan').any()
+
 def test_clips_too_short_for_two_things_still_answer(seq, tmp_path):
     "One window each: the sentence is taken as it stands"
     for i in range(3): encode(tmp_path/f'{i}.mp4', 10, 64, 48, rate=10, picture=lambda t: walk(t + 13*i))

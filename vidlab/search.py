@@ -207,8 +207,8 @@ def _windows(self:VideoEncoder, seen, first, windows): # pictures or features fr
         mask = torch.arange(t)[None] < torch.tensor([len(w) for w in windows[a:a + size]])[:, None]
         v = seen[idx]
         if v.ndim > 3: v,mask = v.flatten(1, 2),mask.repeat_interleave(self.near, 1)
-        pad = mask.view(*mask.shape, *[1]*(v.ndim - 2))
-        out.append(self._pooled(v*pad.to(v.dtype), mask))
+        if v.ndim > 3: v = v*mask.view(*mask.shape, *[1]*(v.ndim - 2)).to(v.dtype)             # pixels of padding are zero; features stay, they have a direction
+        out.append(self._pooled(v, mask))
     return torch.cat(out)
 
 @patch
@@ -234,6 +234,7 @@ def _part(self:VideoEncoder, reading) -> Part:
         drop = (min(of[grid.windows[left[0]][0]], of[-1]) if left and grid.windows[left[0]][0] < len(of) else of[-1]) - first
         held,first = held[drop:],first + drop
     x = torch.stack([vectors[k] for k in key]).numpy()
+    if not np.isfinite(x).all(): raise VideoError(reading.index.path, 'embed', 'the model answers with nan')
     self.seconds += reading.index.duration
     verdict = dict(verdict=reading.index.verdict, reason='; '.join(reading.index.reasons))
     return Part(x.astype(np.float16), spans_table(*grid.spans.T, [grid.times[w] for w in grid.windows]), float(reading.index.duration), **verdict)
