@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([*(ROOT/'nbs'/'tour').glob('*.ipynb'), *(ROOT/'nbs'/'runs').glob('*.ipynb'), ROOT/'nbs'/'index.ipynb'])
 NUMBER = re.compile(r'-?\d+(\.\d+)?')
 # stored before their tables had intervals; a page that is run again leaves this list
-OLD = {'index', 'compare', 'evaluate', 'train'}
+OLD = {'compare', 'evaluate', 'train'}
 
 
 def metrics():

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file
 from vidlab.core import read_json, seed_everything
 from vidlab.data.shapes import make_shapes
+from vidlab.ssm import scan_path
 from vidlab.train import build_learner, build_task, config_from, latest_run, launch, list_recipes, make_clips, make_config, run, run_eval, start_folder
 from vidlab.learner import make_engine
 
@@ -51,7 +52,7 @@ def test_pretraining_then_finetuning(shapes):
     seen = [r['align'] for r in pre.metrics() if 'align' in r]
     assert seen[-1] < seen[0] and losses(pre)[-1] < losses(pre)[0]
     sd = load_file(pre/'ckpt'/'best'/'weights.safetensors')
-    assert not any('teacher' in k or 'resblocks' in k for k in sd) and read_json(pre/'env.json')['scan'] == 'loop'
+    assert not any('teacher' in k or 'resblocks' in k for k in sd) and read_json(pre/'env.json')['scan'] == scan_path('cpu')
     assert latest_run('shapes_videomamba_pretrain') == pre.path
     cfg = small(shapes, 'shapes_videomamba_ft')
     task = build_task(dataclasses.replace(cfg, start=str(pre.path)))

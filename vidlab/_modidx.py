@@ -264,6 +264,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'vidlab.compiled._place': ('compiled.html#_place', 'vidlab/compiled.py'),
                                  'vidlab.compiled._pool': ('compiled.html#_pool', 'vidlab/compiled.py'),
                                  'vidlab.compiled._read_out': ('compiled.html#_read_out', 'vidlab/compiled.py'),
+                                 'vidlab.compiled._real': ('compiled.html#_real', 'vidlab/compiled.py'),
                                  'vidlab.compiled._turn': ('compiled.html#_turn', 'vidlab/compiled.py'),
                                  'vidlab.compiled._up': ('compiled.html#_up', 'vidlab/compiled.py'),
                                  'vidlab.compiled._widths': ('compiled.html#_widths', 'vidlab/compiled.py'),

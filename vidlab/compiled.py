@@ -185,6 +185,9 @@ def spread(kernel, tasks:int, *args):
     for done in [_pool(os.getpid(), threads).submit(kernel, a, b, *args) for a,b in zip(at, at[1:])]: done.result()
 
 # %% ../nbs/17_compiled.ipynb #cabfb47c
+def _real(x): # not one that has only a shape, by which a pass is counted without computing it
+    return type(x) in (torch.Tensor, torch.nn.Parameter)
+
 def _inputs(u, delta, A, B, C, bias) -> tuple: # (K,M,E,L) twice, (K,E,S), (K,M,G,S,L) twice, (K,E) or None -> arrays, tasks
     "What both kernels read"
     plain = lambda v, *shape: v.detach().float().reshape(shape).contiguous().numpy()
@@ -197,25 +200,27 @@ def _inputs(u, delta, A, B, C, bias) -> tuple: # (K,M,E,L) twice, (K,E,S), (K,M,
 def scan_forward(u, delta, A, B, C, bias, softplus:bool, keep:bool=False # also the states at the starts of chunks
                 ) -> tuple: # y (K,M,E,L), last (K,M,E,S), starts (N,R,S,E) or None; float32
     "The recurrence and what is read out, without D and gate"
-    arrays,tasks = _inputs(u, delta, A, B, C, bias)
     (K,M,E,L),S = u.shape,A.shape[-1]
-    new = lambda *s: torch.empty(s)
+    new = lambda *s: u.new_empty(s, dtype=torch.float32)
     y,last,starts = new(K, M, E, L),new(K*M, S, E),new(-(-L//CHUNK) if keep else 0, K*M, S, E)
-    spread(kernels()[0], tasks, *arrays, softplus, y.view(-1, E, L).numpy(), last.numpy(), starts.numpy(), keep)
+    if _real(u):
+        arrays,tasks = _inputs(u, delta, A, B, C, bias)
+        spread(kernels()[0], tasks, *arrays, softplus, y.view(-1, E, L).numpy(), last.numpy(), starts.numpy(), keep)
     return y, last.view(K, M, S, E).transpose(2, 3), starts if keep else None
 
 def scan_backward(u, delta, A, B, C, bias, softplus:bool, d, # gradient of y, like u
                   starts, dlast # as of `scan_forward`; gradient of the last state or None
                  ) -> tuple: # of u, delta, A, B, C, in float32; y
     "Gradients, without D and gate"
-    arrays,tasks = _inputs(u, delta, A, B, C, bias)
     (K,M,E,L),S,G = u.shape,A.shape[-1],B.shape[2]
-    new = lambda *s: torch.empty(s)
-    carry = torch.zeros(K*M, S, E) if dlast is None else dlast.detach().float().reshape(-1, E, S).transpose(1, 2).contiguous()
+    new = lambda *s: u.new_empty(s, dtype=torch.float32)
+    carry = new(K*M, S, E).zero_() if dlast is None else dlast.detach().float().reshape(-1, E, S).transpose(1, 2).contiguous()
     du,ddelta,y = (new(K*M, E, L) for _ in range(3))
     dA,parts = new(K*M, S, E),[new(-(-(E//G)//BLOCK), K*M, G, S, L) for _ in 'BC']
     out = d.detach().float().reshape(-1, E, L).contiguous()
-    spread(kernels()[1], tasks, *arrays, softplus, out.numpy(), starts.numpy(), carry.numpy(), *(v.numpy() for v in (du, ddelta, dA, *parts, y)))
+    if _real(u):
+        arrays,tasks = _inputs(u, delta, A, B, C, bias)
+        spread(kernels()[1], tasks, *arrays, softplus, out.numpy(), starts.numpy(), carry.numpy(), *(v.numpy() for v in (du, ddelta, dA, *parts, y)))
     whole = lambda v: v.view(u.shape)
     dB,dC = (p.sum(0).view(K, M, G, S, L) for p in parts)
     return whole(du), whole(ddelta), dA.view(K, M, S, E).sum(1).transpose(1, 2), dB, dC, whole(y)
