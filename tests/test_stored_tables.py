@@ -9,8 +9,6 @@ from vidlab.registry import lookup, names
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*(ROOT/'nbs'/'tour').glob('*.ipynb'), *(ROOT/'nbs'/'runs').glob('*.ipynb'), ROOT/'nbs'/'index.ipynb'])
 NUMBER = re.compile(r'-?\d+(\.\d+)?')
-# stored before their tables had intervals; a page that is run again leaves this list
-OLD = {'compare', 'evaluate', 'train'}
 
 
 def metrics():
@@ -76,8 +74,7 @@ def bare(page, known): # of a stored page
 @pytest.mark.parametrize('page', PAGES, ids=lambda p: p.stem)
 def test_metrics_of_a_stored_page_have_their_interval(page):
     found = bare(page, metrics())
-    if page.stem in OLD: assert found, f'{page.stem} has its intervals now: take it from OLD'
-    else: assert not found, f'{page.name}: {len(found)} metrics without ±, such as {found[:5]}'
+    assert not found, f'{page.name}: {len(found)} metrics without ±, such as {found[:5]}'
 
 
 def test_what_has_no_interval_is_found():
