@@ -439,7 +439,7 @@ def overview() -> str:
     lists = {'recipes [WORD|RECIPE]': 'what can be trained; what one recipe expects where',
              'runs [WORD]': 'what was run, and how it stands'}
     out = ['usage: vidlab COMMAND ... [name=value ...]']
-    heads = 'runs (RUN: a folder, or a recipe, its newest run; SOURCE: also any weights; VIDEOS: a folder or a table)', 'lists', 'tools'
+    heads = 'runs (RUN: a folder or a recipe, its newest run; SOURCE: also weights; VIDEOS: a\n     folder or a table)', 'lists', 'tools'
     for title, rows in zip(heads, (runs, lists, TOOLS)):
         out += ['', f'{title}:', *(f'  {n:<22} {said}' for n, said in rows.items())]
     last = 'vidlab train shapes_smoke  the first run, half a minute', 'vidlab COMMAND --help      what a command takes'
