@@ -492,8 +492,9 @@ def main(argv:list=None # words of the command line; None: those of this process
         ) -> int: # 0 done, 1 failed, 2 refused, 130 stopped
     "The command `vidlab`"
     argv = sys.argv[1:] if argv is None else list(argv)
-    if not argv or argv[0] in ('-h', '--help', 'help'): return print(overview()) or 0
-    try: return _run(argv[0], argv[1:])
+    try:
+        if not argv or argv[0] in ('-h', '--help', 'help'): return print(overview(), flush=True) or 0
+        return _run(argv[0], argv[1:])
     except (ValueError, FileNotFoundError) as e: return print(f'vidlab: {e}', file=sys.stderr) or 2
     except BrokenPipeError: return os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) and 0
 
