@@ -227,7 +227,7 @@ def test_papermill_compare(shapes, tmp_path):
     assert {p.stem for p in figs.glob('*.png')} >= {'curves', 'patches', 'branch', 'time', 'words'}      # of the last recipe, Mug-STAN
 
 @pytest.mark.slow
-@pytest.mark.parametrize('arg', [('epcohs', '2', 'epochs'), ('recipe', 'shapes_smok', 'shapes_smoke')])
+@pytest.mark.parametrize('arg', [('epcohs', '2', 'epochs'), pytest.param(('recipe', 'shapes_smok', 'shapes_smoke'), marks=pytest.mark.long)])
 def test_papermill_typo(tmp_path, arg):
     name, value, near = arg
     r = papermill('train.ipynb', tmp_path/'out.ipynb', *pairs(**{name: value}))
