@@ -153,7 +153,7 @@ def test_videos_of_ones_own(here):
     commands, _ = run_here()
     assert len(commands) == 10
     said = {c: go(here, c) for c in commands}
-    assert '36 videos' in said['vidlab audit my_videos'] and 'by picture' in said["vidlab search my_videos 'a dog runs, then jumps'"]
+    assert '36 videos' in said['vidlab audit my_videos'] and 'picture' in said["vidlab search my_videos 'a dog runs, then jumps'"]
     assert len(list(here.glob('small_videos/*/*.mp4'))) == 36
     assert states(here) >= {(r, 'done') for r in ('own_classes', 'own_captions', 'own_videos', 'my_videos_probe', 'my_videos_tdsclip')} and {s for _, s in states(here)} == {'done'}
 
