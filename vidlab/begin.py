@@ -19,7 +19,7 @@ from .core import atomic_write, outputs_dir, say, text_hash, tilde, unknown
 from .data.copies import groups_of
 from .data.manifest import Manifest
 from .data.tables import READABLE, some
-from .machine import cores
+from .machine import cores, fast_precision
 
 # %% ../nbs/64_begin.ipynb #a1ba036d
 CAPTIONS = ('auto', 'names', 'none')
@@ -122,10 +122,8 @@ def find_weights(weights:str='auto' # 'auto' | 'openai' or another tag of ViT-B-
 def machine() -> dict: # device, cores, bf16
     "What there is to compute with"
     import torch
-    if torch.cuda.is_available(): return dict(device='cuda', cores=cores(), bf16=torch.cuda.is_bf16_supported())
-    try: flags = Path('/proc/cpuinfo').read_text().split('flags', 1)[-1].split('\n', 1)[0]
-    except OSError: flags = ''
-    return dict(device='cpu', cores=cores(), bf16='avx512_bf16' in flags or 'amx_bf16' in flags)
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    return dict(device=device, cores=cores(), bf16=fast_precision(device) == 'bf16')
 
 def settings(n:int, # training clips
              seconds:float, # of the usual one

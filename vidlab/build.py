@@ -9,13 +9,13 @@ __all__ = ['tell', 'for_evaluation', 'load_manifest', 'class_names', 'sampler_of
            'evaluate_with']
 
 # %% ../nbs/48_build.ipynb #0f01884a
-import dataclasses, hashlib, inspect, math, re
+import dataclasses, inspect, math, re
 import numpy as np
 import torch
 from functools import partial
 from pathlib import Path
 from .callbacks import CALLBACKS, Log, Progress
-from .ckpt import find_checkpoint
+from .ckpt import find_checkpoint, state_hash
 from .config import RunConfig, further_set, options_of
 from .contract import Card
 from .core import RunFolder, cache_dir, find_path, outputs_dir, read_json, say, tilde, unknown, write_json
@@ -188,15 +188,12 @@ def make_clips(cfg:RunConfig, split:str, card, # rows; card of the model, or onl
 # %% ../nbs/48_build.ipynb #a8290c37
 def weights_hash(model) -> str: # 16 hex digits
     "Fingerprint of what sees the pictures and does not train"
-    text, h = model.parts()['text'], hashlib.sha256()
+    text = model.parts()['text']
     frozen = [n for n,p in model.named_parameters() if not p.requires_grad and n not in text]
     beside = tuple({n.rpartition('.')[0] for n in frozen})                         # running means of frozen norms count, too
     buffers = [n for n,_ in model.named_buffers() if n.rpartition('.')[0] in beside]
     state = model.state_dict()
-    for n in sorted({*frozen, *buffers} & {*state}):
-        x = state[n].detach().cpu().contiguous()
-        h.update(f'{n} {x.dtype} {tuple(x.shape)}'.encode() + x.flatten().view(torch.uint8).numpy().tobytes())
-    return h.hexdigest()[:16]
+    return state_hash({n: state[n] for n in {*frozen, *buffers} & {*state}})[:16]
 
 def _check_frozen(model, device):
     "An error for a tower whose features change, or do not exist"

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['CONTAINERS', 'WRAPPERS', 'WeightsError', 'read_file', 'state_dict_of', 'read_weights', 'rename', 'rename_back',
            'LoadReport', 'load_into', 'cpu_state', 'save_tensors', 'save_checkpoint', 'find_checkpoint',
-           'tidy_checkpoints', 'load_checkpoint', 'OfficialRun']
+           'tidy_checkpoints', 'load_checkpoint', 'OfficialRun', 'state_hash']
 
 # %% ../nbs/03_ckpt.ipynb #39e4a61a
-import argparse, io, math, os, pickle, re, shutil, zipfile
+import argparse, hashlib, io, math, os, pickle, re, shutil, zipfile
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -322,3 +322,13 @@ class OfficialRun:
     optimizer:dict  # `state_dict` of its optimiser
     kind:str        # which of ours that is
     groups:list     # of each of its groups the official names of the parameters, in its order
+
+# %% ../nbs/03_ckpt.ipynb #4b9c3473
+def state_hash(state:dict # name -> tensor
+              ) -> str: # 64 hex digits
+    "Fingerprint of weights in memory: names, types, shapes and every bit"
+    h = hashlib.sha256()
+    for n,x in sorted(state.items()):
+        h.update(f'{n} {x.dtype} {tuple(x.shape)}'.encode())
+        h.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return h.hexdigest()

@@ -256,6 +256,7 @@ def _one(ready, part, module, out, forms, report):
     report |= dict(from_onnx=distance(ready, part, module, lambda x: run_onnx(session, x), names), bytes=path.stat().st_size)
     if report['from_onnx'] > CLOSE: raise ValueError(f'{path}: differs from the model by {report["from_onnx"]:.2g}, more than {CLOSE:g}')
 
+# %% ../nbs/66_export.ipynb #c9c929b1
 def export(ready:Ready, # from `vidlab.load`
            out, # folder
            parts:list=None, # of PARTS; None: all that the model has

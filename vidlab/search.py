@@ -4,25 +4,27 @@
 
 # %% auto #0
 __all__ = ['STILL', 'CHUNK', 'BATCH', 'RANDOM', 'WHO', 'DOES', 'WHERE', 'ALIKE', 'HALF', 'THEN', 'NOT_VERBS', 'GAP', 'OVERLAP',
-           'STOP', 'Grid', 'pace_of', 'make_grid', 'blocks_of', 'stand_ins', 'fast_precision', 'VideoEncoder',
-           'Reading', 'index_folder', 'random_texts', 'Chance', 'moments', 'stretch_around', 'in_order', 'best_chains',
-           'Spoken', 'parse_clip', 'Searcher', 'search_folder', 'embed_files', 'answer_frames', 'show_answers',
-           'example_folder', 'answers_text', 'save_answers']
+           'STOP', 'Grid', 'pace_of', 'make_grid', 'blocks_of', 'stand_ins', 'VideoEncoder', 'Reading', 'index_folder',
+           'random_texts', 'Chance', 'moments', 'stretch_around', 'in_order', 'best_chains', 'Spoken', 'parse_clip',
+           'Searcher', 'search_folder', 'embed_files', 'answer_frames', 'show_answers', 'example_folder',
+           'answers_text', 'save_answers']
 
 # %% ../nbs/61_search.ipynb #d5f5aeb9
-import contextlib, fnmatch, hashlib, json, math, os, re
+import contextlib, fnmatch, json, math, os, re
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 import torch
 from fastcore.basics import patch
 from .build import for_evaluation, sampler_of
+from .ckpt import state_hash
 from .core import atomic_write, cache_dir, progress, rng, text_hash, tilde, unknown
 from .data.decode import read_frames
 from .data.files import PICTURES, VideoError
 from .data.index import VideoIndex, index_video
 from .data.sample import PACE, neighbours
 from .data.transforms import ClipTransform
+from .machine import fast_precision
 from .ready import Ready, load
 from .store import (USUAL, Index, Part, Report, all_scores, asked_of, bad_part, best_scores, fresh_weights, indexes_of, quick_report, read_vectors, spans_table,
     speech_beside, update, videos_below, write_vectors)
@@ -83,12 +85,6 @@ def stand_ins(frames, # (n,3,S,S) uint8, one after the other
 # %% ../nbs/61_search.ipynb #d924a36f
 CHUNK, BATCH = 256, 32        # frames decoded at a time; frames, or frames of windows, that the model gets at a time
 
-def fast_precision(device:torch.device) -> str:
-    "bf16 where the processor multiplies it"
-    if device.type == 'cuda': return 'bf16' if torch.cuda.is_bf16_supported() else 'fp32'
-    has = getattr(torch.cpu, '_is_avx512_bf16_supported', bool)() or getattr(torch.cpu, '_is_amx_tile_supported', bool)()
-    return 'bf16' if has else 'fp32'
-
 class VideoEncoder:
     "What turns a file into the vectors of its windows"
     def __init__(self, ready:Ready, # a model with one vector for a clip
@@ -100,7 +96,7 @@ class VideoEncoder:
         self.ready,self.model,self.task = ready,ready.model,ready.task
         self.window,self.stride,self.rate,self.exact = window,stride,rate,exact
         self.sampler = sampler_of(for_evaluation(ready.cfg), ready.card, 0)
-        self.precision = fast_precision(ready.device) if precision == 'auto' else precision
+        self.precision = fast_precision(ready.device.type) if precision == 'auto' else precision
         cfg = ready.cfg
         self.square = ClipTransform(ready.card.size, short=cfg.short_side, resize=cfg.resize, stretch=tuple(cfg.stretch) or None)
         self.frames = self.looked = 0
@@ -211,6 +207,7 @@ def _windows(self:VideoEncoder, seen, first, windows): # pictures or features fr
         out.append(self._pooled(v, mask))
     return torch.cat(out)
 
+# %% ../nbs/61_search.ipynb #f65fc6d6
 @patch
 def make(self:VideoEncoder, file, reading:Reading) -> Part:
     "The vectors of a file; of one that breaks off, those of the frames that there are"
@@ -241,13 +238,6 @@ def _part(self:VideoEncoder, reading) -> Part:
 
 # %% ../nbs/61_search.ipynb #d38995e5
 RANDOM = 128        # texts that scores are compared with
-
-def _state_hash(model) -> str: # of the weights
-    h = hashlib.sha256()
-    for k,v in sorted(model.state_dict().items()):
-        h.update(k.encode())
-        h.update(v.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return h.hexdigest()
 
 def _named_file(source:str): # the file behind the name of a model, with its size and time; None: there is none
     from vidlab.ready import find_source
@@ -282,7 +272,7 @@ def index_folder(folder, # with videos, searched through all its folders
     if done := quick_report(folder, asked, out): return done
     if not videos_below(folder) and not indexes_of(out or folder): raise ValueError(f'{folder}: no video files below it')
     ready = model if isinstance(model, Ready) else _loaded(asked, device)
-    weights = _state_hash(ready.model)
+    weights = state_hash(ready.model.state_dict())
     if not isinstance(model, Ready): _without_texts(ready.model)
     enc = VideoEncoder(ready, window, stride, rate, exact, precision)
     where,facts = _facts(enc, asked, folder, out, weights)
@@ -292,6 +282,7 @@ def index_folder(folder, # with videos, searched through all its folders
     report.frames,report.looked,report.seconds = enc.frames,enc.looked,enc.seconds
     return report
 
+# %% ../nbs/61_search.ipynb #e685923e
 def _loaded(asked, device): # Ready
     try: return load(asked['model'], **{'device': device, **asked['options']})
     except Exception as e:
@@ -483,6 +474,7 @@ def stretch(self:VideoEncoder, file, start=None, end=None # seconds; None: open
     x = next(self._read_cells(ix, frames))
     return self._windows(self._features(x[:, 0]) if self.framewise else x, 0, [tuple(range(n))])[0].numpy()
 
+# %% ../nbs/61_search.ipynb #87163bcf
 class Searcher:
     "An index and the model it was made with"
     def __init__(self, folder, # of videos, or of an index
@@ -633,6 +625,7 @@ def _seen(self:Searcher, vectors, kind, k, keep): # list of dict
                         score=float(total[rows[-1]]), by='picture', said='', parts=parts))
     return out
 
+# %% ../nbs/61_search.ipynb #ace08b28
 @patch
 def _heard(self:Searcher, text, k, path, start, end, keep): # list of dict
     t = self.spoken.table
@@ -698,6 +691,7 @@ def __call__(self:Searcher, text=None, # what is looked for: a sentence, or a li
     heard = self._heard(' '.join(in_order(text)) if isinstance(text, str) else ' '.join(text), k, path, start, end, keep) if speech and text is not None else []
     return self._answers(_together(seen, heard), parts, dict(text=text, clip=clip, image=image), k)
 
+# %% ../nbs/61_search.ipynb #e8a1c65a
 @patch
 def _answers(self:Searcher, found, parts, question, k):
     import pandas as pd

@@ -108,8 +108,8 @@ def fill(ds:Clips, features:FrameFeatures, encode, # batch -> (B,T,D) features
          rank:int=0, world:int=1 # of the processes that share the work
         ):
     "Compute the features that are missing"
-    at = np.arange(len(ds))
-    at = at[np.isin([ds.place(int(i)) for i in at], features.lacking([ds.place(int(i)) for i in at]))][rank::world]
+    places = np.array([ds.place(i) for i in range(len(ds))])
+    at = np.flatnonzero(np.isin(places, features.lacking(places)))[rank::world]
     if not len(at): return
     missing = _Missing(ds, at)
     if workers: missing.slots = ds.slots = DecodeSlots(workers)
