@@ -97,8 +97,10 @@ def test_a_map_at_a_sampled_frame_is_that_of_the_model(clip, tmp_path, method):
     p = encode(tmp_path/'a.mp4', 40, 96, 64, rate=10, picture=scene(96, 64))
     q = Question(clip, p, 'a dog', method, window=9)
     b, look = q.batch(0), q.look()
-    assert torch.equal(torch.from_numpy(look.windows[0][1]), patch_maps(q.task, b, method)[0])
-    assert np.allclose(look.at(b['frame_time'][0].numpy()), patch_maps(q.task, b, method)[0].numpy(), atol=1e-6)
+    with q._quick(): same = patch_maps(q.task, b, method)[0].float()
+    assert torch.equal(torch.from_numpy(look.windows[0][1]), same)
+    assert np.allclose(look.at(b['frame_time'][0].numpy()), same.numpy(), atol=1e-6)
+    assert np.corrcoef(same.ravel(), patch_maps(q.task, b, method)[0].ravel())[0, 1] > .99       # fp32
     assert np.allclose(q.index.times[look.frames[0]], b['frame_time'][0], atol=1e-6)
     with torch.no_grad(): assert look.numbers[0]['score'] == pytest.approx(float(q.task.evidence(q.task.prep(b))), abs=1e-4)
 

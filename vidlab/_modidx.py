@@ -2295,6 +2295,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'vidlab.overlay.Question.__init__': ('overlay.html#question.__init__', 'vidlab/overlay.py'),
                                 'vidlab.overlay.Question._found': ('overlay.html#question._found', 'vidlab/overlay.py'),
                                 'vidlab.overlay.Question._numbers': ('overlay.html#question._numbers', 'vidlab/overlay.py'),
+                                'vidlab.overlay.Question._quick': ('overlay.html#question._quick', 'vidlab/overlay.py'),
                                 'vidlab.overlay.Question.batch': ('overlay.html#question.batch', 'vidlab/overlay.py'),
                                 'vidlab.overlay.Question.look': ('overlay.html#question.look', 'vidlab/overlay.py'),
                                 'vidlab.overlay._canvas': ('overlay.html#_canvas', 'vidlab/overlay.py'),

@@ -25,6 +25,7 @@ from .data.text import tokenize
 from .data.transforms import centred
 from .explain import methods_of, patch_maps, positions
 from .learner import to_device
+from .machine import fast_precision
 from .ready import Ready, load
 from .tasks.base import Task
 from .viz import Film, lay_over, show_course, show_rows
@@ -105,6 +106,11 @@ def _numbers(self:Question, b) -> dict: # score, class and probability, value: w
     return out
 
 @patch
+def _quick(self:Question): # the arithmetic of the maps; a score is said in that of the run
+    kind = self.task.device.type
+    return torch.autocast(kind, torch.bfloat16, enabled=fast_precision(kind) == 'bf16')
+
+@patch
 def _found(self:Question) -> dict: # what goes into each batch
     "The class of the whole video, where a classifier is asked about nothing"
     classes = getattr(self.task, 'classes', None)
@@ -125,7 +131,7 @@ def look(self:Question): # -> Look
     for i in progress(range(len(self.spans)), f'{self.name}: windows'):
         b = self.batch(i)
         real = positions(self.task, b['video_mask'])[0]
-        maps = patch_maps(self.task, b, self.method)[0][real].float().numpy()
+        with self._quick(): maps = patch_maps(self.task, b, self.method)[0][real].float().numpy()
         windows.append((positions(self.task, b['frame_time'])[0][real].numpy(), maps))
         numbers.append(self._numbers(b))
     return Look(self.name, self.text, self.method, self.index, self.box, self.spans, windows, numbers)
