@@ -9,7 +9,7 @@ __all__ = ['tell', 'for_evaluation', 'load_manifest', 'class_names', 'sampler_of
            'evaluate_with']
 
 # %% ../nbs/48_build.ipynb #0f01884a
-import dataclasses, inspect, math, re
+import dataclasses, inspect, math, os, re, weakref
 import numpy as np
 import torch
 from functools import partial
@@ -22,6 +22,7 @@ from .core import RunFolder, cache_dir, find_path, outputs_dir, read_json, say, 
 from .data.asr import Narration
 from .data.clips import Clips, Loader, Mixed
 from .data.features import FrameFeatures, features_key, fill
+from .data.frames import FrameCache
 from .data.manifest import Manifest, MissingVideos, told_twice
 from .data.sample import RULES, make_sampler
 from .data.shards import shard_of, window_order
@@ -230,12 +231,19 @@ def _fitting(size, n, engine): # clips of a batch, the training samples there ar
     if engine.is_main_process: say(f'{n} training samples do not fill a batch of {size}: batches of {n//least*least}')
     return n//least*least
 
+_caches = weakref.WeakValueDictionary()          # those that a loader still uses
+
+def _frame_cache(room): # one for all loaders of a run
+    if (c := _caches.get((room, os.getpid()))) is None: c = _caches[room, os.getpid()] = FrameCache(room)
+    return c
+
 def make_loader(cfg:RunConfig, ds:Clips, engine, # accelerator
                 train:bool=False, task=None # whose features are kept, where the run says so
                ) -> Loader:
     "Batches of this process"
     if ds.unit != 'text' and (cfg.check or not train): ds.check()
     if cfg.keep_features and task and ds.unit != 'text': keep_features(cfg, ds, task, engine)
+    elif cfg.cache_frames and ds.unit != 'text': ds.frames = _frame_cache(cfg.cache_frames)
     permute,shards = None,_shards(ds) if train else None
     if shards is not None: permute = lambda seed, epoch: window_order(shards, seed, epoch)
     size = _fitting(cfg.batch_size, len(ds), engine) if train else cfg.eval_batch_size

@@ -65,6 +65,7 @@ class ClipFields:
     random_frames:bool = True   # training clips take random frames of their segments or windows; False: those of evaluation (official: random_shift)
     swap_sides:bool = False     # a mirrored clip takes the class with left and right exchanged (Something-Something)
     keep_features:bool = False  # what a frozen tower sees in each frame is computed once and kept for all runs: nothing is decoded any more; training clips are then those of evaluation (random_frames false, augment none)
+    cache_frames:float = 0.     # GiB for frames that were decoded, for each process: later epochs take them from there, the same pixels; 0 none
     repeats:int = 1             # augmentations of each decoded training clip; the batch is as many times larger
     short_side:int = 0          # pixels of the shorter side before the crop in evaluation; 0 the crop itself
     stretch:list = field(default_factory=list) # instead: exactly [height, width] before the crop
@@ -163,7 +164,7 @@ CHOICES = dict(
 LEAST = dict(
     few_shot=0, cut_windows=0, window_stride=0, pieces=0, min_chars=0, window=1, max_frames=1, eval_frames=0, rate=0, max_words=1, eval_words=0,
     repeats=1, short_side=0, eval_clips=1, val_clips=1, workers=0, timeout=0, hang=0, bad_limit=0, epochs=0, batch_size=1, eval_batch_size=1, accum=1, lr=0,
-    lr_batch=0, fall_every=0, coef_lr=0, weight_decay=0, eps=0, lr_every=1, warmup=0, warmup_start=0, min_factor=0, clip_grad=0, ema=0, log_every=1, eval_every=1,
+    lr_batch=0, fall_every=0, coef_lr=0, weight_decay=0, eps=0, lr_every=1, warmup=0, warmup_start=0, min_factor=0, cache_frames=0, clip_grad=0, ema=0, log_every=1, eval_every=1,
     save_every=0, keep_every=0)
 MOST = dict(bad_limit=1, layer_decay=1, ema=1, warmup=1, warmup_start=1, min_factor=1)
 

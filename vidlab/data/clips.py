@@ -117,6 +117,7 @@ class Clips(Dataset):
         self.decoder, self.cache, self.on_bad = decoder, cache, on_bad or ('skip' if train else 'fail')
         (self.clips, self.crops), self.repeats = (int(o) for o in views), repeats
         self.slots = self._kept = None
+        self.frames = None                    # `vidlab.data.frames.FrameCache`: frames that were decoded stay there
         self.kept = None                      # `vidlab.data.features.FrameFeatures` instead of pictures
         self.notes, self.unread = [], {}      # entries of transcripts that are left out; path -> reason, from `check`
         self._check_use()
@@ -225,11 +226,16 @@ def _located(self:Clips, row:dict, gen, # row of the manifest, generator of this
     return ix, self._chosen(ix, row, gen, clip)
 
 @patch
+def _read(self:Clips, ix, idx): # (T,H,W,3) uint8
+    decode = lambda idx: read_frames(ix, idx, self.decoder)
+    return decode(idx) if self.frames is None else self.frames.read(ix, idx, decode)
+
+@patch
 def _stored(self:Clips, ix, idx) -> np.ndarray: # (T,H,W,3) uint8
     "Frames of one clip as they are stored"
-    if self.crops == 1: return read_frames(ix, idx, self.decoder)
+    if self.crops == 1: return self._read(ix, idx)
     key = (ix.path, ix.mtime, idx.tobytes())
-    if self._kept is None or self._kept[0] != key: self._kept = key, read_frames(ix, idx, self.decoder)
+    if self._kept is None or self._kept[0] != key: self._kept = key, self._read(ix, idx)
     return self._kept[1]
 
 # %% ../../nbs/data/15_clips.ipynb #11adf26f
