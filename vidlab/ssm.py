@@ -6,7 +6,7 @@
 __all__ = ['LOG2E', 'BACKENDS', 'CHUNK', 'PATHS', 'Scan', 'scan_inputs', 'reference_scan', 'loop_forward', 'loop_backward',
            'numba_forward', 'numba_backward', 'own_scan', 'triton_forward', 'triton_backward', 'mamba_scan',
            'self_test', 'scan_status', 'scan_paths', 'scan_path', 'use_path', 'selective_scan', 'causal_conv1d',
-           'scan_matrix']
+           'scan_through', 'scan_matrix']
 
 # %% ../nbs/26_ssm.ipynb #9b59ed1f
 import importlib, importlib.util, math, os, time
@@ -670,6 +670,41 @@ def causal_conv1d(x, # (batch,E,L), or (K,batch,E,L) with weights per direction
         y = F.conv1d(x, w[:,None].to(x.dtype), None if bias is None else bias.to(x.dtype), padding=w.shape[-1]-1,
                      groups=len(w))[...,:x.shape[-1]]
     return F.silu(y) if silu else y
+
+# %% ../nbs/26_ssm.ipynb #4d5f9dca
+class _Through(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, before, softplus, *inputs):
+        args = before(*inputs)
+        x,kind = scan_inputs(*args, softplus=softplus),args[0].device.type
+        ctx.before,ctx.softplus,ctx.how = before,softplus,_choose('auto', x, False)
+        ctx.cast = dict(device_type=kind, dtype=torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind))
+        with _exact(x.u.device): out,_,starts = BACKENDS[ctx.how][0](x, keep=True)
+        ctx.save_for_backward(*inputs, starts)
+        return out.reshape(args[0].shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dout):
+        (*inputs,starts),needs = ctx.saved_tensors,ctx.needs_input_grad[2:]
+        mine = [v if v is None else v.detach().requires_grad_(n) for v,n in zip(inputs, needs)]
+        with torch.enable_grad(), torch.autocast(**ctx.cast): x = scan_inputs(*ctx.before(*mine), softplus=ctx.softplus)
+        bare = Scan(*(v if v is None else v.detach() for v in x[:8]), x.softplus)
+        with _exact(dout.device): grads = BACKENDS[ctx.how][1](bare, starts, dout.reshape(x.u.shape), None)
+        ends = {v: g.to(v.dtype) for v,g in zip(x[:8], grads) if v is not None and v.requires_grad}
+        found = iter(torch.autograd.grad(list(ends), [v for v,n in zip(mine, needs) if n], list(ends.values()), allow_unused=True))
+        return None, None, *(next(found) if n else None for n in needs)
+
+# %% ../nbs/26_ssm.ipynb #f25bc0db
+def scan_through(before, # function of the inputs that draws nothing -> u, delta, A, B, C, D, z, delta_bias of `selective_scan`
+                 *inputs, # tensors or None; gradients flow into these alone
+                 softplus:bool=False):
+    "`selective_scan(*before(*inputs))` that keeps the inputs, and makes the arguments again in the backward pass"
+    first = next(v for v in inputs if v is not None)
+    wanted = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in inputs)
+    if not wanted or first.is_meta or scan_path(str(first.device)) not in BACKENDS:        # another package keeps what it likes
+        return selective_scan(*before(*inputs), softplus=softplus)
+    return _Through.apply(before, softplus, *inputs)
 
 # %% ../nbs/26_ssm.ipynb #df4acdde
 def _matrix(dt, A, B, C, block=16): # dt (E,L), A (E,S), B, C (E,S,L) -> rows (E,t,L), a block of steps at a time

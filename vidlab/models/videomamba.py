@@ -13,6 +13,7 @@ __all__ = ['ROUTES', 'ORDERS', 'NORMS', 'INFLATE', 'DT_INITS', 'PRESETS', 'TAPS'
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 import math, numpy as np, torch, torch.nn.functional as F
 from einops import rearrange
@@ -24,7 +25,7 @@ from ..core import IMAGENET_MEAN, IMAGENET_STD, read_json, unknown
 from ..ckpt import LoadReport, WeightsError, cpu_state, load_into, rename
 from ..contract import Card, VideoModel
 from ..layers import LayerNorm, PatchEmbed
-from ..ssm import causal_conv1d, scan_matrix, scan_path, selective_scan
+from ..ssm import causal_conv1d, scan_matrix, scan_path, scan_through, selective_scan
 from ..teacher import aligned_blocks
 from ..registry import register_model
 
@@ -79,8 +80,8 @@ def wide(x): return x.to(torch.promote_types(x.dtype, torch.float32)) # float64 
 
 class Scan(nn.Module):
     "The selective scan as a module"
-    def forward(self, u, delta, A, B, C, D, bias):
-        return selective_scan(u, delta, A, B, C, D, delta_bias=bias, softplus=True)
+    def forward(self, u, delta, A, B, C, D, z, bias):
+        return selective_scan(u, delta, A, B, C, D, z, bias, softplus=True)
 
     def flops(self, u, delta, A, *rest): # what the authors of Mamba count: nine for every step, channel and state
         return 9*u.numel()*A.shape[-1]
@@ -132,14 +133,18 @@ def per_route(self:Mixer, name, part=None): # a parameter of every route, stacke
 
 # %% ../../nbs/models/32_videomamba.ipynb #bc46e4b3
 @patch
+def _arguments(self:Mixer, swap, a, conv, conv_bias, x_proj, dt_proj, A_log, D, bias): # (B,E,L), parameters of every route -> those of the scan
+    a = torch.stack([enter(a, r, swap) for r in self.routes])                                       # (K B E L)
+    a = causal_conv1d(a, conv, conv_bias)
+    dt,B,C = (x_proj[:,None] @ a).split(self.widths, 2)
+    return a, dt_proj[:,None] @ dt, -wide(A_log).exp(), B, C, wide(D), None, wide(bias)
+
+@patch
 def forward(self:Mixer, x, swap=None): # (B,L,d); `time_first` of the tokens, where a route needs it -> (B,L,d)
     a,z = self.in_proj(x).transpose(1,2).chunk(2, 1)                                                # (B E L)
-    a = torch.stack([enter(a, r, swap) for r in self.routes])                                       # (K B E L)
-    a = causal_conv1d(a, self.per_route('conv1d', 'weight'), self.per_route('conv1d', 'bias'))
-    dt,B,C = (self.per_route('x_proj', 'weight')[:,None] @ a).split(self.widths, 2)
-    dt = self.per_route('dt_proj', 'weight')[:,None] @ dt
-    y = self.scan(a, dt, -wide(self.per_route('A_log')).exp(), B, C, wide(self.per_route('D')),
-                  wide(self.per_route('dt_proj', 'bias')))
+    of = [self.per_route(*n) for n in (('conv1d', 'weight'), ('conv1d', 'bias'), ('x_proj', 'weight'), ('dt_proj', 'weight'), ('A_log',), ('D',), ('dt_proj', 'bias'))]
+    lean = self.training and torch.is_grad_enabled()
+    y = scan_through(partial(self._arguments, swap), a, *of, softplus=True) if lean else self.scan(*self._arguments(swap, a, *of))
     y = sum(leave(v, r, swap) for v,r in zip(y, self.routes))
     # two orders: their mean
     if len(self.routes) > len(self.sides): y = y*(len(self.sides)/len(self.routes))
@@ -601,7 +606,7 @@ def videomamba_pretrain(preset:str='middle576', # width and blocks: 'tiny192' | 
 # %% ../../nbs/models/32_videomamba.ipynb #d0104f29
 def _scan_hook(kept): # a dict -> hook that fills it with what goes into a scan
     def hook(mod, args, y):
-        u,dt,A,B,C,D,bias = [a.detach() for a in args]
+        u,dt,A,B,C,_,_,bias = [a if a is None else a.detach() for a in args]
         kept.update(u=u, delta=F.softplus(wide(dt) + bias[:,None,:,None]), A=A, B=B, C=C, y=y.detach())
     return hook
 
