@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 
 from vidlab import ssm
 from vidlab.core import saved_bytes
-from vidlab.ssm import causal_conv1d, scan_matrix, scan_path, scan_paths, scan_status, selective_scan, use_path
+from vidlab.ssm import causal_conv1d, scan_inputs, scan_matrix, scan_path, scan_paths, scan_status, selective_scan, use_path
 
 ROOT = Path(__file__).parents[1]
 NAMES = 'u delta A B C D z delta_bias'.split()
@@ -224,6 +224,42 @@ def test_what_the_compiled_path_lacks():
     pytest.importorskip('numba')
     with pytest.raises(ValueError, match='no float64'): selective_scan(**make(), path='numba')
     assert selective_scan(**make()).dtype == torch.float64                  # of itself it takes the loop
+
+
+# an operator for compilers
+
+@pytest.mark.parametrize('how', ['loop', 'numba'])
+@pytest.mark.parametrize('without', [(), (5, 6, 7)])
+def test_the_operator_is_what_it_says(how, without):
+    "PyTorch's own checks: schema, gradient, layout of tensors without numbers, both passes traced"
+    if how == 'numba': pytest.importorskip('numba')
+    x = make(lead=(2, 1), both=True, E=6, L=70, G=(1, 1), dtype=torch.float32)
+    args = [v for v in scan_inputs(**x, softplus=True)[:8]]
+    args = [None if i in without else v.detach().requires_grad_() for i, v in enumerate(args)]
+    checks = ('test_schema', 'test_autograd_registration', 'test_faketensor', 'test_aot_dispatch_static')
+    assert set(torch.library.opcheck(torch.ops.vidlab.scan.default, (how, True, True, *args), test_utils=checks).values()) == {'SUCCESS'}
+
+
+# arguments that are made again
+
+@pytest.mark.parametrize('path', ['loop', 'numba'])
+@pytest.mark.parametrize('cast', [False, True])
+def test_arguments_made_again_give_the_same_gradients(path, cast):
+    "Of a whole mixer, to the last bit; at most 8 numbers are kept for each channel and token"
+    from vidlab.models.videomamba import Mixer
+    if path == 'numba': pytest.importorskip('numba')
+    torch.manual_seed(0)
+    m, x, L = Mixer(48), torch.randn(2, 70, 48), 70
+    def grads(train):
+        m.train(train)
+        m.zero_grad()
+        y = m(x)
+        y.square().sum().backward()
+        return [y, *(p.grad for p in m.parameters())]
+    with use_path(path), torch.autocast('cpu', torch.bfloat16, enabled=cast):
+        assert all(torch.equal(a, b) for a, b in zip(grads(True), grads(False)))
+        kept = {t: saved_bytes(lambda: m.train(t)(x), m)/(2*96*L*(2 if cast else 4)) for t in (True, False)}
+    assert kept[True] < .57*kept[False] and (cast or kept[True] < 8.5), kept
 
 
 # Triton

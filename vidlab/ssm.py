@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np, torch, torch.nn.functional as F
 from fastcore.basics import patch
 from torch.autograd.function import once_differentiable
-from .compiled import scan_backward, scan_forward
+from .compiled import real, scan_backward, scan_forward
 from .core import need, unknown
 
 # %% ../nbs/26_ssm.ipynb #b720106e
@@ -174,7 +174,8 @@ def loop_forward(x:Scan, keep:bool=False): # keep: also the states at chunk star
         torch.mul(w.dt[i:j], w.A2, out=a[:n]).exp2_()
         torch.mul(w.dtu[i:j], _at(w.B,i,j), out=h[:n])
         prev = last
-        for a_t,h_t in zip(a_[:n], h_): prev = h_t.addcmul_(a_t, prev)
+        if real(x.u):
+            for a_t,h_t in zip(a_[:n], h_): prev = h_t.addcmul_(a_t, prev)
         last.copy_(prev)
         torch.sum(torch.mul(h[:n], _at(w.C,i,j), out=a[:n]), -2, keepdim=True, out=y[i:j])
     if w.D is not None: y.addcmul_(w.D, w.u)
@@ -196,11 +197,12 @@ def _chunk_gradients(w, x, starts, d, carry):
         torch.mul(dt, w.A2, out=an).exp2_()
         torch.mul(dtu, B, out=hn)
         h_[0].copy_(starts[k])
-        for a_t,prev,h_t in zip(a_[:n], h_, h_[1:]): h_t.addcmul_(a_t, prev)
+        steps = n if real(x.u) else 0
+        for a_t,prev,h_t in zip(a_[:steps], h_, h_[1:]): h_t.addcmul_(a_t, prev)
         if y is not None: torch.sum(torch.mul(hn, C, out=tn), -2, keepdim=True, out=y[i:j])
         torch.mul(dk, C, out=gn)
         g_[n-1].add_(carry)
-        for q in range(n-1, 0, -1): g_[q-1].addcmul_(a_[q], g_[q])
+        for q in range(steps-1, 0, -1): g_[q-1].addcmul_(a_[q], g_[q])
         torch.mul(a_[0], g_[0], out=carry)
         if x.C.ndim == 3: dC[:n].addcmul_(hn, dk)
         else: torch.sum(torch.mul(hn, dk, out=tn), -1, keepdim=True, out=dC[i:j])
@@ -271,26 +273,36 @@ def numba_backward(x:Scan, starts, dout, dlast):
 
 # %% ../nbs/26_ssm.ipynb #ec90c58d
 BACKENDS = dict(loop=(loop_forward, loop_backward), numba=(numba_forward, numba_backward))
+_args = 'Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? bias'
 
 def _exact(device):
     return torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
 
-class _ScanFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, how, softplus, *tensors):
-        out,last,starts = BACKENDS[how][0](Scan(*tensors, softplus), keep=True)
-        ctx.how,ctx.softplus = how,softplus
-        ctx.save_for_backward(*tensors, starts)
-        ctx.set_materialize_grads(False)
-        return out, last
+@torch.library.custom_op('vidlab::scan', mutates_args=(), schema=f'(str how, bool softplus, bool keep, {_args}) -> (Tensor, Tensor, Tensor)')
+def _scan_op(how, softplus, keep, *tensors): # keep: also the states at the starts of chunks
+    out,last,starts = BACKENDS[how][0](Scan(*tensors, softplus), keep)
+    return out, last, out.new_empty(0) if starts is None else starts
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dout, dlast):
-        *tensors,starts = ctx.saved_tensors
-        x = Scan(*tensors, ctx.softplus)
-        if dout is None: dout = torch.zeros_like(x.u)
-        with _exact(x.u.device): return None, None, *BACKENDS[ctx.how][1](x, starts, dout, dlast)
+@torch.library.custom_op('vidlab::scan_back', mutates_args=(), schema=f'(str how, bool softplus, {_args}, Tensor starts, Tensor dout, Tensor dlast) -> Tensor[]')
+def _scan_back_op(how, softplus, *tensors): # gradients of the tensors that are there
+    *tensors,starts,dout,dlast = tensors
+    return [g for g,v in zip(BACKENDS[how][1](Scan(*tensors, softplus), starts, dout, dlast), tensors) if v is not None]
+
+_scan_op.register_fake(_scan_op._init_fn)
+_scan_back_op.register_fake(_scan_back_op._init_fn)
+
+# %% ../nbs/26_ssm.ipynb #143a5e6a
+def _setup(ctx, inputs, output):
+    ctx.how,ctx.softplus,keep,*tensors = inputs
+    if not keep: raise RuntimeError('selective scan: gradients of a scan that kept nothing')
+    ctx.save_for_backward(*tensors, output[2])
+
+def _back(ctx, dout, dlast, _):
+    *tensors,starts = ctx.saved_tensors
+    with _exact(dout.device): found = iter(torch.ops.vidlab.scan_back(ctx.how, ctx.softplus, *tensors, starts, dout, dlast))
+    return None, None, None, *(None if v is None else next(found) for v in tensors)
+
+_scan_op.register_autograd(_back, setup_context=_setup)
 
 # %% ../nbs/26_ssm.ipynb #04dd26cb
 def _differentiated(x): return torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in x[:8])
@@ -299,8 +311,7 @@ def own_scan(how:str, # a key of `BACKENDS`
              x:Scan # the arguments
             ) -> tuple: # out (K,M,E,L), last state (K,M,E,S)
     "A scan with its own backward; without gradients it keeps nothing"
-    if _differentiated(x): return _ScanFunction.apply(how, x.softplus, *x[:8])
-    return BACKENDS[how][0](x)[:2]
+    return torch.ops.vidlab.scan(how, x.softplus, _differentiated(x), *x[:8])[:2]
 
 # %% ../nbs/26_ssm.ipynb #cc1a4cf2
 tl = SimpleNamespace(constexpr='constexpr')    # stands in for triton.language until the first call of `_kernels`
@@ -479,7 +490,8 @@ def triton_forward(x:Scan, keep:bool=False):
     (K,M,E,L),S = x.u.shape,opt['S']
     out,last = torch.empty_like(ins[0]),x.u.new_empty(K, M, E, S, dtype=x.dtype)
     starts = x.u.new_empty(K*M, opt['N'], E, S, dtype=x.dtype) if keep else None
-    with torch.cuda.device_of(x.u): _kernels()[0][grid](*ins, out, last, starts, **opt)
+    if real(x.u):
+        with torch.cuda.device_of(x.u): _kernels()[0][grid](*ins, out, last, starts, **opt)
     return out.transpose(2,3), last, starts
 
 # %% ../nbs/26_ssm.ipynb #19cfdbbe
@@ -495,9 +507,10 @@ def triton_backward(x:Scan, starts, dout, dlast):
     dD,dbias = [None if v is None else per_program() for v in (x.D, x.bias)]
     scratch = new(grid[0]*grid[1], CHUNK, opt['BQ'], opt['BS'])
     dout,dlast = dout.transpose(2,3).contiguous(),None if dlast is None else dlast.contiguous()
-    with torch.cuda.device_of(x.u):
-        _kernels()[1][grid](*ins, starts, dout, dlast, scratch, du, ddelta, dA, dB, dC, dD, dz, dbias,
-                            parts=K*M*L*G*S, **opt)
+    if real(x.u):
+        with torch.cuda.device_of(x.u):
+            _kernels()[1][grid](*ins, starts, dout, dlast, scratch, du, ddelta, dA, dB, dC, dD, dz, dbias,
+                                parts=K*M*L*G*S, **opt)
     whole = lambda v: None if v is None else v.sum(1) if v.ndim < 6 else v.sum(0).permute(0,1,3,4,2)
     swap = lambda v: None if v is None else v.transpose(2,3)
     return swap(du), swap(ddelta), whole(dA), whole(dB), whole(dC), whole(dD), swap(dz), whole(dbias)
@@ -632,6 +645,15 @@ def _lacking(path, x, last_state): # what a kernel cannot do, and whether it is 
     if path == 'mamba_ssm': yield 'gradient of the last state', last_state and _differentiated(x)
 
 # %% ../nbs/26_ssm.ipynb #bb8be88b
+@torch.compiler.assume_constant_result
+def _compiled_path(device, lacking): # what a graph is made with, looked up once
+    path = scan_path(device)
+    return 'loop' if path not in BACKENDS or lacking and path == 'numba' else path
+
+def _pick(path, x, last_state):
+    if not torch.compiler.is_compiling(): return _choose(path, x, last_state)
+    return _compiled_path(str(x.u.device), x.dtype == torch.float64 or 3 in (x.B.ndim, x.C.ndim)) if path == 'auto' else path
+
 def _shapes(x): return torch.empty_like(x.u), x.u.new_empty(*x.u.shape[:-1], x.A.shape[-1], dtype=x.dtype) # on the meta device: nothing to compute
 
 def selective_scan(u, # (..,E,L) what is scanned; (K,batch,E,L) when A has three axes: K directions, each with its own parameters
@@ -647,7 +669,7 @@ def selective_scan(u, # (..,E,L) what is scanned; (K,batch,E,L) when A has three
                    path:str='auto'): # a name of `PATHS`
     "h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t; y_t = <C_t, h_t> + D u_t; out = y silu(z) (Mamba, arXiv 2312.00752, eq. 2), in the dtype of u"
     x = scan_inputs(u, delta, A, B, C, D, z, delta_bias, softplus)
-    with _exact(u.device): out,last = _shapes(x) if u.is_meta else _run(_choose(path, x, last_state), x)
+    with _exact(u.device): out,last = _shapes(x) if u.is_meta else _run(_pick(path, x, last_state), x)
     return (out.reshape(u.shape), last.reshape(*u.shape[:-1], A.shape[-1])) if last_state else out.reshape(u.shape)
 
 # %% ../nbs/26_ssm.ipynb #725a8693
@@ -702,7 +724,7 @@ def scan_through(before, # function of the inputs that draws nothing -> u, delta
     "`selective_scan(*before(*inputs))` that keeps the inputs, and makes the arguments again in the backward pass"
     first = next(v for v in inputs if v is not None)
     wanted = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in inputs)
-    if not wanted or first.is_meta or scan_path(str(first.device)) not in BACKENDS:        # another package keeps what it likes
+    if not wanted or first.is_meta or torch.compiler.is_compiling() or scan_path(str(first.device)) not in BACKENDS:        # another package keeps what it likes
         return selective_scan(*before(*inputs), softplus=softplus)
     return _Through.apply(before, softplus, *inputs)
 
