@@ -281,7 +281,7 @@ def test_the_one_that_went_astray_is_named_and_all_are_ended(tmp_path, monkeypat
     (folder/'.signs').mkdir()
     procs = [subprocess.Popen([sys.executable, '-c', SIGNS, str(folder.path), str(r), *w.split()], cwd=ROOT) for r, w in enumerate(whats)]
     t = time.time()
-    assert vidlab.train._watch(procs, folder, 2. if 'further' in whats else 60., lambda: None).splitlines()[:1] == ([said] if said else [])
+    assert vidlab.train._watch(dict(enumerate(procs)), folder, 2. if 'further' in whats else 60., lambda: None).splitlines()[:1] == ([said] if said else [])
     assert all(p.poll() is not None for p in procs) and time.time() - t < 25
 
 
