@@ -10,6 +10,7 @@ import yaml
 from test_owner import shapes, small                            # noqa: F401 the fixture
 from vidlab.core import RunFolder, read_json
 from vidlab.nodes import free_port
+from vidlab.owner import state_of
 from vidlab.train import _said, launch, run
 
 ROOT = Path(__file__).parents[1]
@@ -69,7 +70,7 @@ def machines(cfg, n, **kw):
     return [got[r] for r in range(n)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_machines_and_a_rank_that_is_killed(shapes, fault):
     cfg = small(shapes, **WORDS)
     first, second = machines(cfg, 2, restarts=1)
@@ -97,6 +98,15 @@ def test_words_of_several_machines(shapes, outputs):
     with pytest.raises(ValueError, match="'more': what comes after"): _said(['shapes_smoke', 'more'])
     with pytest.raises(ValueError, match='epcohs'): _said(['shapes_smoke', 'epcohs=2'])
     with pytest.raises(ValueError, match='name its folder'): _said(['shapes_smoke', 'start=latest:shapes_meanP'])
+
+def test_torchrun_that_would_find_the_dead_is_refused(monkeypatch):
+    from vidlab.train import _keeps_addresses
+    monkeypatch.setenv('TORCHELASTIC_USE_AGENT_STORE', 'True')
+    _keeps_addresses()
+    monkeypatch.setenv('TORCHELASTIC_MAX_RESTARTS', '3')
+    with pytest.raises(ValueError, match='TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1'): _keeps_addresses()
+    monkeypatch.setenv('TORCHELASTIC_USE_AGENT_STORE', 'False')
+    _keeps_addresses()
 
 # ---------------------------------------------------------------------------------------------------- files for clusters
 
@@ -131,7 +141,7 @@ def test_the_job_for_kubernetes_is_whole():
 def typed(cfg): return ['shapes_smoke', *(f'{k}={v}' for k, v in cfg.items())]
 
 
-def words(shapes): return dict(data_path=shapes, clip='random', max_frames=2, batch_size=8, eval_batch_size=8, lr=1e-3, workers=0, log_every=1, device='cpu', **WORDS)
+def words(shapes): return dict(data_path=shapes, clip='random', max_frames=2, batch_size=8, eval_batch_size=8, lr=1e-3, workers=0, log_every=1, device='cpu', precision='fp32', head='meanP', **WORDS)
 
 
 def of_recipe(shapes):
@@ -180,6 +190,6 @@ def test_the_script_for_slurm_runs(shapes, tmp_path, monkeypatch, fault):
     os.kill(int(agents[1]), signal.SIGKILL)
     assert p.wait(120) != 0
     _, alive = psutil.wait_procs(workers, timeout=40)
-    assert alive == [] and out.status()['state'] in ('stopped', 'failed') and 2 <= max(losses(out.path)) <= 3
+    assert alive == [] and state_of(out.path)['state'] in ('stopped', 'failed', 'dead') and 2 <= max(losses(out.path)) <= 3
     assert subprocess.run(cmd, env=env, cwd=tmp_path, timeout=300).returncode == 0 and out.status()['state'] == 'done'
     same(run(of_recipe(shapes)).path, tmp_path/'run')

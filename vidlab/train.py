@@ -561,6 +561,12 @@ def _one_of(folder, cfg):
             if cfg: engine.wait_for_everyone()
             train_in(folder, engine)
 
+def _keeps_addresses():
+    "An error where torchrun could start processes again that would look for the ones they replace"
+    if int(os.environ.get('TORCHELASTIC_MAX_RESTARTS', 0)) and os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True':
+        raise ValueError('torchrun --max-restarts: its store outlives a restart and with it the addresses of processes that have ended: '
+                         'set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the environment of torchrun')
+
 def _watched(folder, rank):
     "Leave signs for the launcher, and on SIGUSR1 where this process stands"
     if not (folder/SIGNS).is_dir(): return
@@ -576,6 +582,7 @@ def main():
     parent = os.getppid() if 'RANK' in os.environ else 0         # one that was started by hand may outlive its shell
     _watched(folder, rank)
     try:
+        _keeps_addresses()
         cfg = _said(sys.argv[2:]) if sys.argv[2:] else None
         with stop_at_once(), tied_to(parent, folder if rank == 0 else None): _one_of(folder, cfg)
     except (InUse, Stopped): raise                              # nothing is written into the run of another

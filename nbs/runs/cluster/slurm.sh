@@ -19,6 +19,7 @@ mkdir -p "$run"
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 processes=${SLURM_GPUS_ON_NODE:-1}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((${SLURM_CPUS_PER_TASK:-1} / processes > 0 ? ${SLURM_CPUS_PER_TASK:-1} / processes : 1))}
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1      # a restart must not find the addresses of processes that have ended
 
 srun --kill-on-bad-exit=1 torchrun \
     --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$processes" --max-restarts="${RESTARTS:-3}" \
