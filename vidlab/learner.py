@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'make_engine', 'to_device', 'rng_state', 'set_rng_state', 'derive_rng', 'Stopped', 'stop_signals',
-           'stop_at_once', 'NotFinite', 'Learner', 'stop_if_asked']
+           'stop_at_once', 'NotFinite', 'Learner', 'stop_if_asked', 'Writing']
 
 # %% ../nbs/40_learner.ipynb #25a7d4c5
-import hashlib, itertools, math, random, signal, threading, time
+import hashlib, itertools, math, random, shutil, signal, threading, time
 from datetime import timedelta
 from contextlib import contextmanager, nullcontext
 import numpy as np
 from fastcore.basics import patch
 import torch
 import torch.distributed as dist
-from .ckpt import find_checkpoint, load_checkpoint, save_checkpoint, tidy_checkpoints
-from .core import RunFolder, say, tick, tilde, unknown
+from .ckpt import close_checkpoint, find_checkpoint, load_checkpoint, open_checkpoint, save_checkpoint, tidy_checkpoints
+from .core import RunFolder, say, tick, tilde, unknown, write_json
+from .sharded import (clip_norm, load_parts, plain_of, put_optimizer, put_state, read_parts, shard, tensors_of, whole_checkpoint,
+                            whole_state)
 
 # %% ../nbs/40_learner.ipynb #d431bc03
 PRECISIONS = dict(fp32='no', bf16='bf16', fp16='fp16')
@@ -144,7 +146,10 @@ class Learner:
                  card:dict=None, # goes into every checkpoint's card
                  keep_every:int=0, # epochs between checkpoints that stay; 0: none does
                  ema_cpu:bool=False, # the averaged weights lie in the CPU's memory
-                 eval_first:bool=False # also evaluate before the first step
+                 eval_first:bool=False, # also evaluate before the first step
+                 parallel:str='ddp', # of several processes: 'ddp' each holds the model | 'fsdp' each a part of it, see `vidlab.sharded`
+                 async_save:bool=False, # checkpoints are written while training goes on
+                 keep_last:int=0 # of those that stay the newest so many; 0: all
                 ):
         self.engine = engine or make_engine()
         self.folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
@@ -153,7 +158,11 @@ class Learner:
         self.evaluate, self.save_every, self.keep_every, self.eval_first = evaluate, save_every, keep_every, eval_first
         self.cbs, self.card = list(cbs), dict(card or {})
         for g in opt.param_groups: g.setdefault('base_lr', g['lr'])
-        self.task, self.opt = self.engine.prepare(task.to(self.engine.device), opt)
+        self.async_save, self.keep_last, self.writing = async_save, keep_last, None
+        self.parts = parallel == 'fsdp' and self.engine.num_processes > 1
+        task = task.to(self.engine.device)
+        if self.parts: shard(task, opt)
+        self.task, self.opt = (task, self.engine.prepare(opt)) if self.parts else self.engine.prepare(task, opt)
         self.epoch = self.batch = self.step = 0    # where the run stands: epoch, batch within it, optimiser steps
         self.best, self.metrics, self.skipped, self.measured = None, {}, 0, True
         self.ema = _averaged(task.model, ema, ema_cpu) if ema else None
@@ -193,7 +202,7 @@ def one_step(self:Learner, batches:list # `accum` batches, fewer at the end of a
             self.engine.backward(out['loss'] / len(batches))
         outs.append({k: v.detach() for k, v in out.items() if isinstance(v, torch.Tensor) and v.ndim == 0})
     params = [p for g in self.opt.param_groups for p in g['params'] if p.grad is not None]
-    norm = self.engine.clip_grad_norm_(params, self.clip_grad or math.inf)
+    norm = clip_norm(self.engine, params, self.clip_grad or math.inf)
     self.out = {k: torch.stack([o[k] for o in outs if k in o]).mean()
                 for k in dict.fromkeys(k for o in outs for k in o)} | dict(grad_norm=norm)
     self._guard(batches)
@@ -247,6 +256,7 @@ def one_epoch(self:Learner, asked):
         self.call('after_step')
         if sig := _agreed(self.engine, asked()):
             self.save()
+            self.written()
             raise Stopped(sig)
         if self.main: self.folder.beat(step=self.step, epoch=self.epoch)
         if self.save_every and self.step % self.save_every == 0 and self.batch < len(self.train): self.save()
@@ -295,6 +305,7 @@ def fit(self:Learner, then=None # function: what the run is still for when all e
             if not self.measured: self.measure()                # the run ended in the evaluation of its last epoch
             if self.eval_first and not self.step: self.look()
             while self.epoch < self.epochs: self.one_epoch(asked)
+            self.whole()
             if then: then()
         end = dict(state='done', reason='all epochs done')
     except Stopped as e: end = dict(state='stopped', reason=f'{e}; go on with resume={tilde(self.folder.path)}')
@@ -308,6 +319,7 @@ def fit(self:Learner, then=None # function: what the run is still for when all e
         if worse: raise worse from e
         raise
     finally:
+        if self.writing: self.writing.join()                    # what is being written may still become whole
         status(**end)
         self.call('after_fit')
     return self
@@ -317,30 +329,124 @@ def fit(self:Learner, then=None # function: what the run is still for when all e
 def _model(self:Learner): return self.raw_task.model
 
 @patch
+def _optimizer(self:Learner): return getattr(self.opt, 'optimizer', self.opt)
+
+@patch
+def _kept(self:Learner, best) -> list: # names
+    "Checkpoints of weights alone that this save makes beside `last`"
+    kept = self.keep_every and self.measured and not self.batch and self.epoch % self.keep_every == 0
+    return ['best']*best + [f'epoch{self.epoch}']*bool(kept)
+
+@patch
 def save(self:Learner, best:bool=False # also as `best`
         ):
     "Write `ckpt/last` (and `best`); a collective of all processes"
     from accelerate.utils import gather_object
-    rngs = gather_object([rng_state()])
-    if self.main:
-        if self.folder.owner: self.folder.owner.check()
-        self._write(rngs, best)
+    self.written()
+    rngs, names = gather_object([rng_state()]), self._kept(best)
+    if self.main and self.folder.owner: self.folder.owner.check()
+    card = dict(self.card, step=self.step, epoch=self.epoch, metrics=self.metrics)
+    write = self._in_parts(rngs, names, card) if self.parts else self._whole(rngs, names, card)
+    if self.async_save: self.writing = Writing(write)
+    else: write()
+    if self.parts and not self.async_save: self._closed()
     tick('save')
     self.engine.wait_for_everyone()
 
-# %% ../nbs/40_learner.ipynb #1253b3a5
 @patch
-def _write(self:Learner, rngs, best):
-    opt = getattr(self.opt, 'optimizer', self.opt)
-    state = dict(epoch=self.epoch, batch=self.batch, step=self.step, best=self.best, measured=self.measured, optimizer=opt.state_dict(),
-                 rng=rngs, total_steps=self.total_steps, world=self.engine.num_processes, joined=self._joined(),
-                 scaler=self.engine.scaler.state_dict() if self.engine.scaler is not None else None)
-    more = dict(ema=self.ema.module.state_dict()) if self.ema else {}
-    card = dict(self.card, step=self.step, epoch=self.epoch, metrics=self.metrics)
-    kept = self.keep_every and self.measured and not self.batch and self.epoch % self.keep_every == 0
-    for name in ['best']*best + [f'epoch{self.epoch}']*bool(kept):
-        save_checkpoint(self.folder/'ckpt'/name, (self.ema.module if self.ema else self._model()).state_dict(), card)
-    save_checkpoint(self.folder/'ckpt'/'last', self._model().state_dict(), card, state, **more)
+def written(self:Learner):
+    "Wait for the checkpoint that is being written; an error in its thread is one here"
+    writing, self.writing = self.writing, None
+    if writing is None: return
+    writing.done()
+    if self.parts: self._closed()
+
+# %% ../nbs/40_learner.ipynb #1253b3a5
+class Writing(threading.Thread):
+    "A function in a thread of its own, which keeps its error"
+    def __init__(self, write):
+        super().__init__(daemon=True)
+        self.write, self.error = write, None
+        self.start()
+
+    def run(self):
+        try: self.write()
+        except BaseException as e: self.error = e
+
+    def done(self):
+        "Wait for its end; its error is raised here"
+        self.join()
+        if self.error: raise self.error
+
+def _copied(o): # of nested dicts and lists with tensors
+    if isinstance(o, torch.Tensor): return o.detach().to('cpu', copy=True)
+    if isinstance(o, dict): return {k: _copied(v) for k,v in o.items()}
+    return [_copied(v) for v in o] if isinstance(o, list) else o
+
+@patch
+def _state(self:Learner, rngs, optimizer) -> dict:
+    return dict(epoch=self.epoch, batch=self.batch, step=self.step, best=self.best, measured=self.measured, optimizer=optimizer,
+                rng=rngs, total_steps=self.total_steps, world=self.engine.num_processes, joined=self._joined(),
+                scaler=self.engine.scaler.state_dict() if self.engine.scaler is not None else None)
+
+@patch
+def _whole(self:Learner, rngs, names, card): # -> function that writes
+    if not self.main: return lambda: None
+    own = _copied if self.async_save else lambda o: o
+    weights, state = own(self._model().state_dict()), self._state(rngs, own(self._optimizer().state_dict()))
+    more = dict(ema=own(self.ema.module.state_dict())) if self.ema else {}
+    def write():
+        self._aside(names, more.get('ema', weights), card)
+        save_checkpoint(self.folder/'ckpt'/'last', weights, card, state, **more)
+    return write
+
+@patch
+def _aside(self:Learner, names, weights, card):
+    "Weights alone, under these names; the oldest of those that stay go"
+    for name in names: save_checkpoint(self.folder/'ckpt'/name, weights, card)
+    kept = sorted((self.folder/'ckpt').glob('epoch*'), key=lambda p: int(p.name[5:]))
+    for p in kept[:-self.keep_last] if self.keep_last else (): shutil.rmtree(p)
+
+# %% ../nbs/40_learner.ipynb #90e6d284
+@patch
+def _in_parts(self:Learner, rngs, names, card): # -> function that writes
+    import torch.distributed.checkpoint as dcp
+    weights = whole_state(self._model().state_dict(), self.main) if names else None
+    opt, last = self._optimizer(), self.folder/'ckpt'/'last'
+    self.unclosed = self._state(rngs, plain_of(opt)), dict(card, parts=self.engine.num_processes)
+    new = open_checkpoint(last) if self.main else last.with_name('.last.new')
+    self.engine.wait_for_everyone()
+    started = (dcp.async_save if self.async_save else dcp.save)(tensors_of(self._model(), opt), checkpoint_id=new/'shards', **self._group())
+    def write():
+        if self.main and names: self._aside(names, weights, card)
+        if self.async_save: started.result()
+    return write
+
+@patch
+def _group(self:Learner) -> dict:
+    "Processes that write talk over a group of their own, on the CPU, so that nothing gets between the messages of the step"
+    if not self.async_save: return {}
+    if not hasattr(self, 'writers'): self.writers = dist.new_group(backend='gloo')
+    return dict(process_group=self.writers)
+
+@patch
+def _closed(self:Learner):
+    "A checkpoint in parts is whole when every process has written"
+    self.engine.wait_for_everyone()
+    if self.main:
+        state, card = self.unclosed
+        new = (self.folder/'ckpt'/'last').with_name('.last.new')
+        torch.save(state, new/'state.pt')
+        write_json(new/'card.json', card)
+        close_checkpoint(self.folder/'ckpt'/'last')
+    self.engine.wait_for_everyone()
+
+@patch
+def whole(self:Learner):
+    "At the end of a run: its last checkpoint is written, and in one piece"
+    self.written()
+    if self.parts and self.main: whole_checkpoint(self.folder/'ckpt'/'last')
+    self.engine.wait_for_everyone()
 
 # %% ../nbs/40_learner.ipynb #9526559d
 @patch
@@ -377,8 +483,11 @@ def resume(self:Learner, path=None # checkpoint folder; default this run's `last
         raise ValueError(f'{path}: holds weights only (a `best` checkpoint?); resume from a `last`, '
                          'or start a new run from these weights')
     self._same_batches(path, s)
-    self._model().load_state_dict(ck['weights'])
-    getattr(self.opt, 'optimizer', self.opt).load_state_dict(s['optimizer'])
+    if ck['parts'] and self.parts: load_parts(ck['parts'], self._model(), self._optimizer(), s['optimizer'])
+    else:
+        weights, optimizer = read_parts(ck['parts'], s['optimizer']) if ck['parts'] else (ck['weights'], s['optimizer'])
+        put_state(self._model(), weights)
+        put_optimizer(self._optimizer(), optimizer)
     if self.ema: self.ema.module.load_state_dict(ck['ema'])
     if s['scaler'] and self.engine.scaler is not None: self.engine.scaler.load_state_dict(s['scaler'])
     self.epoch, self.batch, self.step, self.best = (s[k] for k in ('epoch', 'batch', 'step', 'best'))

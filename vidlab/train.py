@@ -33,6 +33,7 @@ from .owner import InUse, Owner, owned, tied_to
 from .preflight import preflight, try_evaluation
 from .profile import ORDER, profile_record, time_profile
 from .registry import lookup
+from .sharded import put_state
 from .takeover import take_over
 _all_ = ['FIELDS', 'Recipe', 'RunConfig', 'build_learner', 'build_task', 'changed', 'check_page', 'class_names', 'config_from',
          'eval_loaders', 'evaluate_with', 'flat', 'latest_run', 'list_addons', 'list_recipes', 'load_config', 'load_manifest',
@@ -40,7 +41,7 @@ _all_ = ['FIELDS', 'Recipe', 'RunConfig', 'build_learner', 'build_task', 'change
          'train_loader', 'weights_path']
 
 # %% ../nbs/50_train.ipynb #b73abbd7
-MAY_CHANGE = ('recipe', 'epochs', 'workers', 'timeout', 'hang', 'log_every', 'save_every', 'keep_every', 'callbacks', 'eval_batch_size', 'device', 'data_path', 'video_root')
+MAY_CHANGE = ('recipe', 'epochs', 'workers', 'timeout', 'hang', 'log_every', 'save_every', 'keep_every', 'keep_last', 'async_save', 'parallel', 'callbacks', 'eval_batch_size', 'device', 'data_path', 'video_root')
 
 def _differ(folder, cfg) -> dict: # word -> (of the run, wanted)
     "Where a run and a config say different things"
@@ -215,7 +216,7 @@ def told(folder:RunFolder):
 
 def _measure_best(cfg, learn, engine, folder):
     "The best epoch on the test split"
-    learn.raw_task.model.load_state_dict(read_weights(weights_path(folder.path)))
+    put_state(learn.raw_task.model, read_weights(weights_path(folder.path)))
     evaluate_split(cfg, learn.raw_task, engine, folder, cfg.test_split, weights_record(folder.path))
 
 # %% ../nbs/50_train.ipynb #fa6af726
