@@ -1,5 +1,5 @@
-"One of the two processes of test_sharded.py: every system trained with DDP and in parts, checkpoints in parts and back; prints what it found as JSON. Usage: torchrun --nproc-per-node=2 sharded_ranks.py FOLDER [SYSTEM ...]"
-import json, sys, time
+"One of the two processes of test_sharded.py: every system trained with DDP and in parts, checkpoints in parts and back; prints what it found as lines of JSON. Usage: torchrun --nproc-per-node=2 sharded_ranks.py FOLDER [SYSTEM ...]"
+import json, sys
 from pathlib import Path
 
 import torch
@@ -47,13 +47,16 @@ class Kept:
         self.norm.append(float(learn.out['grad_norm']))
 
 
+class Cut(Exception): pass
+
+
 class StopAt:
     def __init__(self, step): self.step = step
     def after_step(self, learn):
         if learn.step == self.step:
             learn.save()
             learn.written()
-            raise StopIteration
+            raise Cut
 
 
 def learner(folder, system, parallel, epochs=1, cbs=(), sgd=False, **kw):
@@ -91,7 +94,7 @@ def checkpoints(folder, save):
         where = folder/f'{first}_{then}'
         cut, b = learner(where, 'clip4clip', first, 2, [StopAt(5)], async_save=save)
         try: cut.fit()
-        except RuntimeError: pass
+        except Cut: pass
         again, c = learner(where, 'clip4clip', then, 2, async_save=save)
         parts = load_checkpoint(where/'ckpt'/'last')['parts'] is not None
         assert again.resume() and again.step == 5
@@ -101,11 +104,10 @@ def checkpoints(folder, save):
 
 
 if __name__ == '__main__':
-    folder, found = Path(sys.argv[1]), {}
+    folder = Path(sys.argv[1])
     make_engine(device='cpu')
     for s in sys.argv[2:]:
-        if s in SYSTEMS: found[s] = equal(folder, s)
-        else: found[s] = checkpoints(folder/s, s == 'async')
-    if dist.get_rank() == 0: print(json.dumps(found), flush=True)
+        found = equal(folder, s) if s in SYSTEMS else checkpoints(folder/s, s == 'async')
+        if dist.get_rank() == 0: print('found', json.dumps({s: found}), flush=True)
     dist.barrier()
     dist.destroy_process_group()

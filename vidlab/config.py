@@ -139,7 +139,7 @@ class WatchFields:
     save_every:int = 0          # also save every so many steps; 0: at the end of an epoch
     keep_every:int = 0          # epochs between weights that stay in ckpt/epochN, beside last and best; 0 none (official: --save_ckpt_freq, save_period; 1 as CLIP4Clip)
     keep_last:int = 0           # of the weights kept by keep_every the newest so many stay; 0 all
-    async_save:bool = False     # checkpoints are written by a thread while training goes on; the step waits for a copy in the CPU's memory only
+    async_save:bool = False     # checkpoints are copied and written by a thread while training goes on; costs their size in the CPU's memory
     callbacks:list = field(default_factory=list) # further observers: 'tensorboard'
 
 # %% ../nbs/46_config.ipynb #d8f2cc59

@@ -158,7 +158,8 @@ class Learner:
         self.evaluate, self.save_every, self.keep_every, self.eval_first = evaluate, save_every, keep_every, eval_first
         self.cbs, self.card = list(cbs), dict(card or {})
         for g in opt.param_groups: g.setdefault('base_lr', g['lr'])
-        self.async_save, self.keep_last, self.writing = async_save, keep_last, None
+        self.async_save, self.keep_last, self.writing, self.copies, self.copied = async_save, keep_last, None, None, threading.Event()
+        self.copied.set()
         self.parts = parallel == 'fsdp' and self.engine.num_processes > 1
         task = task.to(self.engine.device)
         if self.parts: shard(task, opt)
@@ -206,6 +207,7 @@ def one_step(self:Learner, batches:list # `accum` batches, fewer at the end of a
     self.out = {k: torch.stack([o[k] for o in outs if k in o]).mean()
                 for k in dict.fromkeys(k for o in outs for k in o)} | dict(grad_norm=norm)
     self._guard(batches)
+    self.copied.wait()                                          # a checkpoint that is being copied
     self.opt.step()
     self.skipped += bool(self.engine.optimizer_step_was_skipped)
     self.raw_task.after_step()
@@ -347,7 +349,9 @@ def save(self:Learner, best:bool=False # also as `best`
     if self.main and self.folder.owner: self.folder.owner.check()
     card = dict(self.card, step=self.step, epoch=self.epoch, metrics=self.metrics)
     write = self._in_parts(rngs, names, card) if self.parts else self._whole(rngs, names, card)
-    if self.async_save: self.writing = Writing(write)
+    if self.async_save:
+        self.copied.clear()
+        self.writing = Writing(write, self.copied)
     else: write()
     if self.parts and not self.async_save: self._closed()
     tick('save')
@@ -364,24 +368,29 @@ def written(self:Learner):
 # %% ../nbs/40_learner.ipynb #1253b3a5
 class Writing(threading.Thread):
     "A function in a thread of its own, which keeps its error"
-    def __init__(self, write):
+    def __init__(self, write, copied:threading.Event # set when what is written may change again, or will not be read any more
+                ):
         super().__init__(daemon=True)
-        self.write, self.error = write, None
+        self.write, self.copied, self.error = write, copied, None
         self.start()
 
     def run(self):
         try: self.write()
         except BaseException as e: self.error = e
+        finally: self.copied.set()
 
     def done(self):
         "Wait for its end; its error is raised here"
         self.join()
         if self.error: raise self.error
 
-def _copied(o): # of nested dicts and lists with tensors
-    if isinstance(o, torch.Tensor): return o.detach().to('cpu', copy=True)
-    if isinstance(o, dict): return {k: _copied(v) for k,v in o.items()}
-    return [_copied(v) for v in o] if isinstance(o, list) else o
+def _copied(o, into=None): # nested dicts and lists with tensors; an earlier copy, whose memory is used again
+    if isinstance(o, torch.Tensor):
+        fits = isinstance(into, torch.Tensor) and (into.shape, into.dtype) == (o.shape, o.dtype)
+        return into.copy_(o.detach()) if fits else o.detach().to('cpu', copy=True)
+    if isinstance(o, dict): return {k: _copied(v, into.get(k) if isinstance(into, dict) else None) for k,v in o.items()}
+    if isinstance(o, list): return [_copied(v, into[i] if isinstance(into, list) and i < len(into) else None) for i,v in enumerate(o)]
+    return o
 
 @patch
 def _state(self:Learner, rngs, optimizer) -> dict:
@@ -392,12 +401,17 @@ def _state(self:Learner, rngs, optimizer) -> dict:
 @patch
 def _whole(self:Learner, rngs, names, card): # -> function that writes
     if not self.main: return lambda: None
-    own = _copied if self.async_save else lambda o: o
-    weights, state = own(self._model().state_dict()), self._state(rngs, own(self._optimizer().state_dict()))
-    more = dict(ema=own(self.ema.module.state_dict())) if self.ema else {}
+    now = dict(weights=self._model().state_dict(), optimizer=self._optimizer().state_dict(), **(dict(ema=self.ema.module.state_dict()) if self.ema else {}))
+    # a forward pass changes buffers, so these are copied now; all else stays as it is until the optimiser's next step
+    if self.async_save: now['weights'] |= _copied({k: now['weights'][k] for k,_ in self._model().named_buffers() if k in now['weights']})
+    state = self._state(rngs, None)
     def write():
-        self._aside(names, more.get('ema', weights), card)
-        save_checkpoint(self.folder/'ckpt'/'last', weights, card, state, **more)
+        own = now
+        if self.async_save: own = self.copies = _copied(now, self.copies)
+        self.copied.set()
+        self._aside(names, own.get('ema', own['weights']), card)
+        more = {k: v for k,v in own.items() if k == 'ema'}
+        save_checkpoint(self.folder/'ckpt'/'last', own['weights'], card, dict(state, optimizer=own['optimizer']), **more)
     return write
 
 @patch
