@@ -96,7 +96,7 @@ def checkpoints(folder, save):
         try: cut.fit()
         except Cut: pass
         again, c = learner(where, 'clip4clip', then, 2, async_save=save)
-        parts = load_checkpoint(where/'ckpt'/'last')['parts'] is not None
+        parts = load_checkpoint(where/'ckpt'/'last').get('parts') is not None
         assert again.resume() and again.step == 5
         again.fit()
         out[f'{first}_{then}'] = dict(loss=far(a.loss, b.loss + c.loss), weights=apart(weights(whole), weights(again)), parts=parts)

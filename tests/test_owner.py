@@ -195,6 +195,13 @@ def test_a_kill_at_some_file_events_costs_nothing(tmp_path):
 
 
 @pytest.mark.long
+def test_a_kill_costs_nothing_where_checkpoints_are_written_aside(tmp_path, monkeypatch):
+    monkeypatch.setenv('KILLS_ASIDE', '1')
+    got = killed(tmp_path, 23, 5)
+    assert got['events'] > 200 and got['wrong'] == {}
+
+
+@pytest.mark.long
 def test_a_kill_at_any_file_event_costs_nothing(tmp_path):
     assert killed(tmp_path, 1, 1)['wrong'] == {}
 

@@ -317,12 +317,13 @@ def tidy_checkpoints(folder # `ckpt` of a run that nobody else writes to
         else: shutil.rmtree(p)
     for p in Path(folder).glob('.*.new'): shutil.rmtree(p)
 
-def load_checkpoint(path) -> dict: # weights, card, state (None without), further ones such as ema, parts (the folder, where the weights are in parts)
+def load_checkpoint(path) -> dict: # weights, card, state (None without), and further parts such as ema; of one in parts (`vidlab.sharded`) no weights, but `parts`, its folder
     "Read a checkpoint folder"
     p = find_checkpoint(path)
     if p is None: raise WeightsError(f'{path}: no checkpoint here (a folder with weights.safetensors and card.json)')
     out = {f.stem: read_file(f) for f in p.glob('*.safetensors')}
-    return dict(out, card=read_json(p/'card.json'), parts=p if (p/'shards').is_dir() else None,
+    if (p/'shards').is_dir(): out['parts'] = p
+    return dict(out, card=read_json(p/'card.json'),
                 state=_torch_load(p/'state.pt', ()) if (p/'state.pt').exists() else None)
 
 # %% ../nbs/03_ckpt.ipynb #7931ad4b

@@ -497,9 +497,9 @@ def resume(self:Learner, path=None # checkpoint folder; default this run's `last
         raise ValueError(f'{path}: holds weights only (a `best` checkpoint?); resume from a `last`, '
                          'or start a new run from these weights')
     self._same_batches(path, s)
-    if ck['parts'] and self.parts: load_parts(ck['parts'], self._model(), self._optimizer(), s['optimizer'])
+    if 'parts' in ck and self.parts: load_parts(ck['parts'], self._model(), self._optimizer(), s['optimizer'])
     else:
-        weights, optimizer = read_parts(ck['parts'], s['optimizer']) if ck['parts'] else (ck['weights'], s['optimizer'])
+        weights, optimizer = read_parts(ck['parts'], s['optimizer']) if 'parts' in ck else (ck['weights'], s['optimizer'])
         put_state(self._model(), weights)
         put_optimizer(self._optimizer(), optimizer)
     if self.ema: self.ema.module.load_state_dict(ck['ema'])

@@ -158,7 +158,7 @@ def whole_checkpoint(path # `ckpt/last` of a run that is in parts; a whole one s
                     ) -> Path:
     "Turn a checkpoint in parts into one of ours, in its place"
     ck = load_checkpoint(path)
-    if not ck['parts']: return Path(path)
+    if 'parts' not in ck: return Path(path)
     weights, state = read_parts(ck['parts'], ck['state']['optimizer'])
     card = {k: v for k,v in ck['card'].items() if k != 'parts'}
     return save_checkpoint(path, weights, card, dict(ck['state'], optimizer=state))
