@@ -124,7 +124,7 @@ class OptimFields:
     half_weights:bool = False   # store CLIP's matrices in fp16 without a master copy, as the published code does
     grad_checkpointing:bool = False # trade time for memory
     compile:bool = False        # torch.compile the model
-    parallel:str = 'ddp'        # several processes: 'ddp', each holds the whole model | 'fsdp', each a part of weights, gradients and optimiser state (torch's FSDP2; `last` is a checkpoint in parts until the run ends)
+    parallel:str = 'ddp'        # several processes: 'ddp', each holds the whole model | 'fsdp', each a part of it (torch's FSDP2, see `vidlab.sharded`)
     device:str = 'auto'         # 'auto' | 'cpu' | 'cuda'
     seed:int = 42               # of everything
     deterministic:bool = False  # only algorithms that give the same on a GPU every time, slower (official: --deterministic)
@@ -271,8 +271,9 @@ def _same_each_epoch(cfg):
 
 def _in_parts(cfg):
     "An error for what a model in parts cannot do"
-    wrong = [w for w,bad in (('ema=0', cfg.ema), ('half_weights=False', cfg.half_weights), ('compile=False', cfg.compile), ("start_state=''", cfg.start_state), ('precision=bf16 or fp32', cfg.precision == 'fp16'),
-                             ('optimizer=adamw', cfg.optimizer not in ('adamw', 'sgd'))) if bad]
+    cannot = {'ema=0': cfg.ema, 'half_weights=False': cfg.half_weights, 'compile=False': cfg.compile, "start_state=''": cfg.start_state,
+              'precision=bf16 or fp32': cfg.precision == 'fp16', 'optimizer=adamw': cfg.optimizer not in ('adamw', 'sgd')}
+    wrong = [w for w,bad in cannot.items() if bad]
     if wrong: raise ValueError(f"parallel 'fsdp': set {', '.join(wrong)}, or parallel=ddp: what these do is made for a model in one piece")
 
 def make_config(**keys # fields of `RunConfig` and options of its model, task and data sets, all flat

@@ -475,10 +475,13 @@ def _same_batches(self:Learner, path, s):
     was, now, world = s.get('joined', self._joined()), self._joined(), self.engine.num_processes
     if was != now:
         fits = [n for n in range(1, 1 + max(b or 1 for b in was['clips'])) if all((b or n) % n == 0 for b in was['clips'])]
-        raise ValueError(f'{path}: its steps are made of {was["accum"]} batches of {_clips(was)} clips, {was["batches"]} in an epoch, and {world} processes here make {now["accum"]} of {_clips(now)} clips, {now["batches"]} in an epoch: '
-                         f'go on with {s["world"]} processes as before, or with another number that shares {_clips(was)} clips evenly ({", ".join(map(str, fits[:8]))})')
+        raise ValueError(f'{path}: its steps are made of {was["accum"]} batches of {_clips(was)} clips, {was["batches"]} in an epoch, '
+                         f'and {world} processes here make {now["accum"]} of {_clips(now)} clips, {now["batches"]} in an epoch: '
+                         f'go on with {s["world"]} processes as before, or with another number that shares {_clips(was)} clips evenly '
+                         f'({", ".join(map(str, fits[:8]))})')
     if s['world'] != world and self.main:
-        say(f'goes on with {world} process{"es"*(world > 1)} instead of {s["world"]}: the same batches in the same order; what each process draws at random, such as dropout, is drawn anew')
+        say(f'goes on with {world} process{"es"*(world > 1)} instead of {s["world"]}: the same batches in the same order; '
+            'what each process draws at random, such as dropout, is drawn anew')
 
 def _clips(joined): return ' + '.join(str(b) for b in joined['clips'])
 

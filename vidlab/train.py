@@ -41,7 +41,8 @@ _all_ = ['FIELDS', 'Recipe', 'RunConfig', 'build_learner', 'build_task', 'change
          'train_loader', 'weights_path']
 
 # %% ../nbs/50_train.ipynb #b73abbd7
-MAY_CHANGE = ('recipe', 'epochs', 'workers', 'timeout', 'hang', 'log_every', 'save_every', 'keep_every', 'keep_last', 'async_save', 'parallel', 'callbacks', 'eval_batch_size', 'device', 'data_path', 'video_root')
+MAY_CHANGE = ('recipe', 'epochs', 'workers', 'timeout', 'hang', 'log_every', 'save_every', 'keep_every', 'keep_last', 'async_save', 'parallel', 'callbacks',
+              'eval_batch_size', 'device', 'data_path', 'video_root')
 
 def _differ(folder, cfg) -> dict: # word -> (of the run, wanted)
     "Where a run and a config say different things"
