@@ -4,13 +4,14 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from vidlab.ckpt import load_checkpoint
 from vidlab.cost import noise_batch
 from vidlab.learner import Learner, make_engine
 from vidlab.optim import param_groups
 from vidlab.registry import create, create_model, lookup, options
-from vidlab.sharded import units, whole_state
+from vidlab.sharded import shard, units, whole_state
 
 SYSTEMS = dict(                                                 # model, task, options of the model
     clip4clip=('clip4clip', 'retrieval', dict(head='seqTransf', clip='random')), tight=('clip4clip', 'retrieval', dict(head='tightTransf', clip='random', dropout=0.)),
@@ -103,11 +104,38 @@ def checkpoints(folder, save):
     return out
 
 
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.model, self.scale = nn.Linear(4, 1), nn.Parameter(torch.tensor(2.))
+    def forward(self, x): return (self.scale*self.model(x)).pow(2).mean()
+    eval_step = score = forward
+
+
+def single():
+    "A loss that each process has for itself: the number that all of them hold must learn from all clips"
+    out = []
+    for parts in (False, True):
+        task = Scaled()
+        opt = torch.optim.AdamW(task.parameters(), lr=.1)
+        if parts: shard(task, opt)
+        x = torch.randn(4, 4, generator=torch.Generator().manual_seed(dist.get_rank()))
+        run = task if parts else nn.parallel.DistributedDataParallel(task)
+        for _ in range(3):
+            opt.zero_grad()
+            run(x).backward()
+            opt.step()
+        out.append(whole_state(task.state_dict()))
+    a, b = out
+    return dict(same=all(torch.allclose(a[k], b[k], atol=1e-6) for k in a), learns=bool((a['scale'] - 2).abs() > .1))
+
+
 if __name__ == '__main__':
     folder = Path(sys.argv[1])
     make_engine(device='cpu')
     for s in sys.argv[2:]:
-        found = equal(folder, s) if s in SYSTEMS else checkpoints(folder/s, s == 'async')
+        found = equal(folder, s) if s in SYSTEMS else single() if s == 'single' else checkpoints(folder/s, s == 'async')
         if dist.get_rank() == 0: print('found', json.dumps({s: found}), flush=True)
     dist.barrier()
     dist.destroy_process_group()

@@ -35,7 +35,11 @@ def equals(found):
 
 
 @pytest.mark.slow
-def test_a_system_in_parts_equals_one_in_one_piece(tmp_path): equals(ranks(tmp_path, 'clip4clip'))
+def test_a_system_in_parts_equals_one_in_one_piece(tmp_path):
+    "And a number without dimensions, whose gradient is another in each process"
+    found = ranks(tmp_path, 'clip4clip', 'single')
+    assert found.pop('single') == dict(same=True, learns=True)
+    equals(found)
 
 
 @pytest.mark.long
@@ -104,19 +108,24 @@ def test_what_is_written_aside_is_what_would_have_been_written(tmp_path):
 def test_the_optimiser_waits_for_the_copy_and_the_next_save_for_the_file(tmp_path, monkeypatch):
     "A copy and a disk that are slow change nothing in what is written"
     import vidlab.learner as L
-    copied, save, busy = L._copied, L.save_checkpoint, []
+    copied, save, busy, seen = L._copied, L.save_checkpoint, [], {}
     def slow_copy(o, into=None):
         if isinstance(o, dict) and 'optimizer' in o: time.sleep(.05)
         return copied(o, into)
-    def slow_save(*args, **kw):
+    def slow_save(path, weights, card, *args, **kw):
         busy.append(threading.current_thread() is threading.main_thread())
+        seen.setdefault(card['step'], []).append({k: v.clone() for k, v in weights.items()})
         time.sleep(.1)
-        return save(*args, **kw)
-    learner(tmp_path/'a').fit()
+        return save(path, weights, card, *args, **kw)
     monkeypatch.setattr(L, '_copied', slow_copy)
     monkeypatch.setattr(L, 'save_checkpoint', slow_save)
+    learner(tmp_path/'a').fit()
+    now = {s: w for s, (w, *_) in seen.items()}
+    assert all(busy) and len(now) > 10
+    busy.clear(), seen.clear()
     learner(tmp_path/'b', async_save=True).fit()
-    assert same(tmp_path/'a', tmp_path/'b') and busy and not any(busy)
+    assert same(tmp_path/'a', tmp_path/'b') and busy and not any(busy) and seen.keys() == now.keys()
+    for s, written in seen.items(): assert all(torch.equal(w[k], now[s][k]) for w in written for k in w), s
 
 
 def test_an_error_while_writing_ends_the_run(tmp_path, monkeypatch):
