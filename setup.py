@@ -19,7 +19,7 @@ class WithPages(build_py):
         if self.editable_mode: return
         runs, inside = HERE/'nbs'/'runs', Path(self.build_lib)/'vidlab'/'_pages'
         shutil.rmtree(inside, ignore_errors=True)
-        for file in [*runs.glob('*.ipynb'), *runs.glob('*/*.yaml'), *runs.glob('*/*.txt')]:
+        for file in [*runs.glob('*.ipynb'), *runs.glob('*/*.yaml'), *runs.glob('*/*.txt'), *runs.glob('*/*.sh')]:
             to = inside/file.relative_to(runs)
             to.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, to)

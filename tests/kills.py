@@ -1,4 +1,4 @@
-"""Kill a run at its file events, one after the other, and go on: `python tests/kills.py FOLDER [EVERY [FIRST]]` prints what went wrong as json.
+"""Kill a run at its file events, one after the other, and go on: `python tests/kills.py FOLDER [EVERY [FIRST]]` prints what went wrong as json; with KILLS_ASIDE=1 checkpoints are written while training goes on.
 
 A process that has imported everything forks one child for each kill. In the child every event that changes the disk is counted (Python's audit events, `os.fsync`, and the library that writes tensors, which is
 also cut off in the middle); at its number the child kills itself. Another child then looks at what is left, and goes on as the next start of the run would."""
@@ -47,7 +47,7 @@ def train(path):
         folder.status('starting')
         torch.manual_seed(0)
         task = Toy()
-        learn = Learner(task, torch.optim.AdamW(task.parameters(), lr=.01), Rows(), folder, 3, make_engine(device='cpu'), ema=.5, save_every=2, keep_every=3, cbs=[Log(2)],
+        learn = Learner(task, torch.optim.AdamW(task.parameters(), lr=.01), Rows(), folder, 3, make_engine(device='cpu'), ema=.5, save_every=2, keep_every=3, async_save=bool(os.environ.get('KILLS_ASIDE')), cbs=[Log(2)],
                         evaluate=lambda learn: dict(score=SCORES[learn.epoch]))
         learn.resume()
         learn.fit(lambda: write_json(folder/'eval'/'test.json', dict(metrics=dict(score=SCORES[3]))))

@@ -195,6 +195,13 @@ def test_a_kill_at_some_file_events_costs_nothing(tmp_path):
 
 
 @pytest.mark.long
+def test_a_kill_costs_nothing_where_checkpoints_are_written_aside(tmp_path, monkeypatch):
+    monkeypatch.setenv('KILLS_ASIDE', '1')
+    got = killed(tmp_path, 23, 5)
+    assert got['events'] > 200 and got['wrong'] == {}
+
+
+@pytest.mark.long
 def test_a_kill_at_any_file_event_costs_nothing(tmp_path):
     assert killed(tmp_path, 1, 1)['wrong'] == {}
 
@@ -281,7 +288,7 @@ def test_the_one_that_went_astray_is_named_and_all_are_ended(tmp_path, monkeypat
     (folder/'.signs').mkdir()
     procs = [subprocess.Popen([sys.executable, '-c', SIGNS, str(folder.path), str(r), *w.split()], cwd=ROOT) for r, w in enumerate(whats)]
     t = time.time()
-    assert vidlab.train._watch(procs, folder, 2. if 'further' in whats else 60., lambda: None).splitlines()[:1] == ([said] if said else [])
+    assert vidlab.train._watch(dict(enumerate(procs)), folder, 2. if 'further' in whats else 60., lambda: None).splitlines()[:1] == ([said] if said else [])
     assert all(p.poll() is not None for p in procs) and time.time() - t < 25
 
 

@@ -188,7 +188,7 @@ def test_train_page_lists_every_setting():
     assert cell.endswith(parameters_cell()), 'the cell is not what the registries say: run `make export`'
     there = [n.target.id for n in ast.parse(cell).body]
     words = {o.name for k in KINDS for n in names(k) for o in options(k, n).values() if not o.given}
-    assert set(there) == {*FIELDS} - {'options'} | {'resume', 'nproc'} | words and len(there) == len(set(there))
+    assert set(there) == {*FIELDS} - {'options'} | {'resume', 'nproc', 'nnodes', 'rank', 'rendezvous', 'restarts'} | words and len(there) == len(set(there))
     assert [l for l in cell.splitlines() if not l.startswith('#') and '#' not in l] == []
 
 @pytest.mark.slow

@@ -446,7 +446,8 @@ def build_learner(cfg:RunConfig, folder:RunFolder, engine) -> Learner: # its `la
     learn = Learner(task, build_optimizer(cfg, task.model), train, folder, cfg.epochs, engine, schedule, decay, cfg.accum, cfg.clip_grad,
                     cfg.ema, partial(evaluate_with, loaders=val, every=cfg.eval_every) if val else None, cfg.save_every, watching,
                     card=dict(config=dataclasses.asdict(cfg), model=card, classes=getattr(task, 'classes', None)),
-                    keep_every=cfg.keep_every, ema_cpu=cfg.ema_cpu, eval_first=cfg.eval_first)
+                    keep_every=cfg.keep_every, ema_cpu=cfg.ema_cpu, eval_first=cfg.eval_first, parallel=cfg.parallel, async_save=cfg.async_save,
+                    keep_last=cfg.keep_last)
     learn.later = {f'{w} split {s!r}': loaders for w,s,loaders in (('val', cfg.val_split, val), ('test', cfg.test_split, test)) if loaders}
     return learn
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CONTAINERS', 'WRAPPERS', 'WeightsError', 'read_file', 'state_dict_of', 'read_weights', 'rename', 'rename_back',
-           'LoadReport', 'load_into', 'cpu_state', 'save_tensors', 'save_checkpoint', 'find_checkpoint',
-           'tidy_checkpoints', 'load_checkpoint', 'OfficialRun', 'state_hash']
+           'LoadReport', 'load_into', 'cpu_state', 'save_tensors', 'open_checkpoint', 'close_checkpoint',
+           'save_checkpoint', 'find_checkpoint', 'tidy_checkpoints', 'load_checkpoint', 'OfficialRun', 'state_hash']
 
 # %% ../nbs/03_ckpt.ipynb #39e4a61a
 import argparse, hashlib, io, math, os, pickle, re, shutil, zipfile
@@ -266,6 +266,25 @@ def save_tensors(path, tensors:dict # name -> tensor
     with open(path, 'rb+') as f: os.fsync(f.fileno())
     os.chmod(path, mode & 0o777)
 
+def open_checkpoint(path # of a checkpoint
+                   ) -> Path: # empty; it becomes the checkpoint by `close_checkpoint`
+    "A folder for a new checkpoint, beside the one that is there"
+    new = Path(path).with_name(f'.{Path(path).name}.new')
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    return new
+
+def close_checkpoint(path) -> Path:
+    "The new folder takes the place of the old one"
+    path = Path(path)
+    new, old = path.with_name(f'.{path.name}.new'), path.with_name(f'.{path.name}.old')
+    if path.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        path.rename(old)
+    new.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+    return path
+
 def save_checkpoint(path, # folder to make or replace
                     weights:dict, # name -> tensor
                     card:dict, # what this is: plain values
@@ -273,20 +292,12 @@ def save_checkpoint(path, # folder to make or replace
                     **more:dict # further state dicts, e.g. ema=...; `<name>.safetensors`
                    ) -> Path:
     "Write a checkpoint folder; the old one stays until the new one is whole"
-    path = Path(path)
-    new, old = path.with_name(f'.{path.name}.new'), path.with_name(f'.{path.name}.old')
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
+    new = open_checkpoint(path)
     for name, sd in dict(weights=weights, **more).items(): save_tensors(new/f'{name}.safetensors', sd)
     if state is not None:
         with atomic_write(new/'state.pt', 'wb') as f: torch.save(state, f)
     write_json(new/'card.json', {**card, 'sha256': file_hash(new/'weights.safetensors')})
-    if path.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        path.rename(old)
-    new.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
-    return path
+    return close_checkpoint(path)
 
 # %% ../nbs/03_ckpt.ipynb #a84720e2
 def find_checkpoint(path # folder, or one that a kill left under its interim name
@@ -306,11 +317,12 @@ def tidy_checkpoints(folder # `ckpt` of a run that nobody else writes to
         else: shutil.rmtree(p)
     for p in Path(folder).glob('.*.new'): shutil.rmtree(p)
 
-def load_checkpoint(path) -> dict: # weights, card, state (None without), and further parts such as ema
+def load_checkpoint(path) -> dict: # weights, card, state (None without), and further parts such as ema; of one in parts (`vidlab.sharded`) no weights, but `parts`, its folder
     "Read a checkpoint folder"
     p = find_checkpoint(path)
     if p is None: raise WeightsError(f'{path}: no checkpoint here (a folder with weights.safetensors and card.json)')
     out = {f.stem: read_file(f) for f in p.glob('*.safetensors')}
+    if (p/'shards').is_dir(): out['parts'] = p
     return dict(out, card=read_json(p/'card.json'),
                 state=_torch_load(p/'state.pt', ()) if (p/'state.pt').exists() else None)
 

@@ -125,6 +125,7 @@ class OptimFields:
     half_weights:bool = False   # store CLIP's matrices in fp16 without a master copy, as the published code does
     grad_checkpointing:bool = False # trade time for memory
     compile:bool = False        # torch.compile the model
+    parallel:str = 'ddp'        # several processes: 'ddp', each holds the whole model | 'fsdp', each a part of it (torch's FSDP2, see `vidlab.sharded`)
     device:str = 'auto'         # 'auto' | 'cpu' | 'cuda'
     seed:int = 42               # of everything
     deterministic:bool = False  # only algorithms that give the same on a GPU every time, slower (official: --deterministic)
@@ -138,6 +139,8 @@ class WatchFields:
     eval_first:bool = False     # also an evaluation before the first step (official: init_val)
     save_every:int = 0          # also save every so many steps; 0: at the end of an epoch
     keep_every:int = 0          # epochs between weights that stay in ckpt/epochN, beside last and best; 0 none (official: --save_ckpt_freq, save_period; 1 as CLIP4Clip)
+    keep_last:int = 0           # of the weights kept by keep_every the newest so many stay; 0 all
+    async_save:bool = False     # checkpoints are copied and written by a thread while training goes on; costs their size in the CPU's memory
     callbacks:list = field(default_factory=list) # further observers: 'tensorboard'
 
 # %% ../nbs/46_config.ipynb #d8f2cc59
@@ -160,12 +163,12 @@ CHOICES = dict(
     resize=('fast', 'official', 'bilinear', 'mmcv', 'opencv', 'pillow'), eval_crops=(1, 3, 5, 10), val_crops=(1, 3, 5, 10), on_bad=('fail', 'miss'),
     groups=('standard', 'clip4clip', 'stan', 'all', 'ends', 'tdsclip'),
     schedule=('cosine', 'linear', 'constant', 'multistep', 'wave', 'beit', 'warmup_cosine', 'warmup_constant', 'warmup_linear'),
-    precision=('fp32', 'bf16', 'fp16'), device=('auto', 'cpu', 'cuda'))
+    precision=('fp32', 'bf16', 'fp16'), device=('auto', 'cpu', 'cuda'), parallel=('ddp', 'fsdp'))
 LEAST = dict(
     few_shot=0, cut_windows=0, window_stride=0, pieces=0, min_chars=0, window=1, max_frames=1, eval_frames=0, rate=0, max_words=1, eval_words=0,
     repeats=1, short_side=0, eval_clips=1, val_clips=1, workers=0, timeout=0, hang=0, bad_limit=0, epochs=0, batch_size=1, eval_batch_size=1, accum=1, lr=0,
     lr_batch=0, fall_every=0, coef_lr=0, weight_decay=0, eps=0, lr_every=1, warmup=0, warmup_start=0, min_factor=0, cache_frames=0, clip_grad=0, ema=0, log_every=1, eval_every=1,
-    save_every=0, keep_every=0)
+    save_every=0, keep_every=0, keep_last=0)
 MOST = dict(bad_limit=1, layer_decay=1, ema=1, warmup=1, warmup_start=1, min_factor=1)
 
 # %% ../nbs/46_config.ipynb #4709f93e
@@ -267,6 +270,13 @@ def _same_each_epoch(cfg):
     if cfg.train_frame_order == 2: wrong.append('train_frame_order=0')
     if wrong: raise ValueError(f'keep_features: clips have to be the same in every epoch: set {", ".join(wrong)}')
 
+def _in_parts(cfg):
+    "An error for what a model in parts cannot do"
+    cannot = {'ema=0': cfg.ema, 'half_weights=False': cfg.half_weights, 'compile=False': cfg.compile, "start_state=''": cfg.start_state,
+              'precision=bf16 or fp32': cfg.precision == 'fp16', 'optimizer=adamw': cfg.optimizer not in ('adamw', 'sgd')}
+    wrong = [w for w,bad in cannot.items() if bad]
+    if wrong: raise ValueError(f"parallel 'fsdp': set {', '.join(wrong)}, or parallel=ddp: what these do is made for a model in one piece")
+
 def make_config(**keys # fields of `RunConfig` and options of its model, task and data sets, all flat
                ) -> RunConfig:
     "A checked config; an unknown key is an error with the nearest name, or names who refused it"
@@ -284,6 +294,7 @@ def make_config(**keys # fields of `RunConfig` and options of its model, task an
     if cfg.schedule == 'multistep' and bool(cfg.milestones) == bool(cfg.fall_every):
         raise ValueError(f"schedule 'multistep' with milestones {cfg.milestones} and fall_every {cfg.fall_every}: give one of them, shares of the run or epochs")
     if cfg.keep_features: _same_each_epoch(cfg)
+    if cfg.parallel == 'fsdp': _in_parts(cfg)
     for i in range(len(cfg.more)): further_set(cfg, i)
     return cfg
 

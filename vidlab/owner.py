@@ -102,15 +102,24 @@ def _touched(path): # time of a file beside it, touched now
         lock.touch()
         return lock.stat().st_mtime
 
+def _job(): # of torchrun: its name and which start of its processes this is; None: no such job, or one without a name
+    name = os.environ.get('TORCHELASTIC_RUN_ID', 'none')
+    return None if name == 'none' else [name, int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0))]
+
+def _restarted(who) -> bool:
+    "Was the owner a process of this very job, before torchrun started all of them again, perhaps on another machine?"
+    now, then = _job(), who.get('job')
+    return bool(now and then and now[0] == then[0] and now[1] > then[1])
+
 def take(folder) -> Owner:
     "Become the owner of a run, or `InUse`"
     own = Owner(folder)
     with one_at_a_time(own.path, tilde(own.path)):
         if who := owner_of(folder, _touched(own.path)):
-            if who['alive']: raise in_use(folder, who)
+            if who['alive'] and not _restarted(who): raise in_use(folder, who)
             what = f'process {who["pid"]} on {who["host"]}' if 'pid' in who else 'its owner'
             say(f'{tilde(folder)}: {what} has ended without a word, last sign {_long(who["age"])} ago: taken over')
-        write_json(own.path, dict(place(), pid=os.getpid(), started=started(os.getpid()), since=time.time(), id=own.id))
+        write_json(own.path, dict(place(), pid=os.getpid(), started=started(os.getpid()), since=time.time(), id=own.id, job=_job()))
     own.check()                                 # where files cannot be locked the last one to write owns it
     return own
 

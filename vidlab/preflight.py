@@ -24,7 +24,8 @@ def room_needed(learn:Learner) -> int: # bytes
     trained = sum(p.numel() for g in learn.opt.param_groups for p in g['params'])
     last = weights*(2 if learn.ema else 1) + 2*4*trained
     kept = (learn.epochs - learn.epoch)//learn.keep_every if learn.keep_every else 0
-    return 2*last + weights*(1 + kept)
+    if learn.keep_last: kept = min(kept, learn.keep_last + 1)
+    return (4 if learn.parts else 2)*last + weights*(1 + kept)         # in parts: until the last one is in one piece
 
 # %% ../nbs/49_preflight.ipynb #7f2fb6dc
 def _size(n): return f'{n/2**30:.1f} GiB' if n >= 2**30 else f'{math.ceil(n/2**20)} MiB'

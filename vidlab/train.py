@@ -12,8 +12,8 @@ __all__ = ['MAY_CHANGE', 'NAMED', 'LOST', 'RESULT', 'SIGNS', 'GRACE', 'PATIENCE'
            'options_of', 'page_config', 'page_parameters', 'read_recipe', 'runs_of', 'train_loader', 'weights_path']
 
 # %% ../nbs/50_train.ipynb #1978d36a
-import dataclasses, faulthandler, json, os, re, shutil, signal, socket, subprocess, sys, time, traceback
-from contextlib import contextmanager
+import dataclasses, faulthandler, json, os, re, shutil, signal, subprocess, sys, time, traceback
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 import torch.distributed as dist
@@ -28,10 +28,12 @@ from .data.names import is_word
 from .evaluate import evaluate, save_eval
 from .learner import Stopped, make_engine, stop_at_once, stop_signals
 from .machine import threads_each, threads_record
+from .nodes import Lost, Meeting, check_nodes
 from .owner import InUse, Owner, owned, tied_to
 from .preflight import preflight, try_evaluation
 from .profile import ORDER, profile_record, time_profile
 from .registry import lookup
+from .sharded import put_state
 from .takeover import take_over
 _all_ = ['FIELDS', 'Recipe', 'RunConfig', 'build_learner', 'build_task', 'changed', 'check_page', 'class_names', 'config_from',
          'eval_loaders', 'evaluate_with', 'flat', 'latest_run', 'list_addons', 'list_recipes', 'load_config', 'load_manifest',
@@ -39,7 +41,8 @@ _all_ = ['FIELDS', 'Recipe', 'RunConfig', 'build_learner', 'build_task', 'change
          'train_loader', 'weights_path']
 
 # %% ../nbs/50_train.ipynb #b73abbd7
-MAY_CHANGE = ('recipe', 'epochs', 'workers', 'timeout', 'hang', 'log_every', 'save_every', 'keep_every', 'callbacks', 'eval_batch_size', 'device', 'data_path', 'video_root')
+MAY_CHANGE = ('recipe', 'epochs', 'workers', 'timeout', 'hang', 'log_every', 'save_every', 'keep_every', 'keep_last', 'async_save', 'parallel', 'callbacks',
+              'eval_batch_size', 'device', 'data_path', 'video_root')
 
 def _differ(folder, cfg) -> dict: # word -> (of the run, wanted)
     "Where a run and a config say different things"
@@ -85,11 +88,14 @@ def _folder(cfg, resume) -> RunFolder: # nothing is written into one that exists
     "A new run folder, or the one to resume"
     if resume == 'auto': resume = str(unfinished_run(cfg) or '')
     if not resume: return RunFolder.new(cfg.recipe or cfg.model, key=json.dumps(dataclasses.asdict(cfg)))
-    p = _here(resume, 'resume')
-    if other := {k: v for k,v in _differ(p, cfg).items() if k not in MAY_CHANGE}:
-        raise ValueError(f'resume {resume!r}: other settings than the run has: ' + ', '.join(f'{k} {a!r} -> {b!r}' for k,(a,b) in other.items())
-                         + '. Resume with the same parameters, or start a new run with `start` set to this one')
+    _goes_on(p := _here(resume, 'resume'), cfg, resume)
     return RunFolder(p)
+
+def _goes_on(p, cfg, said=None):
+    "An error where a run cannot go on under these parameters"
+    if other := {k: v for k,v in _differ(p, cfg).items() if k not in MAY_CHANGE}:
+        raise ValueError(f'resume {said or tilde(p)!r}: other settings than the run has: ' + ', '.join(f'{k} {a!r} -> {b!r}' for k,(a,b) in other.items())
+                         + '. Resume with the same parameters, or start a new run with `start` set to this one')
 
 def _tidy(folder):
     "Take away what was said of an earlier attempt, and what `atomic_write` leaves when it is killed"
@@ -102,9 +108,12 @@ def own_folder(cfg:RunConfig, resume:str='' # run folder to go on with, or 'auto
     cfg = settled(cfg)
     with owned(_folder(cfg, resume)) as folder:
         _tidy(folder)
-        write_json(folder/'config.json', dataclasses.asdict(cfg))
-        if not (folder/'env.json').exists(): write_json(folder/'env.json', env_record() | threads_record())
+        _describe(folder, cfg)
         yield folder
+
+def _describe(folder, cfg):
+    write_json(folder/'config.json', dataclasses.asdict(cfg))
+    if not (folder/'env.json').exists(): write_json(folder/'env.json', env_record() | threads_record())
 
 def start_folder(cfg:RunConfig, resume:str='') -> RunFolder:
     "A run folder that is prepared and not yet anybody's"
@@ -208,7 +217,7 @@ def told(folder:RunFolder):
 
 def _measure_best(cfg, learn, engine, folder):
     "The best epoch on the test split"
-    learn.raw_task.model.load_state_dict(read_weights(weights_path(folder.path)))
+    put_state(learn.raw_task.model, read_weights(weights_path(folder.path)))
     evaluate_split(cfg, learn.raw_task, engine, folder, cfg.test_split, weights_record(folder.path))
 
 # %% ../nbs/50_train.ipynb #fa6af726
@@ -341,20 +350,15 @@ class _Shown:
         _pass_on(self.folder/'said.txt', self.heard)
         self.bar.close()
 
-def _free_port():
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
+def _log(folder, node): return folder/f'launch{f"_{node}" if node else ""}.log'
 
-def _children(folder, nproc) -> list: # of Popen
-    "The processes of a run, their output in `launch.log`"
-    env = {**os.environ, 'OMP_NUM_THREADS': str(threads_each(nproc)), 'VIDLAB_PROGRESS': str(folder.path), 'VIDLAB_OWNER': folder.owner.id,
-           'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(_free_port()), 'WORLD_SIZE': str(nproc), 'LOCAL_WORLD_SIZE': str(nproc)}
+def _children(folder, owner, meeting, nproc) -> list: # of Popen
+    "The processes of a run on this machine, their output in `launch.log`, of further machines in `launch_1.log` ..."
+    env = {**os.environ, 'OMP_NUM_THREADS': str(threads_each(nproc)), 'VIDLAB_PROGRESS': str(folder.path), 'VIDLAB_OWNER': owner}
     cmd = [sys.executable, '-m', 'vidlab.train', str(folder.path)]
     # sessions of their own: an interrupt of the kernel's group must not reach the processes twice
-    with open(folder/'launch.log', 'ab') as f:
-        return [subprocess.Popen(cmd, stdout=f, stderr=subprocess.STDOUT, env={**env, 'RANK': str(r), 'LOCAL_RANK': str(r)}, start_new_session=True)
-                for r in range(nproc)]
+    with open(_log(folder, meeting.rank), 'ab') as f:
+        return [subprocess.Popen(cmd, stdout=f, stderr=subprocess.STDOUT, env=env | own, start_new_session=True) for own in meeting.env(nproc)]
 
 # %% ../nbs/50_train.ipynb #8fadd90e
 SIGNS = '.signs'          # folder in that of the run: the last sign of each process
@@ -367,20 +371,25 @@ def _ended(code): # of a process
     name = signal.Signals(-code).name if -code in {*signal.Signals} else f'signal {-code}'
     return f'was killed by {name}' + (' (by hand, or by the system because memory ran out)' if name == 'SIGKILL' else '')
 
+def _ranks(folder): return (int(f.name) for f in (folder/SIGNS).glob('*') if f.name.isdigit())
+
 def _died(procs, folder) -> str: # '' while all is well
     "Which process has ended before its time, and how"
-    codes = [p.poll() for p in procs]
-    gone = [r for r,c in enumerate(codes) if c is not None and signs(folder/SIGNS/str(r))['done'] != 'end']
+    codes = {r: p.poll() for r,p in procs.items()}
+    gone = [r for r,c in codes.items() if c is not None and signs(folder/SIGNS/str(r))['done'] != 'end']
     if not gone: return ''
     time.sleep(1.)                                              # who failed first has left its error by now
     if why := first_error(folder): return f'rank {why[0]} failed: {_last_line(why[1])}'
-    silent = [r for r in gone if not (folder/f'error_{r}.txt').exists()] or gone
+    silent = [r for r in gone if not (folder/f'error_{r}.txt').exists()]
+    if not silent and {*_ranks(folder)} - {*procs}: return f'rank {gone[0]} has lost the processes of another machine'
+    silent = silent or gone
     return f'rank {silent[0]} {_ended(codes[silent[0]])}'
 
 WAITS = re.compile('torch/distributed/|nn/parallel/distributed|autograd/graph|accelerate/')      # where a process waits for the others
 
 def _stack(p, file) -> str: # '' where it does not answer
     "Where a process stands"
+    if p is None: return 'runs on another machine'
     if not file.exists(): return ''
     p.send_signal(signal.SIGUSR1)
     time.sleep(.5)
@@ -388,11 +397,11 @@ def _stack(p, file) -> str: # '' where it does not answer
 
 def _hangs(procs, folder, limit, began) -> str: # '' while there are signs
     "Which process the others have waited for longer than `limit` seconds"
-    last = [signs(folder/SIGNS/str(r)) for r in range(len(procs))]
-    if not all(s['n'] for s in last): limit = limit and max(limit, START)
-    if not limit or time.time() - max(began, *(s['time'] for s in last)) < limit: return ''
-    behind = [r for r,s in enumerate(last) if s['n'] == min(s['n'] for s in last)]
-    stacks = {r: _stack(procs[r], folder/SIGNS/f'{r}.stack') for r in behind}
+    last = {r: signs(folder/SIGNS/str(r)) for r in {*procs, *_ranks(folder)}}
+    if not all(s['n'] for s in last.values()): limit = limit and max(limit, START)
+    if not limit or time.time() - max(began, *(s['time'] for s in last.values())) < limit: return ''
+    behind = [r for r,s in sorted(last.items()) if s['n'] == min(s['n'] for s in last.values())]
+    stacks = {r: _stack(procs.get(r), folder/SIGNS/f'{r}.stack') for r in behind}
     behind = [r for r in behind if not WAITS.search('\n'.join(stacks[r].splitlines()[:4]))] or behind
     who = f'rank {behind[0]} hangs' if len(behind) == 1 else f'ranks {", ".join(map(str, behind))} hang'
     said = f'{who}: no process has given a sign for {limit:g} s (`hang`), the last of it came after {last[behind[0]]["done"] or "start"!r}'
@@ -409,30 +418,33 @@ def _end_all(procs, after):
         p.wait()
 
 # %% ../nbs/50_train.ipynb #6fffa6d6
-def _watch(procs, folder, hang, asked) -> str: # what went wrong, '' nothing
-    "Show what the first process of a run tells, until all have ended or one has gone astray"
-    shown, began, passed = _Shown(folder), time.time(), None
+def _watch(procs, folder, hang, asked, elsewhere=lambda: '') -> str: # what went wrong, '' nothing
+    "Show what the first process of a run tells, until all of this machine have ended or one has gone astray"
+    shown, began, passed, trouble, since = _Shown(folder), time.time(), None, '', 0.
     try:
-        while any(p.poll() is None for p in procs):
+        while any(p.poll() is None for p in procs.values()):
             if why := _died(procs, folder) or _hangs(procs, folder, hang, began): return '' if passed else why
             if asked() and passed is None:
                 passed = time.time()
-                for p in procs: p.terminate()
+                for p in procs.values(): p.terminate()
             if passed and time.time() - passed > PATIENCE: return ''
+            trouble = elsewhere() if passed is None and not trouble else trouble
+            if trouble and passed is None and (since := since or time.time()) + GRACE < time.time(): return trouble      # they may end by themselves
             shown.show()
             time.sleep(.2)
         return '' if passed else _died(procs, folder)
     finally:
-        _end_all(procs, GRACE)
+        _end_all(procs.values(), GRACE)
         shown.close()
 
-def _failed(folder, nproc, why) -> RuntimeError:
+def _failed(folder, meeting, nproc, why) -> RuntimeError:
     "The status of a launched run that failed, and the error for its caller"
-    folder.status('failed', reason=why.splitlines()[0])
-    first, said = first_error(folder), [f'{why}', f'All {nproc} processes are ended; what they said is in {tilde(folder/"launch.log")}']
+    if not meeting.rank: folder.status('failed', reason=why.splitlines()[0])
+    log = _log(folder, meeting.rank)
+    first, said = first_error(folder), [f'{why}', f'All {nproc} processes {"of this machine "*(meeting.nnodes > 1)}are ended; what they said is in {tilde(log)}']
     if find_checkpoint(folder/'ckpt'/'last'): said += [f'To go on from the last checkpoint: resume={tilde(folder.path)}']
     # an error file that is not the first tells only that the others were lost
-    end = first[1] if first else '' if any(folder.path.glob('error_*.txt')) else (folder/'launch.log').read_text(errors='replace')
+    end = first[1] if first else '' if any(folder.path.glob('error_*.txt')) else log.read_text(errors='replace')
     return RuntimeError('\n'.join([*said, *end.splitlines()[-30:]]))
 
 def _stopped(folder, sig):
@@ -441,36 +453,121 @@ def _stopped(folder, sig):
     saved = f'in a step that took longer than {PATIENCE:g} s; go on with resume={tilde(folder.path)}'
     folder.status('stopped', reason=f'{sig} {saved if find_checkpoint(folder/"ckpt"/"last") else "before the first step was saved"}')
 
-def launch(cfg:RunConfig, nproc:int, # processes; on one machine
-           resume:str='' # as in `run`
+# %% ../nbs/50_train.ipynb #fe752ac0
+def _attempt(folder, owner, meeting, nproc, hang, asked) -> str: # what went wrong, '' nothing
+    "The processes of this machine, from their start to their end"
+    procs = _children(folder, owner, meeting, nproc)
+    why = _watch({meeting.rank*nproc + i: p for i,p in enumerate(procs)}, folder, hang, asked, meeting.trouble)
+    if why and not asked(): meeting.fail(why)
+    return why
+
+def _met(asked, meet): # what `meet` gives
+    "A signal while machines wait for each other stops the run, which has not begun"
+    try: return meet()
+    except Lost as e:
+        if asked(): raise Stopped(str(e)) from e
+        raise
+
+def _ready(folder):
+    "The folder of a run as a new attempt wants it"
+    _tidy(folder)
+    folder.status('starting', reason=None)
+    for f in (folder/'progress.json', folder/'said.txt'): f.unlink(missing_ok=True)
+    (folder/SIGNS).mkdir(exist_ok=True)
+
+def _first(folder, meeting, attempt, same, nproc, hang, asked) -> tuple: # what went wrong, the signal that any machine was asked by
+    "An attempt on the machine that owns the run"
+    _ready(folder)
+    try:
+        with told(folder):
+            _met(asked, lambda: meeting.open(attempt, folder, same))
+            why = _attempt(folder, folder.owner.id, meeting, nproc, hang, asked)
+            return why, meeting.over(asked())
+    finally: shutil.rmtree(folder/SIGNS, ignore_errors=True)
+
+def _further(meeting, same, nproc, hang, asked) -> tuple: # the run, what went wrong, the signal that this machine was asked by
+    "An attempt on another machine"
+    path, owner = _met(asked, lambda: meeting.join(same))
+    folder = RunFolder(path)
+    why = _attempt(folder, owner, meeting, nproc, hang, asked)
+    return folder, why, meeting.over(asked())
+
+# %% ../nbs/50_train.ipynb #c96b1092
+def _same(cfg, nproc, nnodes) -> dict: # word -> value
+    "What every machine of a run has to be started with"
+    run = {k: v for k,v in flat(cfg).items() if k not in (*MAY_CHANGE, *NAMED)}
+    return dict(nproc=nproc, nnodes=nnodes, **json.loads(json.dumps(run)))
+
+def _again(folder, why, sig) -> str: # '' it has come to its end, or was asked to stop
+    "Why a run should be started again from its last checkpoint"
+    if why or sig or folder.status().get('state') != 'stopped': return '' if sig else why
+    return 'a machine has lost its launcher'                     # whose processes then ask all the others to stop
+
+def launch(cfg:RunConfig, nproc:int, # processes on each machine
+           resume:str='', # as in `run`; the machine with rank 0 decides
+           nnodes:int=1, # machines
+           rank:int=0, # number of this machine, from 0
+           rendezvous:str='', # 'HOST:PORT' of the machine with rank 0, where several meet
+           restarts:int=0 # times that the processes start again from the last checkpoint when one has died; the same on all machines
           ) -> RunFolder:
-    "`run` in `nproc` fresh processes; waits, shows where it stands, fails with the name of the process that did"
-    if nproc < 1: raise ValueError(f'nproc {nproc}: give the number of processes, at least 1')
-    cfg = with_start(cfg)
-    with stop_signals() as asked, own_folder(cfg, resume) as folder:
-        folder.status('starting', reason=None)
-        for f in (folder/'progress.json', folder/'said.txt'): f.unlink(missing_ok=True)
-        (folder/SIGNS).mkdir(exist_ok=True)
-        try:
-            with told(folder): why = _watch(_children(folder, nproc), folder, cfg.hang, asked)
-        finally: shutil.rmtree(folder/SIGNS, ignore_errors=True)
-        if why: raise _failed(folder, nproc, why)
-        if folder.status()['state'] not in ('done', 'stopped'): _stopped(folder, asked())
+    "`run` in fresh processes, of one machine or of several; waits, shows where it stands, fails with the name of the process that did"
+    check_nodes(nproc, nnodes, rank, rendezvous, restarts)
+    if not rank: cfg = with_start(cfg)
+    with stop_signals() as asked, nullcontext() if rank else own_folder(cfg, resume) as folder:
+        meeting, same = Meeting(nnodes, rank, rendezvous, asked), _same(cfg, nproc, nnodes)
+        for attempt in range(restarts + 1):
+            if rank: folder, why, sig = _further(meeting, same, nproc, cfg.hang, asked)
+            else: why, sig = _first(folder, meeting, attempt, same, nproc, cfg.hang, asked)
+            if not (again := _again(folder, why, sig)) or attempt == restarts: break
+            say(f'{again.splitlines()[0]}: started again from the last checkpoint ({attempt + 1} of {restarts})')
+        if why and not sig: raise _failed(folder, meeting, nproc, why)
+        if not rank and folder.status()['state'] not in ('done', 'stopped'): _stopped(folder, sig)
     return folder
 
+# %% ../nbs/50_train.ipynb #4d0f5a94
+def _typed(word, value): # 'name=value' as it was typed -> the value
+    if not value or isinstance(getattr(RunConfig, word, None), str): return value
+    import yaml
+    try: return yaml.safe_load(value)
+    except yaml.YAMLError: return value
+
+def _said(words) -> RunConfig: # of the command line: a recipe, then name=value
+    "The config that a command line describes"
+    recipe, *more = words
+    if bad := [w for w in more if '=' not in w]: raise ValueError(f'{bad[0]!r}: what comes after the recipe is name=value')
+    cfg = settled(config_from(recipe, **{w.partition('=')[0]: _typed(*w.split('=', 1)) for w in more}))
+    if cfg.start.startswith('latest:'): raise ValueError(f'start {cfg.start!r}: several processes begin from one run, so name its folder')
+    return cfg
+
+def _made(folder, cfg):
+    "Write the config into the folder of a run, or see that the one there says the same"
+    if (folder/'config.json').exists(): _goes_on(folder.path, cfg)
+    _describe(folder, cfg)
+
 # %% ../nbs/50_train.ipynb #2231624d
-def _one_of(folder):
+def _one_of(folder, cfg):
     "Train as one of the processes of a run; the launcher owns it, and the first process where there is none"
     if launcher := os.environ.pop('VIDLAB_OWNER', None):
         folder.owner = Owner(folder.path, launcher)
         folder.owner.check()
-    engine = _engine(load_config(folder.path))
-    if not engine.is_main_process: return train_in(folder, engine)
+    engine = _engine(cfg or load_config(folder.path))
+    if not engine.is_main_process:
+        if cfg: engine.wait_for_everyone()                      # until the folder has its config
+        return train_in(folder, engine)
     with owned(folder):
+        if cfg: _made(folder, cfg)
         if not launcher:
             _tidy(folder)
             folder.status('starting', reason=None)
-        with told(folder): train_in(folder, engine)
+        with told(folder):
+            if cfg: engine.wait_for_everyone()
+            train_in(folder, engine)
+
+def _keeps_addresses():
+    "An error where torchrun could start processes again that would look for the ones they replace"
+    if int(os.environ.get('TORCHELASTIC_MAX_RESTARTS', 0)) and os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True':
+        raise ValueError('torchrun --max-restarts: its store outlives a restart and with it the addresses of processes that have ended: '
+                         'set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the environment of torchrun')
 
 def _watched(folder, rank):
     "Leave signs for the launcher, and on SIGUSR1 where this process stands"
@@ -478,16 +575,21 @@ def _watched(folder, rank):
     leave_signs(folder/SIGNS/str(rank))
     if hasattr(faulthandler, 'register'): faulthandler.register(signal.SIGUSR1, open(folder/SIGNS/f'{rank}.stack', 'w'), all_threads=False)
 
+# %% ../nbs/50_train.ipynb #f7e2d8e2
 def main():
-    "`python -m vidlab.train RUN_FOLDER`: run, or resume, what the folder's config.json describes (also under torchrun)"
-    if len(sys.argv) != 2 or sys.argv[1].startswith('-'): sys.exit(f'usage: python -m vidlab.train RUN_FOLDER\n{main.__doc__}')
-    folder, rank = RunFolder(sys.argv[1]), int(os.environ.get('RANK', 0))
+    """`python -m vidlab.train RUN_FOLDER [RECIPE name=value ...]`: run, or resume, what the folder's config.json describes, also under torchrun.
+    With a recipe the folder is made where it is not there yet; where it is, the run goes on from its last checkpoint."""
+    if len(sys.argv) < 2 or sys.argv[1].startswith('-'): sys.exit(f'usage: python -m vidlab.train RUN_FOLDER [RECIPE name=value ...]\n{main.__doc__}')
+    folder, rank = RunFolder(Path(sys.argv[1]).expanduser().absolute()), int(os.environ.get('RANK', 0))
     parent = os.getppid() if 'RANK' in os.environ else 0         # one that was started by hand may outlive its shell
     _watched(folder, rank)
     try:
-        with stop_at_once(), tied_to(parent, folder if rank == 0 else None): _one_of(folder)
+        _keeps_addresses()
+        cfg = _said(sys.argv[2:]) if sys.argv[2:] else None
+        with stop_at_once(), tied_to(parent, folder if rank == 0 else None): _one_of(folder, cfg)
     except (InUse, Stopped): raise                              # nothing is written into the run of another
     except BaseException:
+        folder.path.mkdir(parents=True, exist_ok=True)
         (folder/f'error_{rank}.txt').write_text(traceback.format_exc())
         raise
     if dist.is_initialized(): dist.barrier()

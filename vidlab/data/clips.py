@@ -40,8 +40,9 @@ class Order:
                  permute=None # (seed, epoch) -> (n,) sample numbers, instead of a free permutation; a pure function
                 ):
         if batch_size % world:
+            fits = ', '.join(str(w) for w in range(1, world + 1) if batch_size % w == 0)
             raise ValueError(f'batch_size {batch_size} is that of all {world} processes together: '
-                             f'choose a multiple of {world}')
+                             f'choose a multiple of {world}, or a number of processes that divides it (up to {world}: {fits})')
         if drop_last and n < batch_size:
             raise ValueError(f'{n} samples do not fill one batch of {batch_size}: choose a smaller batch_size')
         self.n, self.batch_size, self.shuffle, self.drop_last = n, batch_size, shuffle, drop_last

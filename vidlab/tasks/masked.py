@@ -11,7 +11,7 @@ from fastcore.basics import patch
 from ..core import rng
 from ..masks import take_visible, visible_tokens
 from ..registry import register_task
-from .base import ERROR, Evaluation, Task
+from .base import ERROR, Evaluation, Task, generators
 from ..teacher import align_loss, create_teacher
 
 # %% ../../nbs/tasks/50_masked.ipynb #31965920
@@ -67,8 +67,7 @@ def compare(self:MaskedTask, batch:dict, gens:list): # student and teacher at th
 # %% ../../nbs/tasks/50_masked.ipynb #9b613d64
 @patch
 def forward(self:MaskedTask, batch:dict) -> dict: # loss
-    sids = batch['sid'].tolist()
-    return dict(loss=self.loss_ratio*align_loss(*self.compare(batch, [rng(self.seed, *sids, i) for i in range(len(sids))]), self.align))
+    return dict(loss=self.loss_ratio*align_loss(*self.compare(batch, generators(self.seed, batch['sid'])), self.align))
 
 @patch
 def eval_step(self:MaskedTask, batch:dict) -> dict: # sid, view, align (B)

@@ -13,7 +13,7 @@ from ..losses import contrastive, gather_dict, sort_loss
 from ..masks import keep_indices
 from ..metrics import KS, flat_metrics, retrieval_ranks, sorted_right
 from ..registry import register_task
-from .base import SHARE, Evaluation, Task, by_clip
+from .base import SHARE, Evaluation, Task, by_clip, generators
 from .retrieval import BOTH_WAYS, both_ways, eval_ranks, kept_ranks, worst_queries
 
 # %% ../../nbs/tasks/60_sorting.ipynb #8e5c4174
@@ -56,8 +56,7 @@ def outputs(self:SortingTask, batch:dict, gens:list # a generator per clip
 # %% ../../nbs/tasks/60_sorting.ipynb #606f6112
 @patch
 def forward(self:SortingTask, batch:dict) -> dict: # loss, align; of narrated clips also sort, sorted
-    sids = batch['sid'].tolist()
-    out = self.outputs(batch, [rng(self.seed, *sids, i) for i in range(len(sids))])
+    out = self.outputs(batch, generators(self.seed, batch['sid']))
     pair = gather_dict({k: out[k] for k in ('text', 'video')}, self.gather)
     align = contrastive(self.model.similarity(**pair), directions=self.directions)
     if 'order' not in out: return dict(loss=align, align=align)
