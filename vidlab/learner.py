@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from .ckpt import find_checkpoint, load_checkpoint, save_checkpoint, tidy_checkpoints
 from .core import RunFolder, tick, tilde, unknown
+from .gradcache import Pull, cached_backward
 
 # %% ../nbs/40_learner.ipynb #d431bc03
 PRECISIONS = dict(fp32='no', bf16='bf16', fp16='fp16')
@@ -132,7 +133,8 @@ class Learner:
                  card:dict=None, # goes into every checkpoint's card
                  keep_every:int=0, # epochs between checkpoints that stay; 0: none does
                  ema_cpu:bool=False, # the averaged weights lie in the CPU's memory
-                 eval_first:bool=False # also evaluate before the first step
+                 eval_first:bool=False, # also evaluate before the first step
+                 chunk:int=0 # clips of this process in one forward pass, see `vidlab.gradcache`; 0: the whole batch
                 ):
         self.engine = engine or make_engine()
         self.folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
@@ -141,7 +143,8 @@ class Learner:
         self.evaluate, self.save_every, self.keep_every, self.eval_first = evaluate, save_every, keep_every, eval_first
         self.cbs, self.card = list(cbs), dict(card or {})
         for g in opt.param_groups: g.setdefault('base_lr', g['lr'])
-        self.task, self.opt = self.engine.prepare(task.to(self.engine.device), opt)
+        self.chunk, task = chunk, task.to(self.engine.device)
+        self.task, self.opt = self.engine.prepare(Pull(task, self.engine) if chunk else task, opt)
         self.epoch = self.batch = self.step = 0    # where the run stands: epoch, batch within it, optimiser steps
         self.best, self.metrics, self.skipped, self.measured = None, {}, 0, True
         self.ema = _averaged(task.model, ema, ema_cpu) if ema else None
@@ -163,6 +166,23 @@ def call(self:Learner, event:str # name of the callback method
     for cb in self.cbs:
         if f := getattr(cb, event, None): f(self)
 
+# %% ../nbs/40_learner.ipynb #d6c0a4c0
+@patch
+def at_once(self:Learner, batch:dict, of:int, # so many batches of a step
+            last:bool # the last of them: processes synchronise
+           ) -> dict: # what the task says
+    "Gradients of a batch"
+    with nullcontext() if last else self.engine.no_sync(self.task):
+        with self.engine.autocast(): out = self.task(to_device(batch, self.engine.device))
+        tick('forward')
+        self.engine.backward(out['loss']/of)
+    return out
+
+@patch
+def in_parts(self:Learner, batch:dict, of:int, last:bool) -> dict: # as `at_once`
+    "The same gradients, with no more than `chunk` clips at a time"
+    return cached_backward(self.task, self.raw_task, batch, self.chunk, self.engine, lambda part: to_device(part, self.engine.device), of, last)
+
 # %% ../nbs/40_learner.ipynb #14b19f8b
 @patch
 def one_step(self:Learner, batches:list # `accum` batches, fewer at the end of an epoch
@@ -175,10 +195,7 @@ def one_step(self:Learner, batches:list # `accum` batches, fewer at the end of a
     self.opt.zero_grad(set_to_none=True)
     outs = []
     for i, batch in enumerate(batches):
-        with nullcontext() if i == len(batches)-1 else self.engine.no_sync(self.task):
-            with self.engine.autocast(): out = self.task(to_device(batch, self.engine.device))
-            tick('forward')
-            self.engine.backward(out['loss'] / len(batches))
+        out = (self.in_parts if self.chunk else self.at_once)(batch, len(batches), i == len(batches)-1)
         outs.append({k: v.detach() for k, v in out.items() if isinstance(v, torch.Tensor) and v.ndim == 0})
     params = [p for g in self.opt.param_groups for p in g['params'] if p.grad is not None]
     norm = self.engine.clip_grad_norm_(params, self.clip_grad or math.inf)
