@@ -1,0 +1,355 @@
+"Gradients of a batch in parts are those of the whole batch: every contrastive system, dropout on, one process and two; what cannot be cut is refused; and patches that training leaves out."
+import json, math, os, subprocess, sys
+from pathlib import Path
+
+import pytest, torch
+from torch import nn
+
+from vidlab.build import build_model
+from vidlab.config import config_from, make_config
+from vidlab.contract import Card, VideoModel
+from vidlab.core import RunFolder
+from vidlab.cost import noise_batch
+from vidlab.gradcache import Pull, cached_backward, check_clips, check_task
+from vidlab.learner import Learner, make_engine, to_device
+from vidlab.preflight import _loss
+from vidlab.registry import create_model
+from vidlab.tasks import RecognitionTask, RetrievalTask, SortingTask
+
+TINY = dict(preset='tiny', weights='random')
+CLIP4CLIP = {f'clip4clip {h}': (RetrievalTask, 'clip4clip', dict(TINY, head=h)) for h in ('meanP', 'seqLSTM', 'seqTransf', 'tightTransf', 'mug')}
+SYSTEMS = CLIP4CLIP | {
+    'clip4clip 3d': (RetrievalTask, 'clip4clip', dict(TINY, head='seqTransf', patch='3d')),
+    'clip4clip drl_wti': (RetrievalTask, 'clip4clip', dict(TINY, head='mug', mug_mode='drl_wti')),
+    'clip4clip text frozen': (RetrievalTask, 'clip4clip', dict(TINY, head='seqTransf', freeze='text')),
+    'clip4clip head alone': (RetrievalTask, 'clip4clip', dict(TINY, head='tightTransf', freeze='all')),
+    'stan': (RetrievalTask, 'stan', dict(TINY, drop_path=.5, tau=0)),
+    'stan conv': (RetrievalTask, 'stan', dict(TINY, drop_path=.5, time='conv')),
+    'mugstan': (RetrievalTask, 'mugstan', dict(TINY, drop_path=.5)),
+    'mugstan full': (RetrievalTask, 'mugstan', dict(TINY, head='full', mug_tau=20, drop_path=.5)),
+    'tvts captions': (RetrievalTask, 'tvts', dict(preset='tiny')),
+    'tvts': (SortingTask, 'tvts', dict(preset='tiny'))}
+
+
+def made(name): # task whose every part matters, from noise
+    torch.manual_seed(0)
+    kind, model, options = SYSTEMS[name]
+    task = kind(create_model(model, **options)).train()
+    for p in task.parameters():
+        if not p.any(): nn.init.normal_(p, std=.05)                        # what begins at zero would hide what stands before it
+    for m in list(task.modules()):
+        for k, c in list(m.named_children()):
+            if isinstance(c, nn.Dropout) or type(c).__name__ == 'DropPath': setattr(m, k, Noted(whole=k == 'drop_path'))
+            if type(m).__name__ == 'Block' and k == 'drop_path': setattr(m, k, Noted(whole=True))
+    return task
+
+
+class Noted(nn.Module):
+    "Dropout, of numbers or of whole rows, that notes its masks, and can be told to use those"
+    p = 0.                                                                 # of a layer that asks, and drops by a function
+    def __init__(self, whole): super().__init__(); self.whole, self.masks, self.use = whole, [], None
+    def forward(self, x):
+        if not self.training: return x
+        if self.use is not None: return x*self.use.pop(0)
+        mask = (torch.rand(x.shape[:1] + (1,)*(x.ndim - 1) if self.whole else x.shape) > .3)/.7
+        self.masks.append(mask)
+        return x*mask
+
+
+def dry(task): # without dropout
+    for m in task.modules():
+        if isinstance(m, Noted): m.forward = lambda x: x
+    return task
+
+
+def replay(task, parts): # the masks of all parts as those of one batch
+    n = 0
+    for name, m in task.named_modules():
+        if not isinstance(m, Noted) or not m.masks: continue
+        n += 1
+        if '.cross.' in name:                                              # of the head: the pairs are scored at once
+            m.use = list(m.masks)
+            continue
+        first, again = m.masks[:len(m.masks)//2], m.masks[len(m.masks)//2:]
+        if again and len(m.masks) != parts*(len(m.masks)//parts): raise AssertionError(name)
+        assert all(torch.equal(a, b) for a, b in zip(first, again)), f'{name}: other random numbers the second time'
+        each = len(first)//parts
+        m.use = [torch.cat(first[j::each]) for j in range(each)]
+    return n
+
+
+def noise(task, n, seed=0, frames=4):
+    c = task.model.card
+    b = noise_batch(c, n, min(frames, c.frames), seed=seed, pieces=task.pieces)
+    b['video_mask'][::3, -1] = False                                       # some clips are shorter
+    if b['text'].ndim == 2: b['text_mask'][1::2, -3:-1] = 0
+    elif task.pieces: b['order'] = torch.stack([torch.randperm(task.pieces, generator=torch.Generator().manual_seed(i)) for i in range(n)])
+    b['sid'] = torch.arange(n) + 100*seed
+    return b
+
+
+def grads(task): return {n: p.grad.clone() for n, p in task.named_parameters() if p.grad is not None}
+
+
+def same(got, want, limit=1e-5):
+    assert set(got) == set(want)
+    top = max(float(g.abs().max()) for g in want.values())
+    off = {n: float((got[n] - want[n]).abs().max())/top for n in want}
+    worst = max(off, key=off.get)
+    assert off[worst] < limit, (worst, off[worst])
+    return off[worst]
+
+
+@pytest.mark.parametrize('name', list(SYSTEMS))
+def test_gradients_are_those_of_the_whole_batch(name):
+    task, engine = made(name), make_engine(device='cpu')
+    b, wrapped = noise(task, 7), Pull(task)
+    torch.manual_seed(5)
+    out = cached_backward(wrapped, task, b, 3, engine, lambda x: to_device(x, engine.device))
+    got = grads(task)
+    assert (replay(task, 3) > 0) == (name.split()[0] in ('stan', 'mugstan', 'tvts') or 'tight' in name or 'alone' in name)
+    task.zero_grad()
+    loss = task(b)['loss']
+    loss.backward()
+    assert math.isclose(out['loss'].item(), loss.item(), rel_tol=1e-5)
+    same(got, grads(task))
+
+
+def put(engine): return lambda b: to_device(b, engine.device)
+
+
+def test_random_numbers_go_on_after_a_step_and_repeat_in_it():
+    "Two steps of the same batch draw other masks; both passes of a step the same; patches left out are drawn with them"
+    task, engine = made('mugstan'), make_engine(device='cpu')
+    task.model.set_patch_dropout(.5)
+    seen, b = [], noise(task, 6)
+    draw = task.model.places
+    task.model.places = lambda *a: seen.append(draw(*a)) or seen[-1]
+    torch.manual_seed(1)
+    for _ in range(2): cached_backward(Pull(task), task, b, 3, engine, put(engine))
+    first, second = seen[:4], seen[4:]
+    assert torch.equal(torch.cat(first[:2]), torch.cat(first[2:])) and torch.equal(torch.cat(second[:2]), torch.cat(second[2:]))
+    assert not torch.equal(torch.cat(first[:2]), torch.cat(second[:2])) and not torch.equal(first[0], first[1])
+
+
+@pytest.mark.parametrize('name,limit', [('clip4clip tightTransf', 1e-4), ('mugstan', 1e-5)])
+def test_parts_of_any_size(name, limit):
+    "Also of one clip, whose products round in another way: the untrained tight head makes ten times as much of it, since all its pairs look alike"
+    task, engine = made(name).eval(), make_engine(device='cpu')
+    b = noise(task, 5)
+    task(b)['loss'].backward()
+    want = grads(task)
+    for most in (1, 2, 5, 9):
+        task.zero_grad()
+        cached_backward(Pull(task), task, b, most, engine, put(engine))
+        same(grads(task), want, limit)
+
+
+# -- the learner: accumulation, precision, kept features
+
+class Batches:
+    def __init__(self, *batches): self.batches = batches
+    def __len__(self): return len(self.batches)
+    def epoch(self, epoch, start=0): yield from self.batches[start:]
+
+
+def step(task, batches, folder, chunk, precision='fp32', **kw): # gradients of one step, what it says
+    opt = torch.optim.SGD([p for p in task.parameters() if p.requires_grad], lr=0.)
+    engine = make_engine(precision, 'cpu', unused=task.unused)
+    learn = Learner(task, opt, Batches(*batches), RunFolder(folder), 1, engine, accum=len(batches), chunk=chunk, **kw)
+    learn.raw_task.train()
+    learn.one_step(batches)
+    return grads(task), {k: float(v) for k, v in learn.out.items()}
+
+
+def test_a_step_of_three_batches_in_parts(tmp_path):
+    task = made('stan')
+    dry(task)
+    batches = [noise(task, n, i) for i, n in enumerate((5, 4, 6))]
+    (want, said), (got, told) = step(task, batches, tmp_path/'a', 0), step(task, batches, tmp_path/'b', 2)
+    same(got, want)
+    assert said == pytest.approx(told, rel=1e-5)
+    with pytest.raises(AssertionError): same(got, step(task, batches[:1], tmp_path/'c', 2)[0])
+
+
+@pytest.mark.parametrize('name', ['clip4clip meanP', 'tvts'])
+def test_bf16_rounds_and_no_more(name, tmp_path):
+    "The difference to the undivided step is of the size of that step's own rounding"
+    task = made(name)
+    dry(task)
+    b = noise(task, 6)
+    exact, whole, parts = (step(task, [b], tmp_path/str(i), chunk, p)[0] for i, (chunk, p) in enumerate(((0, 'fp32'), (0, 'bf16'), (2, 'bf16'))))
+    far = lambda a, b: math.sqrt(sum(float((a[n] - b[n]).pow(2).sum()) for n in b))
+    assert far(parts, exact) < 1.5*far(whole, exact) and far(whole, exact) > 0
+
+
+def test_kept_features_in_parts(tmp_path):
+    "With a frozen tower batches may hold features of frames: the head and the texts train on them as before"
+    torch.manual_seed(0)
+    task = RetrievalTask(create_model('clip4clip', head='seqTransf', freeze='visual', **TINY)).train()
+    b = noise(task, 6)
+    with torch.no_grad(): b['video'] = task.model.frame_features(task.prep(b)['video'])
+    same(step(task, [b], tmp_path/'b', 2)[0], step(task, [b], tmp_path/'a', 0)[0])
+
+
+def test_fp16_gradients_are_made_large_and_small_again():
+    "Under a scaler the features' gradients come out as without one, and the backward pass is scaled"
+    from types import SimpleNamespace
+    from contextlib import nullcontext
+    task, engine = made('clip4clip tightTransf').eval(), make_engine(device='cpu')
+    b, seen = noise(task, 4), []
+    task(b)['loss'].backward()
+    want = grads(task)
+    scaled = SimpleNamespace(device=engine.device, autocast=nullcontext, no_sync=lambda m: nullcontext(), scaler=SimpleNamespace(get_scale=lambda: 1024.),
+                             backward=lambda x: (x*1024.).backward())
+    task.zero_grad()
+    compare = task.compare
+    def seeing(f):
+        f['video'].register_hook(lambda g: seen.append(float(g.abs().max()))) if f['video'].requires_grad else None
+        return compare(f)
+    task.compare = seeing
+    cached_backward(Pull(task), task, b, 2, scaled, lambda x: x)
+    same({n: g/1024 for n, g in grads(task).items()}, want)
+    task.compare = compare
+    assert seen[0] > 512*max(float(want[n].abs().max()) for n in want)*1e-3
+
+
+# -- what cannot be cut
+
+def test_tasks_without_a_contrast_are_refused():
+    with pytest.raises(ValueError, match="chunk 2: task 'recognition' compares no clip.*accum"): config_from('shapes_probe', chunk=2)
+    with pytest.raises(ValueError, match="task 'masked' compares no clip"): config_from('shapes_videomamba_pretrain', chunk=2)
+    with pytest.raises(ValueError, match='chunk 36: a batch has 36 clips'): config_from('shapes_stan', chunk=36)
+    with pytest.raises(ValueError, match='chunk -1: at least 0'): config_from('shapes_stan', chunk=-1)
+    assert config_from('shapes_tvts', chunk=4).chunk == 4 and config_from('shapes_tvts_captions', chunk=4).chunk == 4
+    task = RecognitionTask(create_model('probe', preset='tiny', weights='random', classes=3), classes=list('abc'))
+    with pytest.raises(ValueError, match='RecognitionTask is a mean over clips'): check_task(task)
+
+
+class Outsider(VideoModel):
+    "Two towers of an outsider, with layers that may look at the rest of the batch"
+    def __init__(self, layer):
+        super().__init__()
+        self.eye, self.layer, self.word, self.temperature = nn.Linear(3*16*16, 8), layer, nn.Embedding(50000, 8), nn.Parameter(torch.tensor(.1))
+        self.card = Card('outsider', 16, 2, words=8, mean=(.5,)*3, std=(.5,)*3)
+    def encode_video(self, video, video_mask=None): return self.layer(self.eye(video.mean(1).flatten(1)))
+    def encode_text(self, text, text_mask=None): return self.word(text).mean(1)
+    def similarity(self, text, video, video_mask=None, text_mask=None): return text @ video.T/self.temperature
+    def forward(self, b): return dict(text=self.encode_text(b['text']), video=self.encode_video(b['video']), temperature=self.temperature)
+
+
+class Centre(nn.Module):
+    def forward(self, x): return x - x.mean(0)
+
+class Counts(nn.Module):
+    def __init__(self): super().__init__(); self.register_buffer('n', torch.zeros(()))
+    def forward(self, x): self.n += 1; return x
+
+class Still(nn.BatchNorm1d):
+    "A batch norm that stays as it was trained"
+    def train(self, mode=True): return super().train(False)
+
+
+def test_layers_that_look_at_the_batch_are_refused(tmp_path):
+    for layer in (nn.BatchNorm1d(8), nn.SyncBatchNorm(8), nn.BatchNorm1d(8, track_running_stats=False)):
+        with pytest.raises(ValueError, match='model.layer is a batch norm'): Pull(RetrievalTask(Outsider(layer)))
+    check = lambda layer: check_clips(t := RetrievalTask(Outsider(layer)).train(), noise(t, 3, frames=2))
+    with pytest.raises(ValueError, match='Outsider the features of a clip depend on the other clips'): check(Centre())
+    with pytest.raises(ValueError, match='a forward pass changes model.layer.n'): check(Counts())
+    check(nn.LayerNorm(8))
+    task = RetrievalTask(Outsider(Still(8)))
+    check(Still(8))
+    same(step(task, [b := noise(task, 6, frames=2)], tmp_path/'b', 2)[0], step(task, [b], tmp_path/'a', 0)[0])
+
+
+def test_the_trial_before_a_run_goes_in_parts(tmp_path):
+    task = RetrievalTask(Outsider(Centre()))
+    learn = lambda chunk, folder: Learner(task, torch.optim.SGD(task.parameters(), lr=0.), Batches(), RunFolder(tmp_path/folder), 1, make_engine(device='cpu'), chunk=chunk)
+    with pytest.raises(ValueError, match='depend on the other clips'): _loss(learn(2, 'a'), noise(task, 4, frames=2))
+    task.model.layer = nn.Identity()
+    most, features = [], task.features
+    task.features = lambda b: most.append(len(b['sid'])) or features(b)
+    got, want = (_loss(learn(c, f), noise(task, 5, frames=2)).item() for c, f in ((2, 'b'), (0, 'c')))
+    assert got == pytest.approx(want, rel=1e-5) and max(most[:-1]) == 2 and most[-1] == 5
+
+
+def test_a_feature_without_a_row_for_each_clip_is_named():
+    class Odd(RetrievalTask):
+        def features(self, batch): return {k: v[1:] if k == 'text' else v for k, v in super().features(batch).items()}
+    task, engine = Odd(Outsider(nn.Identity())), make_engine(device='cpu')
+    with pytest.raises(ValueError, match="feature 'text' has 1 rows for 2 clips"): cached_backward(Pull(task), task, noise(task, 4, frames=2), 2, engine, put(engine))
+
+
+# -- two processes
+
+RANKS = """
+import os, sys, json, torch
+from pathlib import Path
+sys.path.insert(0, os.environ['TESTS'])
+from test_gradcache import *
+from vidlab.gradcache import cut, join
+rank, folder = int(os.environ['RANK']), Path(sys.argv[1])
+torch.set_num_threads(1)
+
+class OneGraph(nn.Module):
+    "The same parts in one graph: what the wrapper and the cache must not change"
+    unused, model = True, property(lambda self: self.task.model)
+    def __init__(self, task, most): super().__init__(); self.task, self.most = task, most
+    def after_step(self): pass
+    def forward(self, b):
+        parts = cut(self.task.whole(b), self.most)
+        return self.task.compare(join([self.task.features(p) for p in parts], [len(p['sid']) for p in parts]))
+
+out = {}
+for name in json.loads(sys.argv[2]):
+    task, kept = made(name), []
+    b = noise(task, 7)
+    mine = {k: v[:4] if rank == 0 else v[4:] for k, v in b.items()}              # four and three clips
+    two = [mine, {k: v[:3] for k, v in mine.items()}]                            # two batches of a step
+    for way, chunk in ((task, 2), (OneGraph(task, 2), 0)):
+        opt = torch.optim.SGD([p for p in task.parameters() if p.requires_grad], lr=0.)
+        learn = Learner(way, opt, Batches(*two), folder/f'{name}{chunk}{rank}', 1, make_engine(device='cpu', unused=task.unused or chunk == 0), accum=2, chunk=chunk)
+        assert learn.engine.num_processes == 2
+        task.train().zero_grad()
+        torch.manual_seed(10 + rank)
+        learn.one_step(two)
+        kept.append(grads(task))
+    worst = same(*kept)
+    dry(task)
+    task.zero_grad()
+    learn = Learner(task, opt, Batches(mine), folder/f'{name}w{rank}', 1, make_engine(device='cpu', unused=task.unused), chunk=2)
+    learn.one_step([mine])
+    out[name] = dict(worst=torch.tensor(worst), **grads(task))
+torch.save(out, folder/f'out{rank}.pt')
+torch.distributed.barrier()
+os._exit(0)
+"""
+TWICE = ['clip4clip tightTransf', 'mugstan', 'tvts']                         # a head behind the features, tokens as features, a second loss
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('names', [TWICE, pytest.param([n for n in SYSTEMS if n not in TWICE], marks=pytest.mark.long)], ids=['three', 'others'])
+def test_two_processes_have_the_gradients_of_one(names, tmp_path):
+    "Uneven batches of two ranks in parts, accumulated, dropout on: as in one graph; without dropout: as one process with all clips"
+    (tmp_path/'rank.py').write_text(RANKS)
+    import socket
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+    here = Path(__file__).resolve().parent
+    env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(here.parent), os.environ.get('PYTHONPATH', '')]), TESTS=str(here), WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port),
+               LOCAL_WORLD_SIZE='2', ACCELERATE_USE_CPU='true')
+    procs = [subprocess.Popen([sys.executable, str(tmp_path/'rank.py'), str(tmp_path), json.dumps(names)], env=dict(env, RANK=str(r), LOCAL_RANK=str(r)),
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for r in (0, 1)]
+    try: logs = [p.communicate(timeout=600)[0] for p in procs]
+    finally:
+        for p in procs: p.kill()
+    assert all(p.returncode == 0 for p in procs), '\n'.join(logs)[-3000:]
+    ranks = [torch.load(tmp_path/f'out{r}.pt', weights_only=True) for r in (0, 1)]
+    for name in names:
+        task = made(name)
+        dry(task)
+        b = noise(task, 7)
+        if name == 'tvts': task.drop_tokens = 0.
+        task(b)['loss'].backward()
+        got = [{n: g for n, g in r[name].items() if n != 'worst'} for r in ranks]
+        same(got[0], got[1], 1e-9)
+        if name != 'tvts': same(got[0], grads(task))            # its patches are drawn for each process, and its order is a mean of each process's own clips
