@@ -353,3 +353,106 @@ def test_two_processes_have_the_gradients_of_one(names, tmp_path):
         got = [{n: g for n, g in r[name].items() if n != 'worst'} for r in ranks]
         same(got[0], got[1], 1e-9)
         if name != 'tvts': same(got[0], grads(task))            # its patches are drawn for each process, and its order is a mean of each process's own clips
+
+
+# -- memory
+
+PEAKS = """
+import sys, os, torch
+sys.path.insert(0, os.environ['TESTS'])
+from test_gradcache import *
+from vidlab.cost import peak_above
+task, engine = made(sys.argv[1]).eval(), make_engine(device='cpu')
+def peak(n, most):
+    b = noise(task, n)
+    def step():
+        task.zero_grad()
+        if most: cached_backward(Pull(task), task, b, most, engine, lambda x: x)
+        else: task(b)['loss'].backward()
+    return peak_above(step, engine.device)
+peak(4, 2)
+print(*(peak(*a) for a in ((32, 0), (256, 32), (64, 0))))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.access('/proc/self/clear_refs', os.W_OK), reason='the high-water mark of memory cannot be reset here')
+def test_memory_does_not_grow_with_the_batch(tmp_path):
+    "A batch of 256 in parts of 32 takes at most 1.3 times what one of 32 takes; every tensor is a mapping of its own, so that holes in the heap do not count"
+    (tmp_path/'peaks.py').write_text(PEAKS)
+    here = Path(__file__).resolve().parent
+    env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(here.parent), os.environ.get('PYTHONPATH', '')]), TESTS=str(here), MALLOC_MMAP_THRESHOLD_='65536')
+    said = subprocess.run([sys.executable, str(tmp_path/'peaks.py'), 'clip4clip meanP'], env=env, capture_output=True, text=True, timeout=600)
+    assert said.returncode == 0, said.stderr[-3000:]
+    small, large, twice = map(float, said.stdout.split())
+    assert large < 1.3*small and twice > 1.5*small, said.stdout
+
+
+# -- patches that training leaves out
+
+def test_patch_dropout_is_that_of_open_clip():
+    "In CLIP's tower open_clip's own module; STAN keeps the same places in all frames, and of clips of one frame what open_clip would keep"
+    from open_clip.transformer import PatchDropout
+    m = build_model(make_config(model='clip4clip', task='retrieval', preset='tiny', weights='random', head='meanP', max_frames=4, patch_dropout=.6))
+    drop = m.clip.visual.patch_dropout
+    assert type(drop) is PatchDropout and drop.prob == .6
+    stan = create_model('stan', **TINY).train()
+    stan.set_patch_dropout(.6)
+    x = torch.arange(5*17.).view(5, 17, 1)
+    torch.manual_seed(3); theirs = drop.train()(x)
+    torch.manual_seed(3); keep = stan.places(5, 16, 'cpu')
+    assert torch.equal(theirs[:, 1:, 0], x[:, 1:, 0].gather(1, keep)) and keep.shape == (5, 6)
+    seen, video = [], torch.randn(2, 3, 3, 64, 64)
+    stan.clip.visual.transformer.resblocks[0].register_forward_hook(lambda mod, args, y: seen.append(args[0]))
+    torch.manual_seed(4); keep = stan.eval().places(2, 16, 'cpu')
+    assert keep is None
+    stan.encode_video(video)
+    torch.manual_seed(4); stan.train().encode_video(video)
+    torch.manual_seed(4); keep = stan.places(2, 16, 'cpu')
+    whole, thin = (t.unflatten(0, (2, 3)) for t in seen)
+    for i in range(2): assert torch.equal(thin[i, :, 1:], whole[i, :, 1:][:, keep[i]]) and torch.equal(thin[i, :, 0], whole[i, :, 0])
+
+
+def test_the_branch_gets_the_positions_of_the_patches_it_sees():
+    "Kept in any order the branch says the same: its tokens carry their places"
+    torch.manual_seed(0)
+    m = made('stan').eval().model
+    video, P = torch.randn(2, 3, 3, 64, 64), 16
+    order = torch.stack([torch.randperm(P) for _ in range(2)])
+    want = m.encode_video(video)
+    m.places = lambda *a: order
+    torch.testing.assert_close(m.encode_video(video), want, atol=1e-4, rtol=1e-4)
+    m.places = lambda *a: order[:, :8]
+    assert (m.encode_video(video) - want).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize('model,options', [('clip4clip', dict(head='seqTransf', patch='3d')), ('clip4clip', dict(head='meanP')), ('probe', {}), ('stan', {}), ('mugstan', {}), ('tvts', dict(weights=None))])
+def test_towers_that_can_go_without(model, options):
+    torch.manual_seed(0)
+    m = create_model(model, **{k: v for k, v in {**TINY, **options}.items() if v is not None})
+    b = m.example()
+    with torch.no_grad():
+        want = m.eval().encode_video(b['video'])
+        m.set_patch_dropout(.5)
+        assert torch.equal(m.encode_video(b['video']), want)              # off in evaluation
+        if model != 'probe': assert not torch.equal(m.train().encode_video(b['video']), m.encode_video(b['video']))
+
+
+def test_towers_that_cannot():
+    for model in ('tdsclip', 'videomamba'):
+        with pytest.raises(ValueError, match='patch_dropout: .* needs every patch'): create_model(model, preset='tiny').set_patch_dropout(.5)
+    with pytest.raises(ValueError, match="time='conv'"): create_model('stan', time='conv', **TINY).set_patch_dropout(.5)
+    with pytest.raises(ValueError, match='patch_dropout 1.0: below 1'): config_from('shapes_stan', patch_dropout=1.)
+    with pytest.raises(ValueError, match='keep_features'): config_from('shapes_probe', patch_dropout=.5, keep_features=True, random_frames=False)
+
+
+# -- cost
+
+def test_cost_of_ways():
+    from vidlab.cost import Way, ways_cost, ways_of
+    task = RecognitionTask(create_model('videomamba', preset='tiny', classes=3), classes=list('abc'))
+    t = ways_cost(task, noise_batch(task.model.card, 8, classes=3), ways_of(['accum', 'chunk', 'patch_dropout', 'grad_checkpointing']), 64, 1e-3, device='cpu')
+    assert 'needs every patch' in t.loc['patch_dropout 0.5', 'note'] and 'mean over clips' in t.loc['chunk 2', 'note']
+    assert t.loc['accum 2', 'TFLOP'] == t.loc['grad_checkpointing', 'TFLOP'] == t.loc['as it is', 'TFLOP']
+    assert set(t['fits 0 GiB']) == {'no', ''} and t.loc['as it is', 'MFU %'] > 0
+    with pytest.raises(ValueError, match="did you mean 'chunk'"): ways_of(['chunc'])
