@@ -375,7 +375,22 @@ print(*(peak(*a) for a in ((32, 0), (256, 32), (64, 0))))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize('name', ['clip4clip tightTransf', 'mugstan', 'tvts'])
+def test_what_autograd_keeps_does_not_grow_with_the_batch(name):
+    "Eight times the batch in parts of four keeps what one part keeps, or what the loss alone does"
+    from vidlab.core import most_saved
+    task, engine = dry(made(name)), make_engine(device='cpu')
+    large, small = noise(task, 32, frames=2), noise(task, 4, frames=2)
+    part = most_saved(lambda: task(small)['loss'].backward(), task)
+    whole = most_saved(lambda: task(large)['loss'].backward(), task)
+    rows = {k: v.detach() for k, v in task.features(task.whole(large)).items()}
+    leaves = {k: v.requires_grad_() if v.is_floating_point() else v for k, v in rows.items()}
+    loss = most_saved(lambda: task.compare(leaves)['loss'].backward(), task)
+    got = most_saved(lambda: cached_backward(Pull(task), task, large, 4, engine, lambda x: x), task)
+    assert got < 1.3*max(part, loss) and whole > 5*part
+
+
+@pytest.mark.long
 @pytest.mark.skipif(not os.access('/proc/self/clear_refs', os.W_OK), reason='the high-water mark of memory cannot be reset here')
 def test_memory_does_not_grow_with_the_batch(tmp_path):
     "A batch of 256 in parts of 32 takes at most 1.3 times what one of 32 takes; every tensor is a mapping of its own, so that holes in the heap do not count"

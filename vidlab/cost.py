@@ -299,38 +299,46 @@ def ways_of(words:list, # 'grad_checkpointing' | 'accum' | 'chunk' | 'patch_drop
     return [Way()] + [Way(f'{w} {v}' if v is not True else w, **{w: v}) for w in words for v in known[w].values()]
 
 # %% ../nbs/43_cost.ipynb #6666c516
-def _measured(way, trial, batch, half): # ms, peak MiB of both
-    way.step(trial, half)
-    peaks = [_peak(lambda: way.step(trial, b), trial.dev) for b in (batch, half)]
-    return (float('nan') if peaks[0] is None else _clock(lambda: way.step(trial, batch), trial.dev)), *(float('nan') if p is None else p for p in peaks)
+def _always(trial): # bytes that a run holds between its steps: weights, and AdamW's two numbers for each that trains
+    return sum(t.numel()*t.element_size() for t in (*trial.task.parameters(), *trial.task.buffers())) + sum(2*4*p.numel() for p in trial.params)
 
-def _always(task, trial): # bytes that a run holds between its steps: weights, and AdamW's two numbers for each that trains
-    return sum(t.numel()*t.element_size() for t in (*task.parameters(), *task.buffers())) + sum(2*4*p.numel() for p in trial.params)
+def _looked_at(way, trial): # TFLOP of the batch, peak MiB of it and of its first half
+    n = len(trial.batch['sid'])
+    half = clips_of(trial.batch, 0, n//2)
+    with way.on(trial.task):
+        with trial.engine.autocast(): two,four = (step_flops(trial.task, clips_of(trial.batch, 0, k)) for k in (2, 4))
+        big,small = (_peak(lambda: way.step(trial, b), trial.dev) for b in (trial.batch, half))
+    return dict(work=flops_of(two, four, n)/1e12, big=float('nan') if big is None else big, small=float('nan') if small is None else small)
+
+def _timed(way, trial):
+    with way.on(trial.task): return _clock(lambda: way.step(trial, trial.batch), trial.dev)
+
+# %% ../nbs/43_cost.ipynb #1cdfaccf
+def _way_row(found, ms, always, n, clips, space, peak, note): # of the table
+    big,small = found['big'],found['small']
+    need = (always/2**20 + max(big, big + (clips - n)*(big - small)/(n - n//2)))/2**10
+    return {'step ms': ms, 'TFLOP': found['work'], 'MFU %': 100*found['work']*1e12/(1e-3*ms*peak), 'peak MiB': big, f'GiB with {clips} clips': need,
+            f'fits {space:.0f} GiB': 'yes' if need <= space else 'no', 'note': note}
 
 def ways_cost(task, # vidlab.tasks.Task
               batch:dict, # clips: at least four for each part
               ways:list, # from `ways_of`
               clips:int, # of a batch of the run, on one device
               room_gib:float=None, # to fit into; None: this device
-              precision:str='fp32', device:str='auto', rounds:int=1) -> pd.DataFrame:
+              precision:str='fp32', device:str='auto',
+              rounds:int=3 # measurements of each, in turns
+             ) -> pd.DataFrame:
     "A step in several ways: time, FLOPs and their share of the machine's, memory, and whether the run's own batch will fit"
     engine = make_engine(precision, device)
-    trial,rows,n = Trial(task, batch, engine),{},len(batch['sid'])
-    trial.pull,half = Pull(task) if task.in_parts() else None,clips_of(trial.batch, 0, n//2)
-    peak,space = matmul_peak(precision, device),(room_gib or room(engine.device)/2**30)
+    trial,found,refused,n = Trial(task, batch, engine),{},{},len(batch['sid'])
+    trial.pull = Pull(task) if task.in_parts() else None
     for way in ways:
-        try:
-            with way.on(task):
-                with engine.autocast(): flops = [step_flops(task, clips_of(trial.batch, 0, k)) for k in (2, 4)]
-                found = [_measured(way, trial, trial.batch, half) for _ in range(rounds)]
-        except ValueError as e:
-            rows[way.name] = dict(note=str(e).split(': ', 1)[-1])
-            continue
-        ms,big,small = (statistics.median(x) for x in zip(*found))
-        need = (_always(task, trial)/2**20 + max(big, big + (clips - n)*(big - small)/(n - n//2)))/2**10
-        work = flops_of(*flops, n)/1e12
-        rows[way.name] = {'step ms': ms, 'TFLOP': work, 'MFU %': 100*work*1e12/(1e-3*ms*peak), 'peak MiB': big, f'GiB with {clips} clips': need,
-                          f'fits {space:.0f} GiB': 'yes' if need <= space else 'no', 'note': 'fewer negatives' if way.accum > 1 and task.in_parts() else ''}
-    table = pd.DataFrame(rows).T
+        try: found[way.name] = _looked_at(way, trial)
+        except ValueError as e: refused[way.name] = dict(note=str(e).split(': ', 1)[-1])
+    times = [{w.name: _timed(w, trial) for w in ways if found.get(w.name, {}).get('big', float('nan')) > 0} for _ in range(rounds)]
+    peak,space,always = matmul_peak(precision, device),room_gib or room(engine.device)/2**30,_always(trial)
+    of = lambda w: _way_row(found[w.name], statistics.median(t.get(w.name, float('nan')) for t in times), always, n, clips, space, peak,
+                            'fewer negatives' if w.accum > 1 and task.in_parts() else '')
+    table = pd.DataFrame({w.name: refused.get(w.name) or of(w) for w in ways}).T
     for k in ('step ms', 'peak MiB'): table.insert(list(table).index(k) + 1, k.split()[0] + ' ratio', table[k]/table[k].iloc[0])
     return table.fillna('')
