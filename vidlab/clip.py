@@ -188,7 +188,7 @@ def set_patch_dropout(self:CLIPBackbone, rate:float # share of the patches left 
                      ):
     "Leave patches out in training (FLIP)"
     if not 0 <= rate < 1: raise ValueError(f'patch_dropout {rate}: a share from 0 to below 1')
-    self.visual.patch_dropout = PatchDropout(rate) if rate else nn.Identity()
+    self.visual.patch_dropout = (PatchDropout(rate) if rate else nn.Identity()).train(self.visual.training)
 
 # %% ../nbs/20_clip.ipynb #f66ba61e
 @contextmanager
