@@ -305,8 +305,9 @@ def _always(trial): # bytes that a run holds between its steps: weights, and Ada
 def _looked_at(way, trial): # TFLOP of the batch, peak MiB of it and of its first half
     n = len(trial.batch['sid'])
     half = clips_of(trial.batch, 0, n//2)
+    with Way(patch_dropout=way.patch_dropout).on(trial.task), trial.engine.autocast():      # nothing is recomputed in this count
+        two,four = (step_flops(trial.task, clips_of(trial.batch, 0, k)) for k in (2, 4))
     with way.on(trial.task):
-        with trial.engine.autocast(): two,four = (step_flops(trial.task, clips_of(trial.batch, 0, k)) for k in (2, 4))
         big,small = (_peak(lambda: way.step(trial, b), trial.dev) for b in (trial.batch, half))
     return dict(work=flops_of(two, four, n)/1e12, big=float('nan') if big is None else big, small=float('nan') if small is None else small)
 
