@@ -352,6 +352,7 @@ def build_model(cfg:RunConfig, exact:bool=False, # evaluation: `start` must be o
     if cfg.start: print(model.load_weights(weights_path(cfg.start), exact=exact))
     if cfg.half_weights: model.half_weights()
     if cfg.grad_checkpointing: model.set_grad_checkpointing()
+    if cfg.patch_dropout: model.set_patch_dropout(cfg.patch_dropout)
     if cfg.compile: model.compile()
     return model
 
@@ -447,7 +448,7 @@ def build_learner(cfg:RunConfig, folder:RunFolder, engine) -> Learner: # its `la
                     cfg.ema, partial(evaluate_with, loaders=val, every=cfg.eval_every) if val else None, cfg.save_every, watching,
                     card=dict(config=dataclasses.asdict(cfg), model=card, classes=getattr(task, 'classes', None)),
                     keep_every=cfg.keep_every, ema_cpu=cfg.ema_cpu, eval_first=cfg.eval_first, parallel=cfg.parallel, async_save=cfg.async_save,
-                    keep_last=cfg.keep_last)
+                    keep_last=cfg.keep_last, chunk=cfg.chunk)
     learn.later = {f'{w} split {s!r}': loaders for w,s,loaders in (('val', cfg.val_split, val), ('test', cfg.test_split, test)) if loaders}
     return learn
 

@@ -19,6 +19,7 @@ from .core import CLIP_MEAN, CLIP_STD, cache_dir, file_hash, progress, unknown
 from .ckpt import read_weights, load_into, rename, WeightsError
 from .layers import PatchConv, TemporalPatch, use_attend
 from open_clip.model import CLIP, CLIPVisionCfg, CLIPTextCfg
+from open_clip.transformer import PatchDropout
 
 # %% ../nbs/20_clip.ipynb #82218043
 @dataclass
@@ -180,6 +181,14 @@ def encode_text(self:CLIPBackbone, ids, # (N,L) int64
     x = self.ln_final(x)
     f = x[torch.arange(x.shape[0], device=x.device), ids.argmax(-1)] @ self.text_projection.to(x.dtype)
     return (f, x) if tokens else f
+
+# %% ../nbs/20_clip.ipynb #8997d40f
+@patch
+def set_patch_dropout(self:CLIPBackbone, rate:float # share of the patches left out; 0: none
+                     ):
+    "Leave patches out in training (FLIP)"
+    if not 0 <= rate < 1: raise ValueError(f'patch_dropout {rate}: a share from 0 to below 1')
+    self.visual.patch_dropout = (PatchDropout(rate) if rate else nn.Identity()).train(self.visual.training)
 
 # %% ../nbs/20_clip.ipynb #f66ba61e
 @contextmanager

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from .core import atomic_write, nearest, pages_dir, read_json, tilde, unknown
-from .registry import KINDS, names, options, owners, reserve
+from .registry import KINDS, lookup, names, options, owners, reserve
 
 # %% ../nbs/46_config.ipynb #b4e47587
 @dataclass
@@ -100,6 +100,7 @@ class OptimFields:
     batch_size:int = 128        # clips of the joined batch of all processes, for one forward
     eval_batch_size:int = 32    # the same in evaluation
     accum:int = 1               # batches per optimiser step
+    chunk:int = 0               # clips of each process in one forward pass, where the loss compares the clips of a batch: gradients are those of the whole batch (GradCache), for a second forward pass and the memory of so many clips; 0 the whole batch
     optimizer:str = 'adamw'     # 'adamw' | 'bertadam' (no bias correction, clips each parameter) | 'hf_adamw' (TVTS) | 'sgd' | 'timm:' and a name that timm knows
     groups:str = 'standard'     # weight decay and learning-rate groups: 'standard' | 'clip4clip' | 'stan' | 'ends' (VideoMamba) | 'tdsclip' (coef_lr is its clip_ratio, of the whole visual part; batch norms of the side network learn at lr/accum), all four as published | 'all' decays
     lr:float = 1e-5             # peak learning rate of what is new
@@ -124,6 +125,7 @@ class OptimFields:
     precision:str = 'fp32'      # 'fp32' | 'bf16' | 'fp16'
     half_weights:bool = False   # store CLIP's matrices in fp16 without a master copy, as the published code does
     grad_checkpointing:bool = False # trade time for memory
+    patch_dropout:float = 0.    # share of the patches of each frame that is left out at random in training (FLIP), for towers that can go without
     compile:bool = False        # torch.compile the model
     parallel:str = 'ddp'        # several processes: 'ddp', each holds the whole model | 'fsdp', each a part of it (torch's FSDP2, see `vidlab.sharded`)
     device:str = 'auto'         # 'auto' | 'cpu' | 'cuda'
@@ -166,7 +168,7 @@ CHOICES = dict(
     precision=('fp32', 'bf16', 'fp16'), device=('auto', 'cpu', 'cuda'), parallel=('ddp', 'fsdp'))
 LEAST = dict(
     few_shot=0, cut_windows=0, window_stride=0, pieces=0, min_chars=0, window=1, max_frames=1, eval_frames=0, rate=0, max_words=1, eval_words=0,
-    repeats=1, short_side=0, eval_clips=1, val_clips=1, workers=0, timeout=0, hang=0, bad_limit=0, epochs=0, batch_size=1, eval_batch_size=1, accum=1, lr=0,
+    repeats=1, short_side=0, eval_clips=1, val_clips=1, workers=0, timeout=0, hang=0, bad_limit=0, epochs=0, batch_size=1, eval_batch_size=1, accum=1, chunk=0, patch_dropout=0, lr=0,
     lr_batch=0, fall_every=0, coef_lr=0, weight_decay=0, eps=0, lr_every=1, warmup=0, warmup_start=0, min_factor=0, cache_frames=0, clip_grad=0, ema=0, log_every=1, eval_every=1,
     save_every=0, keep_every=0, keep_last=0)
 MOST = dict(bad_limit=1, layer_decay=1, ema=1, warmup=1, warmup_start=1, min_factor=1)
@@ -200,6 +202,7 @@ def check_value(name:str, # field
     if most is not None and not v <= most: raise ValueError(f'{name} {v!r}: at most {most}')
     if name == 'betas' and not (len(v) == 2 and all(0 <= b < 1 for b in v)): raise ValueError(f'betas {v!r}: two numbers from 0 to below 1')
     if isinstance(v, float) and not math.isfinite(v): raise ValueError(f'{name} {v!r}: a number that is finite')
+    if name == 'patch_dropout' and not v < 1: raise ValueError(f'patch_dropout {v!r}: below 1, something must be seen')
     if name == 'layer_decay' and not v > 0: raise ValueError(f'layer_decay {v!r}: above 0')
     if name == 'milestones' and not all(isinstance(m, (int, float)) and 0 < m < 1 for m in v): raise ValueError(f'milestones {v!r}: shares of the run, between 0 and 1')
     if name == 'wave' and not (len(v) == 3 and all(isinstance(o, (int, float)) for o in v)): raise ValueError(f'wave {v!r}: three shares of the run')
@@ -270,9 +273,16 @@ def _same_each_epoch(cfg):
     if cfg.train_frame_order == 2: wrong.append('train_frame_order=0')
     if wrong: raise ValueError(f'keep_features: clips have to be the same in every epoch: set {", ".join(wrong)}')
 
+def _in_chunks(cfg):
+    "An error for a `chunk` that cuts nothing, or cuts a loss that compares nothing"
+    if not lookup('task', cfg.task).in_parts():
+        raise ValueError(f'chunk {cfg.chunk}: task {cfg.task!r} compares no clip of a batch with another: set a smaller batch_size and accum, which have the same gradient at less cost')
+    if cfg.chunk >= cfg.batch_size*cfg.repeats:
+        raise ValueError(f'chunk {cfg.chunk}: a batch has {cfg.batch_size*cfg.repeats} clips; set it below that, or to 0')
+
 def _in_parts(cfg):
     "An error for what a model in parts cannot do"
-    cannot = {'ema=0': cfg.ema, 'half_weights=False': cfg.half_weights, 'compile=False': cfg.compile, "start_state=''": cfg.start_state,
+    cannot = {'ema=0': cfg.ema, 'chunk=0': cfg.chunk, 'half_weights=False': cfg.half_weights, 'compile=False': cfg.compile, "start_state=''": cfg.start_state,
               'precision=bf16 or fp32': cfg.precision == 'fp16', 'optimizer=adamw': cfg.optimizer not in ('adamw', 'sgd')}
     wrong = [w for w,bad in cannot.items() if bad]
     if wrong: raise ValueError(f"parallel 'fsdp': set {', '.join(wrong)}, or parallel=ddp: what these do is made for a model in one piece")
@@ -295,6 +305,8 @@ def make_config(**keys # fields of `RunConfig` and options of its model, task an
         raise ValueError(f"schedule 'multistep' with milestones {cfg.milestones} and fall_every {cfg.fall_every}: give one of them, shares of the run or epochs")
     if cfg.keep_features: _same_each_epoch(cfg)
     if cfg.parallel == 'fsdp': _in_parts(cfg)
+    if cfg.keep_features and cfg.patch_dropout: raise ValueError('keep_features: no patch is seen any more that patch_dropout could leave out; set one of them')
+    if cfg.chunk: _in_chunks(cfg)
     for i in range(len(cfg.more)): further_set(cfg, i)
     return cfg
 

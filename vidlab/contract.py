@@ -248,6 +248,14 @@ def set_grad_checkpointing(self:VideoModel, enable:bool=True):
     for m in parts: m.grad_checkpointing = enable
 
 @patch
+def set_patch_dropout(self:VideoModel, rate:float # share left out, in training
+                     ):
+    "See a random part of the patches of each frame: less time and memory"
+    if not (self.framewise and (clips := _seeing(self))):
+        raise ValueError(f'patch_dropout: {type(self).__name__} needs every patch of its frames (it is no CLIP tower on each frame alone): set it to 0')
+    for c in clips.values(): c.set_patch_dropout(rate)
+
+@patch
 def half_weights(self:VideoModel):
     "Store CLIP's matrices in fp16 without a master copy, as published"
     if not (clips := _seeing(self)):

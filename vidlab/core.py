@@ -7,7 +7,7 @@ __all__ = ['CLIP_MEAN', 'CLIP_STD', 'IMAGENET_MEAN', 'IMAGENET_STD', 'PACKAGES',
            'seed_everything', 'project_root', 'pages_dir', 'cache_dir', 'keep_cached', 'outputs_dir', 'tilde',
            'find_path', 'atomic_write', 'write_json', 'read_json', 'append_jsonl', 'read_jsonl', 'file_hash',
            'text_hash', 'say', 'leave_signs', 'tick', 'signs', 'progress', 'git_commit', 'env_record', 'peak_memory',
-           'saved_bytes', 'RunFolder']
+           'saved_bytes', 'most_saved', 'RunFolder']
 
 # %% ../nbs/00_core.ipynb #3be0f88b
 import contextlib, dataclasses, difflib, hashlib, importlib, importlib.metadata, json, math, os
@@ -467,6 +467,30 @@ def saved_bytes(f, # () -> tensor: the forward pass
         out = f()    # `out` keeps them alive, so that no address is used twice
     del out
     return sum(kept.values())
+
+# %% ../nbs/00_core.ipynb #b2e1eb31
+class _Kept:
+    "A tensor that counts as long as it is kept"
+    def __init__(self, t, now, s): self.t,self.now,self.s = t,now,s
+    def __del__(self):
+        self.now[self.s] -= 1
+        if not self.now[self.s]: del self.now[self.s]
+
+def most_saved(f, # () -> anything: forward and backward passes
+               model # its parameters and buffers are not counted
+              ) -> int:
+    "Most bytes that autograd keeps at a time while `f` runs"
+    import torch
+    own,now,most = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())},{},0
+    def pack(t):
+        nonlocal most
+        s = (t.untyped_storage()._cdata, t.untyped_storage().nbytes())
+        if s[0] in own: return t
+        now[s] = now.get(s, 0) + 1
+        most = max(most, sum(n for _,n in now))
+        return _Kept(t, now, s)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t.t if isinstance(t, _Kept) else t): f()
+    return most
 
 # %% ../nbs/00_core.ipynb #063fea81
 class _Records:

@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['noise_words', 'noise_batch', 'peak_above', 'on_meta', 'multiply_adds', 'kept_bytes', 'pass_cost', 'Trial',
-           'step_cost']
+           'step_cost', 'matmul_peak', 'room', 'step_flops', 'flops_of', 'Way', 'ways_of', 'ways_cost']
 
 # %% ../nbs/43_cost.ipynb #d0968b98
 import ctypes, gc, statistics, time
 from collections import Counter
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 import pandas as pd
 import torch
 from fastcore.basics import patch
 from torch import nn
-from .core import saved_bytes
+from .core import saved_bytes, unknown
+from .gradcache import Pull, cached_backward, check_task, clips_of, cut
 from .learner import make_engine, to_device
 
 # %% ../nbs/43_cost.ipynb #a9c31247
@@ -217,3 +219,127 @@ def step_cost(tasks:dict, # name -> vidlab.tasks.Task; the first is what the oth
     table = pd.DataFrame(rows).T
     for k in ('forward ms', 'step ms', 'kept MiB', 'peak MiB'): table[k.rsplit(' ', 1)[0] + ' ratio'] = table[k]/table[k].iloc[0]
     return table
+
+# %% ../nbs/43_cost.ipynb #9560f592
+def matmul_peak(precision:str='fp32', device:str='auto', rounds:int=5 # of each size
+               ) -> float: # FLOP/s
+    "What this machine reaches in a product of square matrices: the best of several sizes"
+    dev,dtype = make_engine(precision, device).device,dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)[precision]
+    found = []
+    for n in (4096, 8192) if dev.type == 'cuda' else (512, 1024):
+        x = torch.randn(n, n, device=dev).to(dtype)
+        found += [2*n**3/(1e-3*_clock(lambda: x @ x, dev)) for _ in range(rounds)]
+    return max(found)
+
+def room(device) -> int: # bytes
+    "Memory of a device, or of this machine as far as its control group allows"
+    if device.type == 'cuda': return torch.cuda.get_device_properties(device).total_memory
+    import psutil
+    said = [psutil.virtual_memory().total]
+    for p in ('/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory/memory.limit_in_bytes'):
+        try: said.append(int(Path(p).read_text()))
+        except (OSError, ValueError): pass                      # no limit is a word
+    return min(said)
+
+# %% ../nbs/43_cost.ipynb #21e1ef17
+def step_flops(task, batch:dict # as the loader gives it
+              ) -> float:
+    "Arithmetic of a forward and a backward pass, recomputing nothing"
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+    task.zero_grad()
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, _said(task) as own: task(batch)['loss'].backward()
+    task.zero_grad()
+    return counter.get_total_flops() + 3*2*sum(own.values())    # what a module says of itself is its forward pass
+
+def flops_of(two:float, four:float, # of steps of so many clips
+             n:int) -> float:
+    "FLOPs of a step of n clips"
+    b = (four - 2*two)/8
+    return (two/2 - 2*b)*n + b*n*n
+
+# %% ../nbs/43_cost.ipynb #b4208a11
+@dataclass
+class Way:
+    "How a step is taken"
+    name:str = 'as it is'
+    grad_checkpointing:bool = False # recompute blocks
+    accum:int = 1               # parts that contrast their own clips alone
+    chunk:int = 1               # parts whose features are joined, see `vidlab.gradcache`
+    patch_dropout:float = 0.    # share of the patches left out
+
+    @contextmanager
+    def on(self, task):
+        "The task is switched while the block lasts"
+        if self.grad_checkpointing: task.model.set_grad_checkpointing(True)
+        if self.patch_dropout: task.model.set_patch_dropout(self.patch_dropout)
+        if self.chunk > 1: check_task(task)
+        try: yield
+        finally:
+            if self.grad_checkpointing: task.model.set_grad_checkpointing(False)
+            if self.patch_dropout: task.model.set_patch_dropout(0.)
+
+    def step(self, trial, batch):
+        "Gradients and an optimiser step"
+        trial.opt.zero_grad(set_to_none=True)
+        n = len(batch['sid'])
+        if self.chunk > 1: cached_backward(trial.pull, trial.task, batch, -(-n//self.chunk), trial.engine, lambda b: b)
+        else:
+            for part in cut(batch, -(-n//self.accum)):
+                with trial.engine.autocast(): loss = trial.task(part)['loss']
+                (loss/self.accum).backward()
+        trial.opt.step()
+
+def ways_of(words:list, # 'grad_checkpointing' | 'accum' | 'chunk' | 'patch_dropout'
+            parts:int=2, share:float=.5) -> list:
+    "As it is, and each of them"
+    known = dict(grad_checkpointing=dict(grad_checkpointing=True), accum=dict(accum=parts), chunk=dict(chunk=parts), patch_dropout=dict(patch_dropout=share))
+    for w in words:
+        if w not in known: raise unknown('way', w, known)
+    return [Way()] + [Way(f'{w} {v}' if v is not True else w, **{w: v}) for w in words for v in known[w].values()]
+
+# %% ../nbs/43_cost.ipynb #6666c516
+def _always(trial): # bytes that a run holds between its steps: weights, and AdamW's two numbers for each that trains
+    return sum(t.numel()*t.element_size() for t in (*trial.task.parameters(), *trial.task.buffers())) + sum(2*4*p.numel() for p in trial.params)
+
+def _looked_at(way, trial): # TFLOP of the batch, peak MiB of it and of its first half
+    n = len(trial.batch['sid'])
+    half = clips_of(trial.batch, 0, n//2)
+    with Way(patch_dropout=way.patch_dropout).on(trial.task), trial.engine.autocast():      # nothing is recomputed in this count
+        two,four = (step_flops(trial.task, clips_of(trial.batch, 0, k)) for k in (2, 4))
+    with way.on(trial.task):
+        big,small = (_peak(lambda: way.step(trial, b), trial.dev) for b in (trial.batch, half))
+    return dict(work=flops_of(two, four, n)/1e12, big=float('nan') if big is None else big, small=float('nan') if small is None else small)
+
+def _timed(way, trial):
+    with way.on(trial.task): return _clock(lambda: way.step(trial, trial.batch), trial.dev)
+
+# %% ../nbs/43_cost.ipynb #1cdfaccf
+def _way_row(found, ms, always, n, clips, space, peak, note): # of the table
+    big,small = found['big'],found['small']
+    need = (always/2**20 + max(big, big + (clips - n)*(big - small)/(n - n//2)))/2**10
+    return {'step ms': ms, 'TFLOP': found['work'], 'MFU %': 100*found['work']*1e12/(1e-3*ms*peak), 'peak MiB': big, f'GiB with {clips} clips': need,
+            f'fits {space:.0f} GiB': 'yes' if need <= space else 'no', 'note': note}
+
+def ways_cost(task, # vidlab.tasks.Task
+              batch:dict, # clips: at least four for each part
+              ways:list, # from `ways_of`
+              clips:int, # of a batch of the run, on one device
+              room_gib:float=None, # to fit into; None: this device
+              precision:str='fp32', device:str='auto',
+              rounds:int=3 # measurements of each, in turns
+             ) -> pd.DataFrame:
+    "A step in several ways: time, FLOPs and their share of the machine's, memory, and whether the run's own batch will fit"
+    engine = make_engine(precision, device)
+    trial,found,refused,n = Trial(task, batch, engine),{},{},len(batch['sid'])
+    trial.pull = Pull(task) if task.in_parts() else None
+    for way in ways:
+        try: found[way.name] = _looked_at(way, trial)
+        except ValueError as e: refused[way.name] = dict(note=str(e).split(': ', 1)[-1])
+    times = [{w.name: _timed(w, trial) for w in ways if found.get(w.name, {}).get('big', float('nan')) > 0} for _ in range(rounds)]
+    peak,space,always = matmul_peak(precision, device),room_gib or room(engine.device)/2**30,_always(trial)
+    of = lambda w: _way_row(found[w.name], statistics.median(t.get(w.name, float('nan')) for t in times), always, n, clips, space, peak,
+                            'fewer negatives' if w.accum > 1 and task.in_parts() else '')
+    table = pd.DataFrame({w.name: refused.get(w.name) or of(w) for w in ways}).T
+    for k in ('step ms', 'peak MiB'): table.insert(list(table).index(k) + 1, k.split()[0] + ' ratio', table[k]/table[k].iloc[0])
+    return table.fillna('')

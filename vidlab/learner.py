@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from .ckpt import close_checkpoint, find_checkpoint, load_checkpoint, open_checkpoint, save_checkpoint, tidy_checkpoints
 from .core import RunFolder, say, tick, tilde, unknown, write_json
+from .gradcache import Pull, cached_backward
 from .sharded import (clip_norm, load_parts, plain_of, put_optimizer, put_state, read_parts, shard, tensors_of, whole_checkpoint,
                             whole_state)
 
@@ -149,7 +150,8 @@ class Learner:
                  eval_first:bool=False, # also evaluate before the first step
                  parallel:str='ddp', # of several processes: 'ddp' each holds the model | 'fsdp' each a part of it, see `vidlab.sharded`
                  async_save:bool=False, # checkpoints are written while training goes on
-                 keep_last:int=0 # of those that stay the newest so many; 0: all
+                 keep_last:int=0, # of those that stay the newest so many; 0: all
+                 chunk:int=0 # clips of this process in one forward pass, see `vidlab.gradcache`; 0: the whole batch
                 ):
         self.engine = engine or make_engine()
         self.folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
@@ -161,9 +163,9 @@ class Learner:
         self.async_save, self.keep_last, self.writing, self.copies, self.copied = async_save, keep_last, None, None, threading.Event()
         self.copied.set()
         self.parts = parallel == 'fsdp' and self.engine.num_processes > 1
-        task = task.to(self.engine.device)
+        self.chunk, task = chunk, task.to(self.engine.device)
         if self.parts: shard(task, opt)
-        self.task, self.opt = (task, self.engine.prepare(opt)) if self.parts else self.engine.prepare(task, opt)
+        self.task, self.opt = (task, self.engine.prepare(opt)) if self.parts else self.engine.prepare(Pull(task, self.engine) if chunk else task, opt)
         self.epoch = self.batch = self.step = 0    # where the run stands: epoch, batch within it, optimiser steps
         self.best, self.metrics, self.skipped, self.measured = None, {}, 0, True
         self.ema = _averaged(task.model, ema, ema_cpu) if ema else None
@@ -185,6 +187,23 @@ def call(self:Learner, event:str # name of the callback method
     for cb in self.cbs:
         if f := getattr(cb, event, None): f(self)
 
+# %% ../nbs/40_learner.ipynb #d6c0a4c0
+@patch
+def at_once(self:Learner, batch:dict, of:int, # so many batches of a step
+            last:bool # the last of them: processes synchronise
+           ) -> dict: # what the task says
+    "Gradients of a batch"
+    with nullcontext() if last else self.engine.no_sync(self.task):
+        with self.engine.autocast(): out = self.task(to_device(batch, self.engine.device))
+        tick('forward')
+        self.engine.backward(out['loss']/of)
+    return out
+
+@patch
+def in_parts(self:Learner, batch:dict, of:int, last:bool) -> dict: # as `at_once`
+    "The same gradients, with no more than `chunk` clips at a time"
+    return cached_backward(self.task, self.raw_task, batch, self.chunk, self.engine, lambda part: to_device(part, self.engine.device), of, last)
+
 # %% ../nbs/40_learner.ipynb #14b19f8b
 @patch
 def one_step(self:Learner, batches:list # `accum` batches, fewer at the end of an epoch
@@ -197,10 +216,7 @@ def one_step(self:Learner, batches:list # `accum` batches, fewer at the end of a
     self.opt.zero_grad(set_to_none=True)
     outs = []
     for i, batch in enumerate(batches):
-        with nullcontext() if i == len(batches)-1 else self.engine.no_sync(self.task):
-            with self.engine.autocast(): out = self.task(to_device(batch, self.engine.device))
-            tick('forward')
-            self.engine.backward(out['loss'] / len(batches))
+        out = (self.in_parts if self.chunk else self.at_once)(batch, len(batches), i == len(batches)-1)
         outs.append({k: v.detach() for k, v in out.items() if isinstance(v, torch.Tensor) and v.ndim == 0})
     params = [p for g in self.opt.param_groups for p in g['params'] if p.grad is not None]
     norm = clip_norm(self.engine, params, self.clip_grad or math.inf)

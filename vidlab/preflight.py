@@ -13,6 +13,7 @@ from itertools import islice
 import torch
 from .core import progress, say, tilde
 from .evaluate import evaluate
+from .gradcache import cached_features, check_clips, clips_of, cut
 from .learner import Learner, rng_state, set_rng_state, to_device
 
 # %% ../nbs/49_preflight.ipynb #52b30ccb
@@ -61,9 +62,17 @@ def unchanged(task # vidlab.tasks.Task
 def loaders_of(train) -> list: # of the training sets
     return list(getattr(train, 'loaders', {'': train}).values())
 
+def _loss(learn, batch): # of a batch, as a step has it
+    put = lambda b: to_device(b, learn.engine.device)
+    if not learn.chunk:
+        with learn.engine.autocast(): return learn.raw_task(put(batch))['loss']
+    with learn.engine.autocast(): check_clips(learn.raw_task, put(clips_of(batch, 0, 2)))
+    features,_ = cached_features(learn.raw_task, cut(learn.raw_task.whole(batch), learn.chunk), learn.engine, put)
+    with torch.no_grad(), learn.engine.autocast(): return learn.raw_task.compare(features)['loss']
+
 def _forward(learn, batch) -> float: # seconds
     t = time.perf_counter()
-    with learn.engine.autocast(): float(learn.raw_task(to_device(batch, learn.engine.device))['loss'].detach())
+    float(_loss(learn, batch).detach())
     return time.perf_counter() - t
 
 def try_training(learn:Learner) -> float: # seconds that a clip takes forward
@@ -109,7 +118,7 @@ def estimate(learn:Learner, read:float, forward:float # seconds of a clip: in on
     def clips(n, each, workers): return n*max(read/max(1, min(workers, os.cpu_count() or 1)), each) if workers else n*(read + each)
     of_epoch = len(learn.train)/sum(map(len, train))*sum(len(dl)*dl.order.batch_size for dl in train)/world
     left = learn.epochs - learn.epoch - learn.batch/max(1, len(learn.train))
-    total = left*clips(of_epoch, 3*forward, train[0].workers)
+    total = left*clips(of_epoch, (4 if learn.chunk else 3)*forward, train[0].workers)
     for what,loaders in learn.later.items():
         times = 1 if what.startswith('test') else math.ceil(left/learn.evaluate.keywords['every'])
         total += times*sum(clips(len(dl.ds)/world, forward, dl.workers) for dl in loaders.values() if dl.ds.unit != 'text')

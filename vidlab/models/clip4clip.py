@@ -148,6 +148,11 @@ def unused_parameters(self:CLIP4Clip) -> set:
 def framewise(self:CLIP4Clip) -> bool: return self.patch == '2d'
 
 @patch
+def set_patch_dropout(self:CLIP4Clip, rate:float): # also with a temporal patch, which looks at neighbours before anything is left out
+    "See a random part of the patches of each frame"
+    self.clip.set_patch_dropout(rate)
+
+@patch
 def frame_features(self:CLIP4Clip, video): # (B,T,3,S,S) normalised, padding zero -> (B,T,D) float32
     B,T = video.shape[:2]
     return self.clip.encode_image(video.flatten(0,1), frames=T).float().unflatten(0, (B,T))

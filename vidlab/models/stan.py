@@ -130,20 +130,22 @@ class StanBranch(nn.Module):
 
     def forward(self, taps:list, # K tensors (B,T,1+P,D)
                 cls, pos, # CLIP's class embedding (D) and positions (1+P,D)
-                mask=None # (B,T); None: all frames are there
+                mask=None, # (B,T); None: all frames are there
+                keep=None # (B,n) places of the patches that are there; None: all
                ) -> torch.Tensor: # (B,D)
         for j,h in enumerate(taps):
-            z = self.start(h, cls, pos, mask) if j == 0 else self.merge(z, h, mask)
+            z = self.start(h, cls, pos, mask, keep) if j == 0 else self.merge(z, h, mask)
             redo = self.grad_checkpointing and self.training and torch.is_grad_enabled()
             z = recompute(self.layer, j, *z, mask, use_reentrant=False) if redo else self.layer(j, *z, mask)
         return z[0]
 
 # %% ../../nbs/models/31_stan.ipynb #88121a47
 @patch
-def start(self:StanBranch, h, cls, pos, mask): # (B,T,1+P,D), CLIP's class embedding (D) and positions (1+P,D) -> (B,D), (B,T,P,D)
+def start(self:StanBranch, h, cls, pos, mask, keep=None): # (B,T,1+P,D), CLIP's class embedding (D) and positions (1+P,D) -> (B,D), (B,T,P,D)
     "The state that the first tapped block gives"
     time = self.time_embed.weight[:h.shape[1]]
-    return (frame_mean(h[:,:,0], mask) + cls + pos[0])/2, h[:,:,1:] + pos[1:] + time[:,None]
+    place = pos[1:] if keep is None else pos[1:][keep][:,None]
+    return (frame_mean(h[:,:,0], mask) + cls + pos[0])/2, h[:,:,1:] + place + time[:,None]
 
 # %% ../../nbs/models/31_stan.ipynb #8723ed4e
 @patch
@@ -210,7 +212,7 @@ class STAN(VideoModel):
         super().__init__()
         c = clip.card
         _check(c, head, depth, blocks, tau, positions, max_words, max_frames)
-        self.clip,self.head,self.tau = clip,head,tau
+        self.clip,self.head,self.tau,self.patch_dropout = clip,head,tau,0.
         self.blocks = tuple(range(c.vision_layers - depth,
                                   c.vision_layers)) if blocks is None else tuple(int(b) for b in blocks)
         ratio = clip.visual.transformer.resblocks[0].mlp.c_fc.out_features/c.vision_width
@@ -233,16 +235,33 @@ class STAN(VideoModel):
         return dict(text=self.encode_text(t, words), text_mask=words, video=self.encode_video(v, mask),
                     video_mask=mask, logit_scale=self.scale())
 
+# %% ../../nbs/models/31_stan.ipynb #3cad78f6
+@patch
+def set_patch_dropout(self:STAN, rate:float # share left out, in training
+                     ):
+    "See the same random part of the patches in all frames of a clip"
+    if not 0 <= rate < 1: raise ValueError(f'patch_dropout {rate}: a share from 0 to below 1')
+    if rate and self.blocks and self.card.time != 'attention':
+        raise ValueError(f'patch_dropout: the convolutions of time={self.card.time!r} need the whole grid of patches; set it to 0, or time to attention')
+    self.patch_dropout = rate
+
+@patch
+def places(self:STAN, clips:int, patches:int, device) -> torch.Tensor: # (clips,n) int64; None: all
+    "The patches that every frame of a clip keeps"
+    if not (self.training and self.patch_dropout): return None
+    return torch.randn(clips, patches).topk(max(1, int(patches*(1 - self.patch_dropout)))).indices.to(device)
+
 # %% ../../nbs/models/31_stan.ipynb #d6833b7f
 @patch
-def tapped(self:STAN, x, T): # (B*T,3,S,S) -> last tokens (B*T,1+P,D), list of tapped tokens (B,T,1+P,D)
+def tapped(self:STAN, x, T): # (B*T,3,S,S) -> last tokens (B*T,1+n,D), list of tapped tokens (B,T,1+n,D), places kept (B,n) or None
     v = self.clip.visual.transformer
     h,out = self.clip.embed_image(x, T),[]
+    if (keep := self.places(len(h)//T, h.shape[1] - 1, h.device)) is not None: h = torch.cat([h[:,:1], h[:,1:].take_along_dim(keep.repeat_interleave(T, 0)[...,None], 1)], 1)
     for i,block in enumerate(v.resblocks):
         redo = v.grad_checkpointing and self.training and torch.is_grad_enabled()
         h = recompute(block, h, use_reentrant=False) if redo else block(h)
         if i in self.blocks: out.append(h.unflatten(0, (-1,T)))
-    return h,out
+    return h,out,keep
 
 # %% ../../nbs/models/31_stan.ipynb #75974bbc
 @patch
@@ -253,9 +272,9 @@ def encode_video(self:STAN, video, video_mask=None): # (B,T,3,S,S) normalised, (
     if hasattr(self, 'branch') and T > (n := self.branch.time_embed.num_embeddings):
         raise ValueError(f'clips of {T} frames, the branch has {n} time embeddings: '
                          f'lower max_frames or build it with positions={T}')
-    h,taps = self.tapped(video.flatten(0,1), T)
+    h,taps,keep = self.tapped(video.flatten(0,1), T)
     cls = h[:,0].unflatten(0, (B,T))
-    if taps: cls = cls + self.branch(taps, v.class_embedding, v.positional_embedding, mask)[:,None]
+    if taps: cls = cls + self.branch(taps, v.class_embedding, v.positional_embedding, mask, keep)[:,None]
     return (v.ln_post(cls) @ v.proj).float()
 
 # %% ../../nbs/models/31_stan.ipynb #7952543e

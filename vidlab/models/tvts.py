@@ -295,7 +295,7 @@ class TVTS(VideoModel):
         if not projection and D != Dt:
             raise ValueError(f"projection='' compares features as they are, but texts have width {Dt} and clips {D}: "
                              "use projection='minimal'")
-        self.video_model,self.text_model,self.tau = video,text,tau
+        self.video_model,self.text_model,self.tau,self.patch_dropout = video,text,tau,0.
         self.txt_proj = nn.Sequential(nn.ReLU(), nn.Linear(Dt, projection_dim)) if projection else nn.Identity()
         self.vid_proj = nn.Sequential(nn.Linear(D, projection_dim)) if projection else nn.Identity()
         like = video.blocks[0]
@@ -319,7 +319,21 @@ class TVTS(VideoModel):
 def scale(self:TVTS): return torch.tensor(1/self.tau, device=self.logit_scale.device)
 
 @patch
+def set_patch_dropout(self:TVTS, rate:float): # share left out in training, where the task does not say which: narrated clips have `drop_tokens`
+    "See a random part of the patches of each slot"
+    if not 0 <= rate < 1: raise ValueError(f'patch_dropout {rate}: a share from 0 to below 1')
+    self.patch_dropout = rate
+
+@patch
+def places(self:TVTS, video) -> torch.Tensor: # (B,slots,n) int64; None: all
+    "The patches that each slot of a clip keeps"
+    if not (self.training and self.patch_dropout): return None
+    P,n = self.card.places,max(1, int(self.card.places*(1 - self.patch_dropout)))
+    return torch.randn(len(video), -(-video.shape[1]//self.card.tubelet), P).topk(n).indices.to(video.device)
+
+@patch
 def video_tokens(self:TVTS, video, video_mask=None, keep=None): # -> (B,1+n,D), additive mask or None
+    keep = self.places(video) if keep is None else keep
     mask = self.video_model.token_mask(video_mask, keep)
     return self.video_model(video, keep, mask),mask
 

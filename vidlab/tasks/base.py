@@ -46,7 +46,7 @@ def _tables(cls): # of a sub-class of Task, when it is defined
 
 # %% ../../nbs/tasks/10_base.ipynb #32c5d7c4
 class Task(nn.Module):
-    "Model + loss + evaluation; a sub-class gives `eval_step`, `score` and `monitor`, and `forward` if there is something to train"
+    "Model + loss + evaluation; a sub-class gives `eval_step`, `score` and `monitor`, and `forward`, or its two halves, if there is something to train"
     monitor = None              # the metric that decides which checkpoint is best
     lower = False               # less of it is better
     unused = False              # a step may leave trained parameters without a gradient: the distributed wrapper must know
@@ -67,6 +67,9 @@ class Task(nn.Module):
         _tables(cls)
 
     def forward(self, batch:dict) -> dict: # loss (a number to lower), and named parts of it for the log
+        return self.compare(self.features(self.whole(batch)))
+
+    def features(self, batch:dict) -> dict: # what the loss needs of every clip: rows are clips, none depends on another
         raise NotImplementedError(f'{type(self).__name__} measures and trains nothing')
 
     def eval_step(self, batch:dict) -> dict: # per-sample tensors with `sid` and `view`
@@ -79,6 +82,23 @@ class Task(nn.Module):
 
     def after_step(self): "Called after every optimiser step"
 
+# %% ../../nbs/tasks/10_base.ipynb #c5bbe6e5
+@patch
+def whole(self:Task, batch:dict) -> dict: # the batch, on whatever device it is
+    "What is decided about a batch as a whole, before it may be cut into parts"
+    return batch
+
+@patch
+def compare(self:Task, features:dict # of the clips of a batch
+           ) -> dict: # as of `forward`
+    "The loss of all clips together"
+    raise NotImplementedError(f'{type(self).__name__} has no `compare`: its loss is a mean over clips')
+
+@patch(cls_method=True)
+def in_parts(cls:Task) -> bool:
+    "May the features of a batch be made in parts?"
+    return cls.features is not Task.features and cls.compare is not Task.compare
+
 # %% ../../nbs/tasks/10_base.ipynb #dcef04d6
 @patch(cls_method=True)
 def missing(cls:Task) -> list: # names
@@ -89,7 +109,7 @@ def missing(cls:Task) -> list: # names
 @patch(cls_method=True)
 def trains(cls:Task) -> bool:
     "Is there a loss, or is the task an evaluation only?"
-    return cls.forward is not Task.forward
+    return cls.forward is not Task.forward or cls.in_parts()
 
 # %% ../../nbs/tasks/10_base.ipynb #244c46fb
 @patch

@@ -45,12 +45,17 @@ class RetrievalTask(Task):
 
 # %% ../../nbs/tasks/20_retrieval.ipynb #4cc3d771
 @patch
-def forward(self:RetrievalTask, batch:dict) -> dict: # loss, acc (share of captions that find their video in the batch)
+def features(self:RetrievalTask, batch:dict) -> dict: # what the model's `similarity` compares
+    "Both sides of every clip, tokens where the model compares tokens"
     if 'text' not in batch:
         raise ValueError('retrieval trains on captions, and this batch has none: the manifest needs a `text` column')
-    out = self.model(self.prep(batch))
+    return pair_of(self.model, self.model(self.prep(batch)))
+
+@patch
+def compare(self:RetrievalTask, features:dict) -> dict: # loss, acc (share of captions that find their video in the batch)
+    "Contrast of all pairs of all processes"
     gather = self.model.official_gather if self.gather == 'official' else self.gather
-    sim = self.model.similarity(**gather_dict(pair_of(self.model, out), gather))
+    sim = self.model.similarity(**gather_dict(features, gather))
     right = sim.detach().argmax(1) == torch.arange(len(sim), device=sim.device)
     return dict(loss=contrastive(sim, directions=self.directions), acc=right.float().mean())
 

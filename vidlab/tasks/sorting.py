@@ -42,31 +42,43 @@ class SortingTask(Task):
 
 # %% ../../nbs/tasks/60_sorting.ipynb #fcd8a488
 @patch
-def outputs(self:SortingTask, batch:dict, gens:list # a generator per clip
-           ) -> dict: # of the model
-    "The model's outputs, with a part of the patches of narrated clips left out"
+def thinned(self:SortingTask, batch:dict, gens:list # a generator per clip
+           ) -> dict: # `keep` with it
+    "The batch, with a part of the patches of narrated clips to be left out"
     if 'text' not in batch:
         raise ValueError('sorting trains on transcripts or captions, and this batch has none: the manifest needs a column transcripts, asr or text')
-    b,c = self.prep(batch),self.model.card
-    narrated = b['text'].ndim == 3 and b['text'].shape[1] > 1
-    slots = -(-b['video'].shape[1]//c.tubelet)
-    if narrated and self.drop_tokens: b = {**b, 'keep': keep_indices(slots, c.places, self.drop_tokens, gens).to(self.device)}
-    return self.model(b)
+    c,video = self.model.card,batch['video']
+    narrated = batch['text'].ndim == 3 and batch['text'].shape[1] > 1
+    if not (narrated and self.drop_tokens): return batch
+    slots = -(-video.shape[1]//c.tubelet)
+    return {**batch, 'keep': keep_indices(slots, c.places, self.drop_tokens, gens).to(video.device)}
+
+@patch
+def whole(self:SortingTask, batch:dict) -> dict:
+    return self.thinned(batch, generators(self.seed, batch['sid']))
 
 # %% ../../nbs/tasks/60_sorting.ipynb #606f6112
 @patch
-def forward(self:SortingTask, batch:dict) -> dict: # loss, align; of narrated clips also sort, sorted
-    out = self.outputs(batch, generators(self.seed, batch['sid']))
-    pair = gather_dict({k: out[k] for k in ('text', 'video')}, self.gather)
+def features(self:SortingTask, batch:dict) -> dict: # text, video (B,P); of narrated clips order (B,K,K) and, where they are shuffled, places (B,K)
+    "Both sides of every clip, and where its transcripts belong"
+    out = self.model(self.prep(batch))
+    told = dict(places=batch['order']) if 'order' in out and 'order' in batch else {}
+    return {k: out[k] for k in ('text', 'video', 'order') if k in out} | told
+
+@patch
+def compare(self:SortingTask, features:dict) -> dict: # loss, align; of narrated clips also sort, sorted
+    "Contrast across processes; the order of the own clips"
+    pair = gather_dict({k: features[k] for k in ('text', 'video')}, self.gather)
     align = contrastive(self.model.similarity(**pair), directions=self.directions)
-    if 'order' not in out: return dict(loss=align, align=align)
-    sort = sort_loss(out['order'], batch.get('order'))
-    right = sorted_right(out['order'], batch.get('order'))
+    if 'order' not in features: return dict(loss=align, align=align)
+    sort = sort_loss(features['order'], features.get('places'))
+    right = sorted_right(features['order'], features.get('places'))
     return dict(loss=align + self.sort_weight*sort, align=align, sort=sort, sorted=right.all(1).float().mean())
 
 @patch
 def eval_step(self:SortingTask, batch:dict) -> dict: # sid, view, text, video (B,P), right (B,K) of narrated clips
-    out = self.outputs(batch, [rng(self.seed, *k) for k in zip(batch['sid'].tolist(), batch['view'].tolist())])
+    thinned = self.thinned(batch, [rng(self.seed, *k) for k in zip(batch['sid'].tolist(), batch['view'].tolist())])
+    out = self.model(self.prep(thinned))
     right = dict(right=sorted_right(out['order'], batch.get('order'))) if 'order' in out else {}
     return dict(sid=batch['sid'], view=batch['view'], text=out['text'].float(), video=out['video'].float(), **right)
 
