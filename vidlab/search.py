@@ -18,6 +18,7 @@ import torch
 from fastcore.basics import patch
 from .build import for_evaluation, sampler_of
 from .ckpt import state_hash
+from .contract import _seeing
 from .core import atomic_write, cache_dir, progress, rng, text_hash, tilde, unknown
 from .data.decode import read_frames
 from .data.files import PICTURES, VideoError
@@ -150,6 +151,15 @@ def _features(self:VideoEncoder, frames # (n,3,S,S) uint8
         with self._autocast(): out.append(self.model.frame_features(x)[0].float().cpu())
     return torch.cat(out)
 
+# %% ../nbs/61_search.ipynb #042a2eb2
+@patch
+def narrow(self:VideoEncoder):
+    "Keep the matrices of image towers as autocast makes them; for a model that is used for nothing else"
+    if self.precision != 'bf16': return
+    for clip in _seeing(self.model).values():
+        for n in clip.half_names():
+            if n.startswith('visual.'): clip.get_parameter(n).data = clip.get_parameter(n).data.bfloat16()
+
 # %% ../nbs/61_search.ipynb #15600063
 @dataclass
 class Reading:
@@ -275,6 +285,7 @@ def index_folder(folder, # with videos, searched through all its folders
     weights = state_hash(ready.model.state_dict())
     if not isinstance(model, Ready): _without_texts(ready.model)
     enc = VideoEncoder(ready, window, stride, rate, exact, precision)
+    if not isinstance(model, Ready): enc.narrow()
     where,facts = _facts(enc, asked, folder, out, weights)
     if not isinstance(model, Ready) and (file := _named_file(asked['model'])): facts['weights'] = file
     _writable(where)
@@ -287,7 +298,7 @@ def _loaded(asked, device): # Ready
     try: return load(asked['model'], **{'device': device, **asked['options']})
     except Exception as e:
         if asked['options'] != USUAL[1] or isinstance(e, MemoryError): raise
-        raise ValueError(f'no model was named, and the usual one, {USUAL[0]} with the weights of OpenAI, cannot be had ({str(e).splitlines()[0][:200]}). '
+        raise ValueError(f'no model was named, and the usual one, {USUAL[0]} with the weights of OpenAI, cannot be had ({str(e).splitlines()[0][:400]}). '
                          "Name one: model=RUN, a file of weights, or an architecture with options={pretrained: FILE}") from e
 
 def _without_texts(model): # what it holds of texts leaves the memory
