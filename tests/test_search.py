@@ -71,6 +71,17 @@ def test_precision_that_is_asked_for(seq, videos):
     assert not np.array_equal(x, y) and (x*y).sum(1).min() > .99 and a.settings() != b.settings()
     with pytest.raises(ValueError, match="unknown precision 'fp61'"): VideoEncoder(seq, precision='fp61')
 
+@pytest.mark.parametrize('name', ['clip4clip', 'stan'])
+def test_matrices_made_once_are_the_same_bits(name, tmp_path):
+    "What an index makes of its own model does not change a vector"
+    ready = load(name, preset='tiny', weights='random', sampler='segment', max_frames=4, device='cpu')
+    file = str(encode(tmp_path/'a.mp4', 30, 64, 48, rate=10, picture=walk))
+    enc = VideoEncoder(ready, window=2., stride=1., precision='bf16')
+    plain = enc.make(file, enc.read(file)).vectors
+    enc.narrow()
+    assert sum(p.dtype == torch.bfloat16 for p in enc.model.parameters()) > 10
+    assert np.array_equal(enc.make(file, enc.read(file)).vectors, plain)
+
 @pytest.mark.parametrize('head', ['meanP', 'seqTransf'])
 def test_a_clip_shorter_than_a_window_is_what_the_model_says_of_it(head, tmp_path):
     ready = load('clip4clip', preset='tiny', weights='random', head=head, sampler='segment', max_frames=8, device='cpu')
@@ -190,10 +201,11 @@ def test_chains_against_all_pairs(seed):
     z, end = g.random((2, 30)), start + 2
     got, chain = best_chains(z, file, start, end)
     fits = lambda j, i: file[i] == file[j] and i > j and -search.OVERLAP*2 - 1e-3 <= start[i] - end[j] <= search.GAP*2
-    want = [max((min(z[0, j], z[1, i]) for j in range(30) if fits(j, i)), default=-np.inf) for i in range(30)]
+    want = [max((z[0, j] + z[1, i] - search.APART*abs(start[i] - end[j])/2 for j in range(30) if fits(j, i)), default=-np.inf) for i in range(30)]
     assert np.allclose(got, want)
     best = int(got.argmax())
-    assert min(z[0, chain[0, best]], z[1, chain[1, best]]) == got[best]
+    j, i = chain[:, best]
+    assert z[0, j] + z[1, i] - search.APART*abs(start[i] - end[j])/2 == pytest.approx(got[best])
 
 def test_chance_is_what_texts_without_meaning_find():
     g = np.random.default_rng(0)
