@@ -1,5 +1,5 @@
 "Search in videos: windows share their frames, still frames are skipped without a difference that matters, answers are stretches, and what cannot be answered is refused before work."
-import json, os, shutil
+import importlib.util, json, os, shutil
 from pathlib import Path
 import numpy as np
 import pytest
@@ -124,6 +124,20 @@ def test_an_index_through_its_life(seq, videos, monkeypatch):
     assert (r.new, r.moved, r.deleted) == (1, 1, 1)
     fresh = index_folder(videos, seq, out=videos.parent/'fresh').index
     assert np.array_equal(r.index.vectors, fresh.vectors) and list(r.index.files()['path']) == list(fresh.files()['path'])
+
+def test_no_window_lies_across_a_cut(seq, tmp_path):
+    if not importlib.util.find_spec('scenedetect'):
+        with pytest.raises(ImportError, match=r'pip install vidlab\[scenes\]'): VideoEncoder(seq, scenes=True)
+        return
+    (tmp_path/'v').mkdir()
+    shot = lambda t: np.where(walk(t) == 90, np.uint8(40 + 70*(t//50)), walk(t))
+    encode(tmp_path/'v'/'a.mp4', 130, 64, 48, rate=10, picture=shot)
+    index = index_folder(tmp_path/'v', seq, window=4., stride=1., scenes=True).index
+    spans = index.rows('start', 'end').to_numpy()
+    assert {5., 10.} <= set(spans.ravel().round(1))
+    assert not any(s < c - .1 and e > c + .1 for s, e in spans for c in (5, 10))
+    assert index_folder(tmp_path/'v', seq, window=4., stride=1., scenes=True).unchanged == 1
+    assert index_folder(tmp_path/'v', seq, window=4., stride=1.).index.folder != index.folder
 
 def test_models_side_by_side(seq, stan, videos):
     a, b, c = index_folder(videos, seq).index, index_folder(videos, stan).index, index_folder(videos, seq, window=3.).index

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['STILL', 'CHUNK', 'BATCH', 'RANDOM', 'WHO', 'DOES', 'WHERE', 'ALIKE', 'SIDE', 'LEAST', 'THEN', 'NOT_VERBS', 'GAP',
-           'OVERLAP', 'APART', 'STOP', 'Grid', 'pace_of', 'make_grid', 'blocks_of', 'stand_ins', 'VideoEncoder',
-           'Reading', 'index_folder', 'random_texts', 'Chance', 'stretch_around', 'in_order', 'best_chains', 'Spoken',
-           'parse_clip', 'Searcher', 'search_folder', 'embed_files', 'answer_frames', 'show_answers', 'example_folder',
-           'answers_text', 'save_answers']
+           'OVERLAP', 'APART', 'STOP', 'Grid', 'pace_of', 'make_grid', 'find_cuts', 'blocks_of', 'stand_ins',
+           'VideoEncoder', 'Reading', 'index_folder', 'random_texts', 'Chance', 'stretch_around', 'in_order',
+           'best_chains', 'Spoken', 'parse_clip', 'Searcher', 'search_folder', 'embed_files', 'answer_frames',
+           'show_answers', 'example_folder', 'answers_text', 'save_answers']
 
 # %% ../nbs/61_search.ipynb #d5f5aeb9
 import contextlib, fnmatch, json, math, os, re
@@ -19,9 +19,9 @@ from fastcore.basics import patch
 from .build import for_evaluation, sampler_of
 from .ckpt import state_hash
 from .contract import _seeing
-from .core import atomic_write, cache_dir, progress, rng, text_hash, tilde, unknown
+from .core import atomic_write, cache_dir, need, progress, rng, text_hash, tilde, unknown
 from .data.decode import read_frames
-from .data.files import PICTURES, VideoError
+from .data.files import PICTURES, ReaderError, VideoError
 from .data.index import VideoIndex, index_video
 from .data.sample import PACE, neighbours
 from .data.transforms import ClipTransform
@@ -50,18 +50,37 @@ def pace_of(sampler, fps:float, # of the model; of the video
 
 def make_grid(ix:VideoIndex, sampler, # of the model
               window:float=0., stride:float=0., rate:float=0., # as in `index_folder`
-              dense:bool=False # without a stride a window begins at every cell
+              dense:bool=False, # without a stride a window begins at every cell
+              cuts=() # seconds that no window lies across
              ) -> Grid:
     "Cells and windows of a video"
     window,rate = pace_of(sampler, ix.fps, window, rate)
     n,t = max(1, math.floor(ix.duration*rate + .5)),sampler.max_frames//getattr(sampler, 'neighbours', 1)
-    per = max(1, min(n, round(window*rate)))
-    step = max(1, min(per, round(stride*rate) if stride else 1 if dense else per//2))
-    first = [*range(0, n - per, step), n - per]
-    inside = np.arange(per) if per <= t else ((np.arange(t) + .5)*per/t).astype(int)     # of a long window as many as the model takes
+    per = max(1, round(window*rate))
     frames = np.clip(np.searchsorted(ix.times, (np.arange(n) + .5)/rate, 'right') - 1, 0, ix.n - 1)
-    spans = np.array([(a/rate, ix.duration if a + per == n else (a + per)/rate) for a in first])
-    return Grid(frames, ix.times[frames], [a + inside for a in first], spans)
+    scene = np.searchsorted(cuts, ix.times[frames], 'right')
+    windows,spans,borders = [],[],[0., *cuts, ix.duration]
+    for s in np.unique(scene):
+        a,b = np.searchsorted(scene, [s, s + 1])
+        for w,start,end in _sliding(b - a, per, stride*rate, dense, t):
+            windows.append(a + w)
+            spans.append((borders[s] if start == 0 else (a + start)/rate, borders[s + 1] if end == b - a else (a + end)/rate))
+    return Grid(frames, ix.times[frames], windows, np.array(spans))
+
+def _sliding(n, per, stride, dense, t): # cells of a scene, of a window, from one to the next; most frames of a window -> yields cells, first, past the last
+    per = min(n, per)
+    step = max(1, min(per, round(stride) if stride else 1 if dense else per//2))
+    inside = np.arange(per) if per <= t else ((np.arange(t) + .5)*per/t).astype(int)     # of a long window as many as the model takes
+    for a in (*range(0, n - per, step), n - per): yield a + inside, a, a + per
+
+# %% ../nbs/61_search.ipynb #8cb3f9d7
+def find_cuts(file) -> np.ndarray: # seconds, rising
+    "Where one shot ends and the next begins"
+    need('scenedetect', 'vidlab[scenes]')
+    from scenedetect import AdaptiveDetector, detect
+    try: found = detect(os.fspath(file), AdaptiveDetector(), backend='pyav')
+    except Exception as e: raise ReaderError(f'cuts cannot be found: {e}') from e      # of several libraries
+    return np.array([start.seconds for start,_ in found[1:]])
 
 # %% ../nbs/61_search.ipynb #1a6db8bf
 STILL = 2.          # levels of 255
@@ -90,12 +109,14 @@ class VideoEncoder:
     "What turns a file into the vectors of its windows"
     def __init__(self, ready:Ready, # a model with one vector for a clip
                  window:float=0., stride:float=0., rate:float=0., exact:bool=False, # as in `index_folder`
-                 precision:str='auto' # 'auto' | 'fp32' | 'bf16'
+                 precision:str='auto', # 'auto' | 'fp32' | 'bf16'
+                 scenes:bool=False # as in `index_folder`
                 ):
         if precision not in ('auto', 'fp32', 'bf16'): raise unknown('precision', precision, ('auto', 'fp32', 'bf16'))
         if min(window, stride, rate) < 0: raise ValueError(f'window {window:g} s, stride {stride:g} s, rate {rate:g}: none may be negative')
         self.ready,self.model,self.task = ready,ready.model,ready.task
-        self.window,self.stride,self.rate,self.exact = window,stride,rate,exact
+        if scenes: need('scenedetect', 'vidlab[scenes]')
+        self.window,self.stride,self.rate,self.exact,self.scenes = window,stride,rate,exact,scenes
         self.sampler = sampler_of(for_evaluation(ready.cfg), ready.card, 0)
         self.precision = fast_precision(ready.device.type) if precision == 'auto' else precision
         cfg = ready.cfg
@@ -112,7 +133,7 @@ class VideoEncoder:
 
     def settings(self) -> dict: # what decides the vectors, besides the weights
         return dict(window=self.window, stride=self.stride, rate=self.rate, exact=self.exact, precision=self.precision, size=self.ready.card.size,
-                    frames=self.sampler.max_frames, sampler=repr(self.sampler), resize=repr(self.square))
+                    frames=self.sampler.max_frames, sampler=repr(self.sampler), resize=repr(self.square), **(dict(scenes=True) if self.scenes else {}))
 
 # %% ../nbs/61_search.ipynb #8a1c8ad1
 @patch
@@ -182,7 +203,7 @@ def read(self:VideoEncoder, file, deep:bool=False # decode all of it once, to kn
         ) -> Reading:
     "Open a file and decode its beginning"
     ix = index_video(file, deep=deep)
-    grid = make_grid(ix, self.sampler, self.window, self.stride, self.rate, self.framewise)
+    grid = make_grid(ix, self.sampler, self.window, self.stride, self.rate, self.framewise, find_cuts(file) if self.scenes else ())
     chunks = self._read_cells(ix, grid.frames)
     first = next(chunks)
     def again():
@@ -272,19 +293,20 @@ def index_folder(folder, # with videos, searched through all its folders
                  exact:bool=False, # look also at frames that hardly differ from the one before
                  precision:str='auto', # of the video tower: 'auto' | 'fp32' | 'bf16'
                  speech:bool=True, # take in subtitle files that lie beside the videos
+                 scenes:bool=False, # no window lies across a cut; wants the extra `scenes`
                  out=None, # folder of the index; None: below `.vidlab` in the folder
                  device:str='auto' # 'auto' | 'cpu' | 'cuda'
                 ) -> Report: # what was done; its `index` is the index
     "Make an index of the videos below a folder, or bring it up to date"
     folder = Path(folder).expanduser()
     if not folder.is_dir(): raise FileNotFoundError(f'{folder}: no such folder')
-    asked = asked_of(model.source if isinstance(model, Ready) else model, options or {}, window, stride, rate, exact, precision, speech)
+    asked = asked_of(model.source if isinstance(model, Ready) else model, options or {}, window, stride, rate, exact, precision, speech, scenes)
     if done := quick_report(folder, asked, out): return done
     if not videos_below(folder) and not indexes_of(out or folder): raise ValueError(f'{folder}: no video files below it')
     ready = model if isinstance(model, Ready) else _loaded(asked, device)
     weights = state_hash(ready.model.state_dict())
     if not isinstance(model, Ready): _without_texts(ready.model)
-    enc = VideoEncoder(ready, window, stride, rate, exact, precision)
+    enc = VideoEncoder(ready, window, stride, rate, exact, precision, scenes)
     if not isinstance(model, Ready): enc.narrow()
     where,facts = _facts(enc, asked, folder, out, weights)
     if not isinstance(model, Ready) and (file := _named_file(asked['model'])): facts['weights'] = file
