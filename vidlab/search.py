@@ -372,7 +372,7 @@ class Chance:
 
 # %% ../nbs/61_search.ipynb #a8dd133b
 ALIKE = .1          # share of the way from the middle of an index to the best score
-SIDE = .6           # share of the way from the floor to the best window
+SIDE = .7           # share of the way from the floor to the best window
 LEAST = .8          # of a window, the shortest stretch
 
 def _reach(at, scores, best, level, step, end): # from the best window to one side: seconds where the score crosses the level
