@@ -117,3 +117,23 @@ def test_backward_frozen_and_checkpointed(clip, inputs):
 
 
 def test_card_is_plain(): assert ClipCard().grid == 7
+
+
+def test_weights_of_the_hub_without_a_network(tmp_path, monkeypatch):
+    "The hub is asked once, its cache never; what to do is said"
+    import huggingface_hub
+    from open_clip import pretrained
+    from vidlab import clip as C
+    asked = []
+    def nobody(self, name, **kw):
+        asked.append(name)
+        raise ConnectionError('Name or service not known')
+    monkeypatch.setattr(huggingface_hub.HfApi, 'model_info', nobody)
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download', lambda *a, **kw: (_ for _ in ()).throw(FileNotFoundError('not in the cache')))
+    monkeypatch.setattr(pretrained, 'download_pretrained', lambda cfg: pytest.fail('its loader tries for most of a minute'))
+    with pytest.raises(ValueError, match="weights of ViT-B-32 'openai'.*not known.*hf download timm/vit_base_patch32_clip_224.openai.*in place of 'openai'"): create_clip('ViT-B-32', 'openai')
+    assert len(asked) == 1
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download', lambda *a, **kw: str(tmp_path))
+    for name in ('open_clip_model.safetensors', 'own.pt'): (tmp_path/name).touch()
+    assert C._from_list(dict(hf_hub='a/b/'), 'x') == tmp_path/'open_clip_model.safetensors' and C._from_list(dict(hf_hub='a/b/own.pt'), 'x') == tmp_path/'own.pt'
+    assert len(asked) == 1

@@ -285,3 +285,12 @@ def test_the_page(videos, tmp_path, outputs):
                                options=dict(preset='tiny', weights='shapes', max_frames=4, workers=0), long=5., window=1., out=str(tmp_path/'out')), kernel_name='python3', progress_bar=False)
     said = cli.result_of(json.loads((tmp_path/'p.ipynb').read_text()))
     assert '6 files, 2 not read, 1 with a timeline' in said and 'not calibrated' in said and 'segments.csv' in said
+
+
+def test_a_question_that_was_refused_leaves_the_folder_free(tmp_path):
+    "Only answers bind a folder to their question; a name is no list of names"
+    from vidlab.predict import Asked, _same_question
+    for k in (1, 2): _same_question(tmp_path/'protocol.json', dict(k=k))
+    (tmp_path/'rows.jsonl').touch()
+    with pytest.raises(ValueError, match=r'another question \(k differ\)'): _same_question(tmp_path/'protocol.json', dict(k=3))
+    with pytest.raises(ValueError, match="classes='moves left': a list of names"): Asked(classes='moves left')

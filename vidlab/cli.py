@@ -126,7 +126,7 @@ def up_to_date(values:dict # of the page `index`
     "Whether an index needs nothing: seen from names, sizes and times, without a kernel and a model"
     from vidlab.store import asked_of, quick_report, told
     v = {k: p.default for k,p in page_words(run_pages()['index']).items()} | values
-    asked = asked_of(v['model'], v['options'], *(v[k] for k in ('window', 'stride', 'rate', 'exact', 'precision', 'speech')))
+    asked = asked_of(v['model'], v['options'], *(v[k] for k in ('window', 'stride', 'rate', 'exact', 'precision', 'speech', 'scenes')))
     report = quick_report(v['folder'], asked, v['out'])
     return told(report) if report else ''
 

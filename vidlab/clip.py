@@ -8,7 +8,7 @@ __all__ = ['TINY', 'NEEDED', 'ALWAYS_TRAIN', 'WORDS', 'BLOCK_NAMES', 'HF', 'FILE
            'arch_dims', 'tiny_weights', 'create_clip', 'towers_of']
 
 # %% ../nbs/20_clip.ipynb #fdb042c1
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -506,6 +506,22 @@ def _train_tiny():
     bar.close()
     if child.returncode: print(''.join(said), file=sys.stderr)
 
+# %% ../nbs/20_clip.ipynb #1f4796dd
+def _from_list(cfg, who): # an entry of open_clip's list -> file
+    from open_clip import pretrained
+    from huggingface_hub import HfApi, snapshot_download
+    repo, _, file = cfg['hf_hub'].rpartition('/')
+    with suppress(OSError):
+        folder = Path(snapshot_download(repo, local_files_only=True))
+        return folder/file if file and (folder/file).exists() else weights_file(folder)
+    try:
+        HfApi().model_info(repo, timeout=10)
+        return pretrained.download_pretrained(cfg)
+    except Exception as e:                                            # of requests or httpx, by version
+        why = (str(e).strip() or type(e).__name__).splitlines()[0][:100]
+        raise ValueError(f'weights of {who}: not on this machine, and not to be had from the hub ({why}). Fetch them once where there is a network, '
+                         f'`hf download {repo}`, and give the file or folder in place of {who.split()[-1]}') from e
+
 # %% ../nbs/20_clip.ipynb #16b8ebe0
 def _named(source, weights, dims, own):
     "A named architecture with weights from a file or from open_clip's list"
@@ -518,7 +534,7 @@ def _named(source, weights, dims, own):
         if own['quick_gelu'] is None:
             own['quick_gelu'] = bool(cfg.get('quick_gelu', weights == 'openai') or dims['quick_gelu'])
         card.update({k: tuple(cfg[k]) for k in ('mean','std') if cfg.get(k)}, source=weights)
-        weights = pretrained.download_pretrained(cfg)
+        weights = _from_list(cfg, f'{source} {weights!r}')
     elif source == 'tiny' and own['quick_gelu'] is None: own['quick_gelu'] = True
     return load_clip(weights, dims=dims, **own, **card)
 

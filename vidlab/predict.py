@@ -373,6 +373,7 @@ class Asked:
         if not 0 <= self.least <= 1: raise ValueError(f'least={self.least}: a probability, 0 to 1')
         for name, low in dict(window=0, stride=0, smooth=0, shortest=-1).items():
             if not low <= getattr(self, name) < math.inf: raise ValueError(f'{name}={getattr(self, name)}: seconds, 0 or more')
+        if isinstance(self.classes, str): raise ValueError(f'classes={self.classes!r}: a list of names')
         if self.classes is not None and len(set(self.classes)) < len(self.classes): raise ValueError('classes: a name is there twice')
 
 # %% ../nbs/62_predict.ipynb #7a94191b
@@ -563,7 +564,8 @@ def __str__(self:Answers):
 # %% ../nbs/62_predict.ipynb #f6e036f3
 def _same_question(file, said):
     "An error where a folder holds the answers to another question"
-    if file.exists() and (other := [k for k, v in said.items() if read_json(file).get(k) != v]):
+    answered = file.exists() and file.with_name('rows.jsonl').exists()         # a question that was refused left none
+    if answered and (other := [k for k, v in said.items() if read_json(file).get(k) != v]):
         raise ValueError(f'{tilde(file.parent)} holds answers to another question ({", ".join(other)} differ): give another `out`, or take it away')
     write_json(file, said)
 

@@ -433,11 +433,11 @@ def quick_report(folder, asked:dict, # as in `index.json`
         return Report(unchanged=len(same), bad=dict(zip(bad['path'], bad['reason'])), index=index)
 USUAL = 'ViT-B-32', dict(pretrained='openai')          # model and its options where none is named
 
-def asked_of(model, options:dict, window=0., stride=0., rate=0., exact=False, precision='auto', speech=True) -> dict:
+def asked_of(model, options:dict, window=0., stride=0., rate=0., exact=False, precision='auto', speech=True, scenes=False) -> dict:
     "What an index is asked for, in plain values; the device makes no other index of it"
     model,options = (model,options) if model else (USUAL[0], {**USUAL[1], **options})
     options = {k: v for k,v in options.items() if k != 'device'}
-    return json.loads(json.dumps(dict(model=str(model), options=options, window=window, stride=stride, rate=rate, exact=exact, precision=precision, speech=speech), default=str))
+    return json.loads(json.dumps(dict(model=str(model), options=options, window=window, stride=stride, rate=rate, exact=exact, precision=precision, speech=speech, **(dict(scenes=True) if scenes else {})), default=str))
 
 # %% ../nbs/18_store.ipynb #6e9f9b32
 def told(report:Report, seconds:float=None # that it took

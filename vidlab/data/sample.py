@@ -368,7 +368,7 @@ class InWindow:
         return i + self.sampler(j - i, fps, times[i:j] - times[i])
 
 # %% ../../nbs/data/10_sample.ipynb #2ab8e8e6
-PACE = 1.5          # frames per second of a window, unless told otherwise
+PACE = 1.5          # frames per second of a window, unless the sampler has a rate
 
 def window_length(sampler, # of a model
                   fps:float, # of the video
@@ -378,4 +378,4 @@ def window_length(sampler, # of a model
     span = getattr(sampler, 'window', 0)/fps
     if span and window > span + 1/fps:
         raise ValueError(f'window {window:g} s: the dense sampler of this model looks at {sampler.window} consecutive frames, {span:.2f} s of this video; a window may be as long')
-    return window or span or sampler.max_frames/getattr(sampler, 'neighbours', 1)/PACE
+    return window or span or sampler.max_frames/getattr(sampler, 'neighbours', 1)/(getattr(sampler, 'rate', 0) or PACE)
