@@ -694,6 +694,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'vidlab.data.copies.prints_of': ('data/copies.html#prints_of', 'vidlab/data/copies.py'),
                                     'vidlab.data.copies.same_bytes': ('data/copies.html#same_bytes', 'vidlab/data/copies.py'),
                                     'vidlab.data.copies.says_something': ('data/copies.html#says_something', 'vidlab/data/copies.py'),
+                                    'vidlab.data.copies.to_look_at': ('data/copies.html#to_look_at', 'vidlab/data/copies.py'),
                                     'vidlab.data.copies.trial': ('data/copies.html#trial', 'vidlab/data/copies.py')},
             'vidlab.data.decode': { 'vidlab.data.decode.Decord': ('data/decode.html#decord', 'vidlab/data/decode.py'),
                                     'vidlab.data.decode.Decord.read': ('data/decode.html#decord.read', 'vidlab/data/decode.py'),

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SIDE', 'RATE', 'MOST', 'GRID', 'KEY', 'VIEWS', 'MOMENTS', 'NUMBERS', 'STEP', 'HALF', 'SAME', 'PICTURES', 'FEW',
            'LARGE', 'LOOKS', 'LIMIT', 'LEAK', 'COPIES', 'Print', 'print_of', 'prints_of', 'candidates', 'Place',
-           'lay_over', 'directions', 'by_chance', 'doubtful', 'look_closer', 'certain', 'Copy', 'says_something',
-           'same_bytes', 'find_copies', 'groups_of', 'plant', 'trial']
+           'lay_over', 'directions', 'by_chance', 'doubtful', 'to_look_at', 'look_closer', 'certain', 'Copy',
+           'says_something', 'same_bytes', 'find_copies', 'groups_of', 'plant', 'trial']
 
 # %% ../../nbs/data/21_copies.ipynb #459eeb44
 import functools, io, os
@@ -473,7 +473,7 @@ def _grain(a, b, even, reach) -> list: # brightness (T,LARGE,LARGE) of both, whe
     if even.mean() < .05: return []
     mean = lambda x, s: gaussian_filter(x*even, (0, s, s))/np.maximum(gaussian_filter(even.astype(np.float32), (0, s, s)), 1e-3)
     out = []
-    for fine, pixels in ((0, 2.5), (1, 3.5)):                           # codecs smooth: so many pixels, squared, are one; what was made smaller kept the coarse noise alone
+    for fine, pixels in ((0, 1.6), (1, 2.2)):                           # codecs smooth: so many pixels, squared, are one; what was made smaller kept the coarse noise alone
         x, y = (((mean(v, fine) if fine else v) - mean(v, 3))*even for v in (a, b))
         size = np.sqrt((x*x).sum()*(y*y).sum())
         if size < .0025*even.sum(): continue
@@ -483,11 +483,18 @@ def _grain(a, b, even, reach) -> list: # brightness (T,LARGE,LARGE) of both, whe
 
 # %% ../../nbs/data/21_copies.ipynb #aa99df44
 LIMIT = 5e-4                           # chance at which a place is no coincidence any more
-LEAK = .012                            # correlation that edges leave behind between strangers, standard deviation
+LEAK = .006                            # correlation that edges leave behind between strangers, standard deviation
 
 def doubtful(p) -> bool:
     "Is a closer look at a place worth its time?"
     return p.unmoved < .6 and 1e-3*LIMIT < p.chance < (2. if p.off < 4 else .1)
+
+def to_look_at(places) -> list: # the doubtful ones; of a whole video and its twin one of both ways
+    "Places that are worth a closer look"
+    once = {}
+    for p in sorted(filter(doubtful, places), key=lambda p: p.chance):
+        once.setdefault((frozenset((p.a, p.b)), p.mirrored) if p.full and not p.piece else id(p), p)
+    return list(once.values())
 
 def _look(a, b, p, read=_large): # files, Place: with `grain`, `sure`, `tries`
     q, x, shape = _closer(a, b, p, read)
@@ -571,7 +578,7 @@ def find_copies(paths:list, # of files
     if len(ps) < 2: return out
     begin = candidates(ps, each=step('neighbours', len(ps)))
     places = by_chance(lay_over(ps, begin, step('fits', len(begin))), len(ps))
-    look = [p for p in places if doubtful(p)]
+    look = to_look_at(places)
     look_closer(files, look, step('closer looks', len(look)))
     best = {}
     for p in sorted(certain(places), key=lambda p: p.chance, reverse=True): best[frozenset((p.a, p.b))] = p
