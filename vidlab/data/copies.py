@@ -165,9 +165,9 @@ class _Search:
         s, at = gen.uniform(.65, .95), _all_of(p)
         window = np.array([s, s, *gen.uniform(0, 1 - s, 2)])
         near = int(np.abs(VIEWS[:HALF] - window).sum(1).argmin())
-        x = (_cut(p.thumbs[at], window) @ self.keys.axes()).flatten(1, 2)
-        own = torch.cat([x[..., k] @ m[:, 0] for k, m in enumerate((self.keys.grey, self.keys.colour, self.keys.colour))], 1)
-        return (own - self.keys(p.thumbs[at])[:, near]).flatten()
+        tables = enumerate((self.keys.grey, self.keys.colour, self.keys.colour))
+        x, y = ((z @ self.keys.axes()).flatten(1, 2) for z in (_cut(p.thumbs[at], window), _small(p.thumbs[at])))
+        return torch.cat([x[..., k] @ m[:, 0] - y[..., k] @ m[:, near] for k, m in tables], 1).flatten()
 
 # %% ../../nbs/data/21_copies.ipynb #d2f87c12
 SAME = .04                             # lengths that differ by less are equal
