@@ -403,11 +403,11 @@ def by_chance(places:list, n:int # of `lay_over`; videos
     offs, places = [[] for _ in range(n)], list(out.values())
     for p in best.values(): offs[p.a].append(p.off)
     offs = [sorted(o) for o in offs]
-    m, fifth = directions(offs), [o[4] for o in offs if len(o) > 4]
-    least = np.median(fifth)/4 if len(fifth) > 20 else FEW/2         # one with many copies has no stranger among its five
+    m, last = directions(offs), [o[-1] for o in offs if len(o) > 4]
+    least = np.median(last)/3 if len(last) > 20 else FEW/2           # one with many copies has no stranger among its neighbours
     for p in places:
-        o = offs[p.a]
-        k, d = (5, max(o[4], least)) if len(o) > 4 else (len(o), max(o[-1], FEW))
+        o = offs[p.a]                                                # the farthest that was kept: nearer ones may be copies as well
+        k, d = len(o), max(o[-1], least if len(o) > 4 else FEW)
         p.chance = float(min(k, k*(p.off/d)**m[p.a]))
     return places
 
@@ -473,7 +473,7 @@ def _grain(a, b, even, reach) -> list: # brightness (T,LARGE,LARGE) of both, whe
     if even.mean() < .05: return []
     mean = lambda x, s: gaussian_filter(x*even, (0, s, s))/np.maximum(gaussian_filter(even.astype(np.float32), (0, s, s)), 1e-3)
     out = []
-    for fine, pixels in ((0, 1.6), (1, 2.2)):                           # codecs smooth: so many pixels, squared, are one; what was made smaller kept the coarse noise alone
+    for fine, pixels in ((0, 2.5), (1, 3.5)):                           # codecs smooth: so many pixels, squared, are one; what was made smaller kept the coarse noise alone
         x, y = (((mean(v, fine) if fine else v) - mean(v, 3))*even for v in (a, b))
         size = np.sqrt((x*x).sum()*(y*y).sum())
         if size < .0025*even.sum(): continue
@@ -483,7 +483,7 @@ def _grain(a, b, even, reach) -> list: # brightness (T,LARGE,LARGE) of both, whe
 
 # %% ../../nbs/data/21_copies.ipynb #aa99df44
 LIMIT = 5e-4                           # chance at which a place is no coincidence any more
-LEAK = .006                            # correlation that edges leave behind between strangers, standard deviation
+LEAK = .012                            # correlation that edges leave behind between strangers, standard deviation
 
 def doubtful(p) -> bool:
     "Is a closer look at a place worth its time?"
@@ -628,7 +628,7 @@ def plant(path, frames, fps, kind:str, gen # file to write; (T,H,W,3) uint8; one
 
 # %% ../../nbs/data/21_copies.ipynb #eb697d81
 def trial(folder, sources:list, each:int=40, seed:int=0 # that takes the copies; files; copies of each kind
-         ) -> dict: # found and planted by kind, false alarms, seconds
+         ) -> dict: # found and planted by kind, false alarms (pairs of which neither is a copy of the other), seconds, seconds of processor time
     "Plant copies among files, look for them, count"
     import time
     gen, paths, truth = np.random.default_rng(seed), [os.fspath(s) for s in sources], {}
@@ -641,10 +641,10 @@ def trial(folder, sources:list, each:int=40, seed:int=0 # that takes the copies;
             truth[len(paths)] = src, kind
             paths.append(file)
     for p in paths: index_video(p)                                    # as an audit has done before
-    began = time.time()
+    began, worked = time.time(), time.process_time()
     found = find_copies(paths)
     origin = lambda i: truth[i][0] if i in truth else i
     hit = {frozenset((c.a, c.b)) for c in found}
     rows = {k: [sum(frozenset((i, s)) in hit for i, (s, kk) in truth.items() if kk == k), each] for k in COPIES}
     false = [c for c in found if origin(c.a) != origin(c.b)]
-    return dict(files=len(paths), **rows, false=len(false), seconds=round(time.time() - began, 1))
+    return dict(files=len(paths), **rows, false=len(false), seconds=round(time.time() - began, 1), processor=round(time.process_time() - worked, 1))
