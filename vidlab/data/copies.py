@@ -388,7 +388,10 @@ FEW = 30.                              # grey levels between different videos, w
 def directions(offs:list # per video: what remained of its places, rising
               ) -> np.ndarray: # (videos,)
     "In how many ways videos differ around each of them: between what all say and what its own neighbours say"
-    own = np.array([np.log(5/2)/max(np.log(o[4]/max(o[1], 1e-3)), 1e-3) if len(o) > 4 else np.nan for o in offs])
+    def one(o): # Levina and Bickel, Maximum likelihood estimation of intrinsic dimension, 2004; what is four times nearer than the last may be a copy
+        far = np.log(o[-1]/np.array([x for x in o[:-1] if x > o[-1]/4])) if o else ()
+        return 1/max(float(far.mean()), 1e-3) if len(far) > 2 else np.nan
+    own = np.array([one(o) for o in offs])
     known = own[np.isfinite(own)]
     m = float(np.clip(np.median(known), 2, 12)) if len(known) > 20 else 4.
     return np.sqrt(m*np.clip(np.where(np.isfinite(own), own, m), m, 12))
