@@ -5,12 +5,10 @@ import csv, json, os, sys
 from pathlib import Path
 if not __package__: sys.path.insert(0, str(Path(__file__).resolve().parents[1]))   # run as a script from a checkout
 from data_tools.arguments import Param, parser_of
-from vidlab.data.files import PICTURES
+from vidlab.data.files import PICTURES, VIDEO
 from vidlab.data.decode import audit
 from vidlab.data.tables import FORMATS
 
-SUFFIXES = ('.mp4 .m4v .mov .mkv .webm .avi .wmv .asf .flv .ts .m2ts .mts .mpg .mpeg .vob .3gp .3g2 .ogv .ogg .gif '
-            '.mxf .divx .rm .rmvb .f4v .h264 .264 .h265 .hevc .265 .ivf .y4m .dv').split()
 COLUMNS = ('path', 'verdict', 'reasons', 'n', 'width', 'height', 'fps', 'seconds', 'codec', 'container', 'rotation',
            'discarded', 'damaged', 'how', 'decoders')
 TABLES = (*FORMATS, '.json', '.ndjson')
@@ -34,8 +32,8 @@ def find(folder: Path) -> list:
     for here, dirs, names in os.walk(folder, onerror=told):
         dirs[:] = sorted(d for d in dirs if not d.startswith('.'))
         names = sorted(n for n in names if not n.startswith('.'))
-        out += [os.path.join(here, n) for n in names if os.path.splitext(n)[1].lower() in SUFFIXES]
-        if not any(os.path.splitext(n)[1].lower() in SUFFIXES for n in names) and sum(n.lower().endswith(PICTURES)
+        out += [os.path.join(here, n) for n in names if os.path.splitext(n)[1].lower() in VIDEO]
+        if not any(os.path.splitext(n)[1].lower() in VIDEO for n in names) and sum(n.lower().endswith(PICTURES)
                 for n in names) > 1:
             out.append(here)
     return out
@@ -95,7 +93,7 @@ def check_videos(
     table = src.is_file() and src.suffix.lower() in (*TABLES, '.txt', '.lst')
     paths = find(src) if src.is_dir() else listed(src, root) if table else [str(src)]
     if not paths:
-        raise ValueError(f'{source!r}: no videos in it (looked for {" ".join(SUFFIXES)} and folders of pictures)')
+        raise ValueError(f'{source!r}: no videos in it (looked for {" ".join(sorted(VIDEO))} and folders of pictures)')
     bar, counts = progress(desc='checked', total=len(paths)), dict(ok=0, warn=0, bad=0, unknown=0)
     def each(row):
         counts[row['verdict']] += 1

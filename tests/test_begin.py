@@ -4,9 +4,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from vidlab.begin import begin, caption_of, example_clips, next_words, settings, source_in, train_both
+from vidlab.audit import audit
+from vidlab.begin import begin, caption_of, dealt, example_clips, next_words, settings, source_in, train_both
 from vidlab.config import config_from
 from vidlab.core import read_json, rng
+from vidlab.data.copies import Copy
 from vidlab.data.shapes import clip_item, encode
 from vidlab.train import load_manifest
 
@@ -74,6 +76,16 @@ def test_splits_that_are_given_stay_and_copies_leave_the_test(tmp_path, clips):
     b = begin(tmp_path, weights='tiny', folder=str(tmp_path/'out'), **CPU)
     assert b.manifest.splits() == dict(train=12, test=5) and b.manifest.report['copies_left_out'] == ['17.mp4']
     assert yaml.safe_load(b.recipes[0].read_text())['val_split'] == ''
+
+def test_what_shows_the_same_stays_in_one_split(tmp_path, clips):
+    "Whatever the seed; and where only two things are left, it is said which"
+    a = audit(per_class(tmp_path/'v', clips, 24), copies=False)
+    a.copies = [Copy(i, i + 6, []) for i in range(18)]                              # six things, four times each
+    for seed in range(4):
+        m = dealt(a, 'classes', seed=seed)
+        assert no_source_in_two(m) and len(set(m.column('source').to_pylist())) == 6 and set(m.splits()) == {'train', 'val', 'test'}
+    a.copies = [Copy(i, i + 2, []) for i in range(22)]
+    with pytest.raises(ValueError, match='24 usable videos show 2 different things, the rest are copies'): dealt(a, 'classes')
 
 @pytest.mark.parametrize('what, match', [('one class', 'one class alone'), ('one clip each', 'every class has one video alone'), ('empty', 'no video files below it'),
                                          ('all broken', 'usable videos'), ('two tables', '2 tables in it'), ('no such', 'no such file')])

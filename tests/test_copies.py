@@ -3,6 +3,7 @@ import csv, os
 from pathlib import Path
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from vidlab.core import rng
 from vidlab.data import copies as C
@@ -57,6 +58,27 @@ def test_clips_of_one_caption_are_no_copies(tmp_path):
     assert find_copies(paths) == []
     encode(tmp_path/'again.mp4', clip_item(0, rng(8, 4))[0], 8, crf=24)
     assert set(pairs([*paths, str(tmp_path/'again.mp4')])) == {frozenset(('again.mp4', '4.mp4'))}
+
+def test_noise_beside_an_edge_between_colours():
+    "An edge that brightness does not show is no even ground; noise is found again where it is the same, and nowhere else"
+    g = np.random.default_rng(0)
+    x = np.full((4, C.LARGE, C.LARGE, 3), 120., np.float32)
+    x[:, 20:40, 20:40] = 200, 60, 100                                     # as bright
+    noise = lambda: g.normal(0, 3, x.shape[:3] + (1,)).astype(np.float32)
+    one, two = noise(), noise()
+    even = C._even(*(torch.as_tensor(x + n) for n in (one, two)))
+    assert not even[:, 18:42, 20].any() and even[:, 5:12, 5:-5].mean() > .95
+    z = lambda a, b: max(r/s for r, s in C._grain((x + a).mean(3), (x + b).mean(3), even, 0))
+    assert z(one, one + noise()) > 20 and z(one, two) < 4
+
+def test_the_right_neighbours(tmp_path):
+    "The place of a copy is among the first three of its kind, crop, mirror image and piece at once"
+    paths = [str(tmp_path/f'{i}.mp4') for i in range(36)]
+    for i, p in enumerate(paths): encode(p, clip_item(i % 6, rng(9, i))[0], 8)
+    for k in range(6): plant(tmp_path/f'copy {k}.mp4', read_frames(paths[5*k], range(15)), 8, 'cropped mirrored piece', np.random.default_rng(k))
+    ps = prints_of([*paths, *(str(tmp_path/f'copy {k}.mp4') for k in range(6))])
+    found = C.candidates(ps, 3, 3)
+    assert sum(any(o[:2] == (36 + k, 5*k) for o in found) for k in range(6)) >= 5
 
 def test_same_scene_other_movement_is_no_copy(tmp_path):
     "A camera that stands: the room is the same, what moves in it is not"

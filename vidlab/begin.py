@@ -75,13 +75,15 @@ def dealt(a:Audit, kind:str, captions:str='auto', # of `kind_of`
     if len(rows) < 3: raise ValueError(f'{len(rows)} usable videos: at least three are needed, for training, for choosing and for the test')
     source = dict(zip(a.files, groups_of(len(a.files), a.copies).tolist()))
     root = os.path.commonpath([os.path.dirname(os.path.abspath(r.path)) for r, _ in rows])
+    given = [_split(r.split) for r, _ in rows]
+    own = len({source[r.path] for r, _ in rows})
+    if own < 3 and not any(given): raise ValueError(f'{len(rows)} usable videos show {own} different things, the rest are copies: at least three that differ are needed, for training, for choosing and for the test')
     cols = dict(path=[os.path.relpath(os.path.abspath(r.path), root) for r, _ in rows], source=[f's{source[r.path]}' for r, _ in rows])
     for k in ('start', 'end'):
         if any(getattr(r, k) for r, _ in rows): cols[k] = [getattr(r, k) or None for r, _ in rows]
     if kind == 'captions': cols['text'] = [t for _, t in rows]
     else: cols['label'] = [r.label for r, _ in rows]
     m = Manifest.build(cols, root, a.source, missing='keep', label='name' if kind == 'classes' else 'auto')
-    given = [_split(r.split) for r, _ in rows]
     return _clean(m, given, cols) if any(given) else m.shared(seed=seed, by='source')
 
 def _clean(m, given, cols): # splits as given, without copies of what trains

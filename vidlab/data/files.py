@@ -89,8 +89,8 @@ def beat(n:int # how far the work is
     for listen in _listeners: listen(n)
 
 # %% ../../nbs/data/04_files.ipynb #6b498136
-VIDEO = frozenset('.mp4 .webm .mkv .avi .mov .m4v .mpg .mpeg .wmv .flv .3gp .3g2 .ts .mts .m2ts .ogv .gif .vob .asf '
-                  '.divx .h264 .264 .hevc'.split())
+VIDEO = frozenset('.mp4 .webm .mkv .avi .mov .m4v .f4v .mpg .mpeg .wmv .flv .3gp .3g2 .ts .mts .m2ts .ogv .gif .vob .asf .mxf '
+                  '.divx .rm .rmvb .dv .ivf .y4m .h264 .264 .h265 .265 .hevc'.split())      # .ogg is sound (RFC 5334); videos are .ogv
 PICTURES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp')
 
 # %% ../../nbs/data/04_files.ipynb #5f564f5a
