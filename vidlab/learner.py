@@ -489,7 +489,8 @@ def _joined(self:Learner) -> dict:
 def _same_batches(self:Learner, path, s):
     "An error when a run would go on with other batches; a word about another number of processes"
     was, now, world = s.get('joined', self._joined()), self._joined(), self.engine.num_processes
-    if was != now:
+    of = lambda j: {k: v for k,v in j.items() if k != 'batches' or s['world'] != world}        # of the same processes it is the data that has changed, which is asked about before
+    if of(was) != of(now):
         fits = [n for n in range(1, 1 + max(b or 1 for b in was['clips'])) if all((b or n) % n == 0 for b in was['clips'])]
         raise ValueError(f'{path}: its steps are made of {was["accum"]} batches of {_clips(was)} clips, {was["batches"]} in an epoch, '
                          f'and {world} processes here make {now["accum"]} of {_clips(now)} clips, {now["batches"]} in an epoch: '

@@ -645,10 +645,11 @@ def _lacking(path, x, last_state): # what a kernel cannot do, and whether it is 
     if path == 'mamba_ssm': yield 'gradient of the last state', last_state and _differentiated(x)
 
 # %% ../nbs/26_ssm.ipynb #bb8be88b
-@torch.compiler.assume_constant_result
 def _compiled_path(device, lacking): # what a graph is made with, looked up once
     path = scan_path(device)
     return 'loop' if path not in BACKENDS or lacking and path == 'numba' else path
+
+_compiled_path._dynamo_marked_constant = True          # as torch.compiler.assume_constant_result, which imports the compiler
 
 def _pick(path, x, last_state):
     if not torch.compiler.is_compiling(): return _choose(path, x, last_state)

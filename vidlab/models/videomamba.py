@@ -143,7 +143,7 @@ def _arguments(self:Mixer, swap, a, conv, conv_bias, x_proj, dt_proj, A_log, D, 
 def forward(self:Mixer, x, swap=None): # (B,L,d); `time_first` of the tokens, where a route needs it -> (B,L,d)
     a,z = self.in_proj(x).transpose(1,2).chunk(2, 1)                                                # (B E L)
     of = [self.per_route(*n) for n in (('conv1d', 'weight'), ('conv1d', 'bias'), ('x_proj', 'weight'), ('dt_proj', 'weight'), ('A_log',), ('D',), ('dt_proj', 'bias'))]
-    lean = self.training and torch.is_grad_enabled()
+    lean = self.training and torch.is_grad_enabled() and not self.scan._forward_hooks               # who watches the scan sees its arguments
     y = scan_through(partial(self._arguments, swap), a, *of, softplus=True) if lean else self.scan(*self._arguments(swap, a, *of))
     y = sum(leave(v, r, swap) for v,r in zip(y, self.routes))
     # two orders: their mean
