@@ -1,5 +1,5 @@
 "Maps, tables and figures for encoders over all frames, for scans and for sorted transcripts: of tiny models, of tiny runs, and on the run pages."
-import os, subprocess, sys
+import os
 from pathlib import Path
 import numpy as np
 import pyarrow as pa
@@ -16,9 +16,9 @@ from vidlab.registry import create_model
 from vidlab.results import breakdown, comparison, eval_table, load_eval, noise_task, part_by_part, show_curves, show_eval, worst
 from vidlab.tasks import Evaluation, RecognitionTask, RegressionTask, RetrievalTask, SameClassTask, SortingTask, Task
 from vidlab.train import config_from, load_config, load_manifest, run, run_eval
+from pages import execute, papermill
 
 pytest.importorskip('transformers')
-ROOT = Path(__file__).parents[1]
 
 
 def text_task(name, **kw): return RetrievalTask(create_model(name, preset='tiny', **kw))
@@ -206,17 +206,6 @@ def test_a_step_of_every_task():
 
 
 # ---------------------------------------------------------------------------------------------------------------- pages
-def papermill(page, out, *args):
-    return subprocess.run([sys.executable, '-m', 'papermill', str(ROOT/'nbs'/'runs'/page), str(out), '--no-progress-bar', *args], capture_output=True, text=True, cwd=ROOT)
-
-def execute(page, **given):
-    "The cells of a page in this process, which is much faster; papermill is for one of each"
-    import json
-    names = {}
-    for c in json.loads((ROOT/'nbs'/'runs'/page).read_text())['cells']:
-        if c['cell_type'] == 'code': exec(''.join(c['source']), names)
-        if 'parameters' in c['metadata'].get('tags', []): names.update(given)
-    return names
 
 def looked_at(folder, recipe):
     kept, = (folder/'figs').glob('test1_*.npz')

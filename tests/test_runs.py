@@ -7,6 +7,7 @@ import torch
 from vidlab.core import RunFolder, read_json
 from vidlab.data.shapes import make_shapes
 from vidlab.train import config_from, launch, make_config, run, run_eval, start_folder
+from pages import execute, pairs, papermill
 
 ROOT = Path(__file__).parents[1]
 
@@ -84,7 +85,7 @@ def test_without_validation_the_last_averaged_weights_are_measured_and_named(sha
 # ---------------------------------------------------------------------------------------------------- processes
 
 @pytest.mark.slow
-@pytest.mark.parametrize('head', ['seqTransf', 'tightTransf'])
+@pytest.mark.parametrize('head', ['seqTransf', pytest.param('tightTransf', marks=pytest.mark.long)])
 def test_two_processes_train_as_one(shapes, head):
     "Same losses and weights as one process on the joined batch, and the same evaluation"
     kw = dict(epochs=1, head=head, dropout=0.) if head == 'tightTransf' else dict(epochs=1, head=head)
@@ -174,11 +175,6 @@ def test_official_data_missing_says_which_path():
 
 # ---------------------------------------------------------------------------------------------------- papermill
 
-def papermill(page, out, *args):
-    return subprocess.run([sys.executable, '-m', 'papermill', str(ROOT/'nbs'/'runs'/page), str(out), '--no-progress-bar', *args], capture_output=True, text=True, cwd=ROOT)
-
-def pairs(**kw): return [x for k, v in kw.items() for x in ('-p', k, str(v))]
-
 def test_train_page_lists_every_setting():
     "`papermill --help-notebook` shows every field of RunConfig and every option of models, tasks and data sets with its meaning, as the registries have them now"
     import ast
@@ -192,7 +188,7 @@ def test_train_page_lists_every_setting():
     assert [l for l in cell.splitlines() if not l.startswith('#') and '#' not in l] == []
 
 @pytest.mark.slow
-def test_papermill_train_evaluate_attention(shapes, tmp_path):
+def test_papermill_train_then_evaluate_and_attention(shapes, tmp_path):
     "The three run pages one after the other on one run"
     r = papermill('train.ipynb', tmp_path/'train.ipynb', *pairs(recipe='shapes_smoke', data_path=shapes, clip='random', epochs=2, batch_size=8, workers=0))
     assert r.returncode == 0, r.stderr[-3000:]
@@ -200,17 +196,15 @@ def test_papermill_train_evaluate_attention(shapes, tmp_path):
     assert read_json(folder/'config.json')['epochs'] == 2 and read_json(folder/'status.json')['state'] == 'done'
     text = (tmp_path/'train.ipynb').read_text()
     assert text.count('training 8/8') == 1, 'progress leaves exactly one line'
-    r = papermill('evaluate.ipynb', tmp_path/'evaluate.ipynb', *pairs(run=folder, workers=0))
-    assert r.returncode == 0, r.stderr[-3000:]
+    execute('evaluate.ipynb', run=str(folder), workers=0)
     again = next(p for p in (tmp_path/'outputs').glob('*/*') if p != folder)
     a, b = (read_json(f/'eval'/'test.json') for f in (folder, again))
     assert a['metrics'] == b['metrics'] and a['protocol']['weights']['sha256'] == b['protocol']['weights']['sha256']
-    r = papermill('attention.ipynb', tmp_path/'attention.ipynb', *pairs(run=folder, sid=3, caption='a small red circle'))
-    assert r.returncode == 0, r.stderr[-3000:]
+    execute('attention.ipynb', run=str(folder), sid=3, caption='a small red circle')
     maps = np.load(folder/'figs'/'test3_integrated.npz')['maps']
     assert maps.shape == (8, 4, 4) and (maps >= 0).all() and (folder/'figs'/'test3_integrated.gif').stat().st_size > 1000
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_papermill_cost(tmp_path):
     r = papermill('cost.ipynb', tmp_path/'cost.ipynb', '-y', 'recipes: [shapes_probe, shapes_tdsclip]', *pairs(batch_size=2, frames=2, rounds=1, precision='fp32', device='cpu'))
     assert r.returncode == 0, r.stderr[-3000:]

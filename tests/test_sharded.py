@@ -137,7 +137,7 @@ def test_an_error_while_writing_ends_the_run(tmp_path, monkeypatch):
     assert learn.folder.status()['state'] == 'failed' and 'No space left' in learn.folder.status()['reason'] and find_checkpoint(tmp_path/'ckpt'/'last') is None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_step_waits_for_little_of_a_save(tmp_path):
     "120 MiB of weights and states: what `save` and the optimiser wait for, against a save that is waited for; medians of turns"
     def big(folder, **kw):
