@@ -1,5 +1,5 @@
 "Kept frames: the pixels of a decoder in every epoch, for any number of workers; nothing decoded twice; a bounded file that is not left behind."
-import gc, os, signal, subprocess, sys, time
+import gc, os, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 import multiprocessing as mp
 from pathlib import Path
@@ -129,6 +129,18 @@ def test_a_run_and_its_evaluation_share_one(root, outputs, decoded):
     assert n <= (13 + 4)*4
     assert found(run(make_config(**base))) == found(kept)
     assert len(decoded) > 3*n
+
+def test_one_that_begins_is_not_swept_by_another(tmp_path, monkeypatch):
+    "Another process begins between the making of the file and its lock"
+    real, others = os.truncate, []
+    code = f'from vidlab.data.frames import FrameCache; FrameCache(.0001, {str(tmp_path)!r})'
+    def slow(*args):
+        others.append(subprocess.Popen([sys.executable, '-c', code]))
+        time.sleep(3)
+        real(*args)
+    monkeypatch.setattr(os, 'truncate', slow)
+    kept = FrameCache(.0001, tmp_path)
+    assert others[0].wait(timeout=60) == 0 and os.path.exists(kept.path)
 
 @pytest.mark.parametrize('room,said', [(0, 'has some'), (1e6, 'ask for less, or let VIDLAB_CACHE')])
 def test_a_room_that_cannot_be_had(tmp_path, room, said):

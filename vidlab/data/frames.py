@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 from ..core import cache_dir
+from ..machine import one_at_a_time
 try: import fcntl
 except ImportError: fcntl = None            # Windows
 
@@ -42,16 +43,17 @@ class FrameCache:
                 ):
         folder,pixels = Path(folder or cache_dir('frames')),int(room*2**30)
         if pixels < 1: raise ValueError(f'room {room:g}: a cache of frames has some, in GiB')
-        _sweep(folder)
         self.n = 1 << max(8, (2*pixels//SMALL - 1).bit_length())                   # entries; half of them are used at most
         self.start = HEAD + self.n*ENTRY.itemsize
         self.size,self._map = self.start + pixels,None
         free = shutil.disk_usage(folder).free
         if free < self.size: raise ValueError(f'cache_frames: {room:g} GiB are asked for and {folder} has {free/2**30:.1f}: ask for less, or let VIDLAB_CACHE name a larger disk')
-        fd,self.path = tempfile.mkstemp(prefix='frames-', dir=folder)
-        os.truncate(fd, self.size)
-        os.close(fd)
-        self._open()
+        with one_at_a_time(folder, 'frames'):               # nobody sweeps between the making of a file and its lock
+            _sweep(folder)
+            fd,self.path = tempfile.mkstemp(prefix='frames-', dir=folder)
+            os.truncate(fd, self.size)
+            os.close(fd)
+            self._open()
         weakref.finalize(self, _remove, self.path, os.getpid())
 
     def __getstate__(self): return dict(path=self.path, size=self.size, n=self.n, start=self.start, _map=None)      # a process opens its own
