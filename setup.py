@@ -38,7 +38,7 @@ setup(name=cfg['lib_name'], version=cfg['version'], description=cfg['description
       cmdclass={'build_py': WithPages},
       entry_points={'console_scripts': ['vidlab = vidlab.cli:main']},
       install_requires=cfg['requirements'].split(),
-      extras_require={'dev': cfg['dev_requirements'].split(), 'torchcodec': ['torchcodec'], 'browser': cfg['browser_requirements'].split(),
+      extras_require={'dev': cfg['dev_requirements'].split(), 'torchcodec': ['torchcodec'], 'browser': cfg['browser_requirements'].split(), 'app': cfg['app_requirements'].split(),
                       'tensorboard': ['tensorboard'], 'numba': ['numba>=0.61'], 'oracles': ['captum', 'quantus'], 'export': cfg['export_requirements'].split(),
                       'search': cfg['search_requirements'].split(), 'scenes': cfg['scenes_requirements'].split(),
                       'text': ['transformers>=4.40']})

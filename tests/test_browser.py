@@ -93,7 +93,7 @@ class Page:
 
     def pick(self, text, which=0):
         "Choose the entry with a text in a list"
-        found = self.page.locator('.jp-Notebook select').filter(has_text=text).nth(which)
+        found = self.page.locator('.jupyter-widgets select').filter(has_text=text).nth(which)
         found.select_option(index=found.evaluate('(s, t) => [...s.options].findIndex(o => o.text.includes(t))', text))
 
     def shot(self, part): self.out.screenshot(path=self.pictures/f'{self.name}-{part}.png')
@@ -244,6 +244,64 @@ def test_run_monitor(lab, browser):
     finally: trainer.kill()
 
 
+def app(*words, home):
+    "`vidlab app` with these words, once it answers: its process and address"
+    port = free_port()
+    log = home/f'app{port}.log'
+    p = subprocess.Popen([sys.executable, '-m', 'vidlab.cli', 'app', *words, f'port={port}'], env={**os.environ, 'PYTHONPATH': str(ROOT), 'VIDLAB_OUTPUTS': str(home/'outputs')},
+                         cwd=home, stdout=open(log, 'w'), stderr=subprocess.STDOUT, start_new_session=True)
+    for _ in range(120):
+        with socket.socket() as s:
+            if not s.connect_ex(('127.0.0.1', port)): return p, f'http://127.0.0.1:{port}'
+        if p.poll() is not None: break
+        time.sleep(.5)
+    pytest.fail(log.read_text()[-2000:])
+
+
+class App(Page):
+    "An app that was opened"
+    def __init__(self, browser, url, home, name, wait=240):
+        self.url, self.home, self.name, self.outside, self.errors = url, home, name, [], []
+        self.pictures = Path(os.environ.get('PICTURES', home/'pictures'))
+        self.pictures.mkdir(exist_ok=True)
+        self.page = browser.new_page(viewport=dict(width=1250, height=1000))
+        self.page.on('request', lambda r: self._note(r.url))
+        self.page.on('requestfailed', lambda r: r.failure == 'csp' and self.outside.remove(r.url))      # the browser was told not to ask
+        self.page.on('pageerror', lambda e: self.errors.append(str(e)))
+        self.page.set_default_timeout(60_000)
+        self.page.goto(url, timeout=wait*1000)
+        self.page.wait_for_selector('.jupyter-widgets', timeout=wait*1000)
+
+    def shot(self, part): self.page.screenshot(path=self.pictures/f'{self.name}-{part}.png')
+
+    def until(self, text, seconds=60):
+        self.page.wait_for_function('t => document.body.innerText.includes(t)', arg=text, timeout=seconds*1000)
+
+
+def test_search_as_app(lab, browser, tmp_path):
+    "A folder of one's own, typed into, from a page without code"
+    from vidlab.search import example_folder, index_folder
+    folder, options = example_folder(4)
+    index_folder(folder, options.pop('model'), out=tmp_path/'index', **options)
+    p, url = app('search', str(tmp_path/'index'), home=lab[1])
+    try:
+        a = App(browser, url, lab[1], 'app')
+        a.until('ask something')
+        box = a.page.locator('input[placeholder="what happens in it?"]')
+        box.fill('a large blue circle moves left')
+        box.press('Enter')
+        a.until('% sure, by')
+        a.page.locator('button[title="look at answer 2"]').click()
+        a.page.get_by_role('button', name='play').click()
+        a.page.wait_for_selector('img[alt="clip"]')
+        a.shot('played')
+        assert 'Searcher(' not in a.page.content()                # the code is not shown
+        a.done()
+    finally:
+        os.killpg(p.pid, 15)
+        p.wait(20)
+
+
 @pytest.fixture(scope='module')
 def trained(lab):
     "A run folder with weights and an evaluation, of one step"
@@ -268,6 +326,22 @@ def test_every_widget_on_the_tour(lab, browser, trained):
     areas = p.page.locator('.jp-OutputArea-output.jp-OutputArea-executeResult, .jp-OutputArea-output:has(.jupyter-widgets)')
     for i in range(areas.count()): areas.nth(i).screenshot(path=p.pictures/f'tour-{i}.png')
     p.done()
+
+
+@pytest.mark.long
+def test_tour_as_app(lab, browser, trained):
+    "All widgets without code"
+    p, url = app(str(ROOT/'nbs'/'tour'/'explore.ipynb'), f'run_folder={trained}', home=lab[1])
+    try:
+        a = App(browser, url, lab[1], 'tour_app', wait=400)
+        for words in ('of 108 clips', 'all epochs done', 'queries', 'of the map', 'cell of the map', 'instead of', 'second minus first'): a.until(words, 300)
+        a.pick('rollout')
+        a.until('rollout: ')
+        a.page.screenshot(path=a.pictures/'tour_app.png', full_page=True)
+        a.done()
+    finally:
+        os.killpg(p.pid, 15)
+        p.wait(20)
 
 
 def test_timeline(lab, browser):

@@ -33,7 +33,7 @@ TINY = 'epochs=1 batch_size=12 eval_batch_size=12 max_frames=2 workers=0 device=
 SHAPES = 'data_path=shapes batch_size=8 eval_batch_size=8 workers=0 device=cpu weights=random'
 KNOWN = [ # command (`*`: anything), words more; or how else it is tried
     ('make *', 'make'), ('pip install *', 'pip'), ('vidlab train msrvtt9k_seqTransf_b32 *', 'resolve'),
-    ('source .venv/bin/activate', 'no'), ('vidlab attention', 'no'),
+    ('source .venv/bin/activate', 'no'), ('vidlab app search my_videos', 'no'), ('vidlab attention', 'no'),
     ('vidlab train shapes_smoke', SHAPES), ('vidlab check_videos my_videos', ''), ('vidlab compress_videos my_videos small_videos', ''),
     ('vidlab train own_classes video_root=small_videos', f'{TINY} weights=random'),
     ('vidlab train own_captions data_path=my.csv', f'{TINY} weights=random clip=tiny max_words=16'),

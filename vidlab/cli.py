@@ -36,14 +36,15 @@ def page_words(page:Path # a run page
               ) -> dict: # name -> Parameter
     "What a page takes, from its parameters cell"
     cells = json.loads(page.read_text(encoding='utf-8'))['cells']
-    cell = next(c for c in cells if 'parameters' in c['metadata'].get('tags', []))
+    cell = next((c for c in cells if 'parameters' in c['metadata'].get('tags', [])), dict(source=''))
     out, group = {}, 'of the page'
     for line in ''.join(cell['source']).splitlines():
         if line.startswith('#'): group = line.strip('# ')
         elif line.strip():
             a = ast.parse(line).body[0]
-            said = line.partition(' # ')[2]
-            out[a.target.id] = Parameter(a.target.id, a.annotation.id, ast.literal_eval(a.value), said, group)
+            said, default = line.partition(' # ')[2], ast.literal_eval(a.value)
+            name, kind = (a.target.id, a.annotation.id) if isinstance(a, ast.AnnAssign) else (a.targets[0].id, type(default).__name__)
+            out[name] = Parameter(name, kind, default, said, group)
     return out
 
 # %% ../nbs/56_cli.ipynb #92a9b54a
@@ -63,13 +64,13 @@ def _short(error, where):
     "An error for a word, without the list of all that are known"
     return ValueError(f'{str(error).partition(" Known:")[0]} {where}')
 
-def values_of(page:str, given:list # 'name=value'
+def values_of(page:str, given:list # name of a run page, or path of a notebook; 'name=value'
              ) -> dict: # name -> value
     "The parameters of a page as they were typed"
-    words, out = page_words(run_pages()[page]), {}
+    words, out = page_words(run_pages().get(page) or Path(page)), {}
     for item in given:
         name, _, text = item.partition('=')
-        if name not in words: raise _short(unknown('parameter', name, words), f'`vidlab {page} --help` lists them')
+        if name not in words: raise _short(unknown('parameter', name, words), f'`vidlab {page} --help` lists them' if page in run_pages() else 'its cell of parameters has them')
         if name in out: raise ValueError(f'{name} is given twice')
         out[name] = value_of(words[name], text)
     return out
@@ -427,7 +428,7 @@ TOOLS = dict(check_videos='which files can be trusted', make_manifest='annotatio
              subset='a smaller data set from a table', convert_checkpoint='weights in other forms',
              export='encoders for other runtimes', cut='stretches of videos, exact to the frame')
 SAID = dict(audit='VIDEOS', start='VIDEOS', train='RECIPE', evaluate='RUN|RECIPE', attention='SOURCE', time='RUN|RECIPE', compare='RECIPE...', cost='RECIPE...',
-            predict='SOURCE VIDEOS', index='FOLDER', search='FOLDER TEXT', embed='FILE|FOLDER')
+            predict='SOURCE VIDEOS', index='FOLDER', search='FOLDER TEXT', embed='FILE|FOLDER', app='PAGE ...')
 
 def overview() -> str:
     "The help, on one screen"
@@ -437,7 +438,8 @@ def overview() -> str:
         return shorten(title.partition('> ')[2].split('\n')[0], 55, placeholder=' ...')
     runs = {f'{n} {SAID.get(n, "")}': about(p) for n, p in run_pages().items()}
     lists = {'recipes [WORD|RECIPE]': 'what can be trained; what one recipe expects where',
-             'runs [WORD]': 'what was run, and how it stands'}
+             'runs [WORD]': 'what was run, and how it stands',
+             'app PAGE ...': 'a page in the browser, without its code'}
     out = ['usage: vidlab COMMAND ... [name=value ...]']
     heads = 'runs (RUN: a folder or a recipe, its newest run; SOURCE: also weights; VIDEOS: a\n     folder or a table)', 'lists', 'tools'
     for title, rows in zip(heads, (runs, lists, TOOLS)):
@@ -470,13 +472,8 @@ def run_tool(name:str, argv:list) -> int:
         if isinstance(e.code, str): print(e.code, file=sys.stderr)
         return e.code if isinstance(e.code, int) else int(e.code is not None)
 
-def _run(name, args):
-    if name in TOOLS: return run_tool(name, args)
-    if name not in (known := [*run_pages(), 'recipes', 'runs', *TOOLS]): raise unknown('command', name, known)
-    if name in ('recipes', 'runs'):
-        if args and args[0].startswith('-') or len(args) > 1: raise ValueError(f'usage: vidlab {name} [WORD]')
-        return print((recipes_for if name == 'recipes' else show_runs)(*args)) or 0
-    if {'-h', '--help'} & {*args}: return print(page_help(name)) or 0
+def _given(name, args) -> dict: # parameters
+    "What was typed behind the name of a page, checked as far as can be without a kernel"
     if bad := [a for a in args if a.startswith('-')]: raise ValueError(f'{bad[0]}: parameters are given as name=value')
     is_set = lambda a: re.match(r'[A-Za-z_]\w*=', a)
     values = values_of(name, [a for a in args if is_set(a)])
@@ -484,8 +481,31 @@ def _run(name, args):
     if values.get('video'): check_video(values)
     if name in WORDS and not values.get(WORDS[name][0]): raise ValueError(f'usage: vidlab {name} {SAID[name]} [name=value ...]')
     if name in WORDS and values.get('model'): values['model'] = source_of(values['model']) if name != 'search' else values['model']
-    if name == 'index' and (said := up_to_date(values)): return print(said) or 0
     if values.get('recipe'): check_recipe(values['recipe'])
+    return values
+
+def _app(args):
+    from vidlab.app import serve
+    port = [a for a in args if a.startswith('port=')]
+    name, *args = [a for a in args if a not in port] or ['--help']
+    if name.startswith('-'): raise ValueError('usage: vidlab app PAGE ... [name=value ...] [port=8866]; PAGE: search, another page of `vidlab --help`, or a notebook')
+    page = run_pages().get(name) or Path(name).expanduser().absolute()
+    if not page.exists(): raise unknown('page', name, run_pages())
+    values = _given(name, args) if name in run_pages() else values_of(str(page), args)
+    return serve(page, values, int(port[-1][5:]) if port else 8866)
+
+def _run(name, args):
+    if name in TOOLS: return run_tool(name, args)
+    if name == 'app': return _app(args)
+    if name not in (known := [*run_pages(), 'recipes', 'runs', 'app', *TOOLS]): raise unknown('command', name, known)
+    if name in ('recipes', 'runs'):
+        if args and args[0].startswith('-') or len(args) > 1: raise ValueError(f'usage: vidlab {name} [WORD]')
+        return print((recipes_for if name == 'recipes' else show_runs)(*args)) or 0
+    if {'-h', '--help'} & {*args}: return print(page_help(name)) or 0
+    values = _given(name, args)
+    if name == 'search' and not any(values.get(n) for n in ('text', 'clip', 'image')):
+        raise ValueError(f'what is looked for? vidlab search {values["folder"]} TEXT, or clip=FILE@start-end, or image=FILE; vidlab app search {values["folder"]} asks in the browser')
+    if name == 'index' and (said := up_to_date(values)): return print(said) or 0
     return run_page(name, values)
 
 def main(argv:list=None # words of the command line; None: those of this process
