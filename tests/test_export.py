@@ -113,6 +113,19 @@ def test_the_tool_and_its_refusals(tmp_path, run):
     assert code == 2 and 'unknown encoder' in err and not (tmp_path/'e').exists()
 
 
+def test_videomamba_as_onnx(tmp_path):
+    "The scan is a loop of ONNX; two directions, batches that it has not seen"
+    pytest.importorskip('onnxscript')
+    r = ready('videomamba')
+    said = export(r, tmp_path)['encoders']['logits']
+    assert list(said['inputs']) == ['video'] and said['from_program'] < 1e-6 and 0 < said['from_onnx'] < 1e-5
+    x = _inputs(r, 'logits', 7)
+    with torch.no_grad(): assert torch.allclose(run_onnx(tmp_path/'logits.onnx', x), encoders(r)['logits'](x['video']), atol=1e-5)
+    import onnx
+    ops = {n.op_type for f in onnx.load(tmp_path/'logits.onnx').functions for n in f.node} | {n.op_type for n in onnx.load(tmp_path/'logits.onnx').graph.node}
+    assert 'Scan' in ops
+
+
 @pytest.fixture(scope='module')
 def tiny(): return load('clip4clip', preset='tiny', weights='shapes', device='cpu', max_frames=2, workers=0)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMS', 'PARTS', 'WORDS', 'CLOSE', 'open_clip_state', 'open_clip_config', 'read_back', 'write_weights', 'said',
-           'Video', 'Logits', 'Image', 'Text', 'encoders', 'program', 'run_onnx', 'save_onnx', 'distance', 'quantised',
+           'Video', 'Logits', 'Image', 'Text', 'encoders', 'program', 'run_onnx', 'distance', 'save_onnx', 'quantised',
            'recall_loss', 'export', 'told']
 
 # %% ../nbs/66_export.ipynb #b673f699
@@ -19,6 +19,7 @@ from .core import atomic_write, file_hash, need, progress, unknown, write_json
 from .data.text import tokenize
 from .data.transforms import normalise
 from .ready import Ready
+from .ssm import use_path
 from .stats import Difference, linked, paired
 
 # %% ../nbs/66_export.ipynb #ccfc417b
@@ -174,7 +175,7 @@ def program(module, inputs:dict # name -> tensor, of at least two samples
     for names in dict.fromkeys((tuple(inputs), tuple(n for n in inputs if n != 'mask' or 'ids' in inputs))):
         given = {n: inputs[n] for n in names}
         try:
-            with contextlib.redirect_stderr(io.StringIO()):                 # where it cannot be followed all that was done so far is printed
+            with use_path('loop'), contextlib.redirect_stderr(io.StringIO()):                 # the scan that runs everywhere; where it cannot be followed all that was done so far is printed
                 return torch.export.export(module, (), given, dynamic_shapes={n: {0: batch} for n in given}), names
         except Exception as e: said = e                                     # of many kinds
     who = f'{type(module).__name__.lower()} encoder of {type(getattr(module, "model", module)).__name__}'
@@ -191,18 +192,6 @@ def run_onnx(path, inputs:dict) -> torch.Tensor:
     s = path if hasattr(path, 'run') else _session(path)
     return torch.from_numpy(s.run(None, {i.name: inputs[i.name].numpy() for i in s.get_inputs()})[0])
 
-def save_onnx(prog, path) -> Path:
-    "A program as a file of ONNX"
-    for name in ('onnx', 'onnxscript'): need(name, 'vidlab[export]')
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')                                     # of its own decompositions
-        made = torch.onnx.export(prog, dynamo=True, verbose=False)
-    path = Path(path)
-    tmp = path.with_name(f'.{path.name}')
-    made.save(str(tmp))
-    tmp.replace(path)
-    return path
-
 @torch.no_grad()
 def distance(ready:Ready, part:str, module, run, # dict of tensors -> tensor
              names) -> float:
@@ -212,6 +201,56 @@ def distance(ready:Ready, part:str, module, run, # dict of tensors -> tensor
         x = {k: v for k, v in _inputs(ready, part, n).items() if k in names}
         far = max(far, float((run(x).float() - module(**x).float()).abs().max()))
     return far
+
+# %% ../nbs/66_export.ipynb #3a3c00e9
+with contextlib.suppress(ImportError): from onnxscript import FLOAT          # the types of a function are looked for in its module
+
+def _scan_steps(): # a function of ONNX, for torch.onnx
+    from onnxscript import graph, opset18 as op, script
+    from onnxscript.values import Opset
+    @script(Opset('vidlab', 1), default_opset=op)
+    def scan_steps(h0:FLOAT[...], A:FLOAT[...], dt:FLOAT[...], du:FLOAT[...], B:FLOAT[...], C:FLOAT[...]) -> tuple[FLOAT[...], FLOAT[...]]: # (K,M,G,Q,S), (K,1,G,Q,S), (L,K,M,G,Q) twice, (L,K,M,G,S) twice -> (L,K,M,G,Q), last state
+        @graph()
+        def step(h, dt, du, B, C):
+            h = op.Exp(op.Unsqueeze(dt, [-1])*A)*h + op.Unsqueeze(du, [-1])*op.Unsqueeze(B, [-2])
+            return h, op.Squeeze(op.MatMul(h, op.Unsqueeze(C, [-1])), [-1])
+        last, y = op.Scan(h0, dt, du, B, C, body=step, num_scan_inputs=4)
+        return y, last
+    return scan_steps
+
+# %% ../nbs/66_export.ipynb #9847c627
+def _scan_onnx(): # `vidlab::scan` in operators of ONNX
+    from onnxscript import opset18 as op
+    steps, ints = _scan_steps(), lambda *n: op.Constant(value_ints=list(n))
+    def scan(how, softplus, keep, u, delta, A, B, C, D=None, z=None, bias=None): # as `vidlab.ssm.scan_inputs` gives them
+        if keep or len(B.shape) < 5 or len(C.shape) < 5: raise ValueError('ONNX: only scans without gradients whose B and C change with time')
+        (K, E, S), L, G = A.shape, u.shape[-1], B.shape[2]
+        parts = lambda x: op.Reshape(x, ints(K, -1, G, E//G, L))
+        first = lambda x: op.Transpose(x, perm=[4, 0, 1, 2, 3])
+        if bias is not None: delta = op.Add(delta, op.Unsqueeze(bias, ints(1, 3)))
+        dt = first(parts(op.Softplus(delta) if softplus else delta))
+        A = op.Reshape(A, ints(K, 1, G, E//G, S))
+        h0 = op.Mul(op.Mul(op.Unsqueeze(op.Gather(dt, op.Constant(value_int=0), axis=0), ints(-1)), A), op.Constant(value_float=0.))
+        y, last = steps(h0, A, dt, op.Mul(dt, first(parts(u))), first(B), first(C))
+        y = op.Reshape(op.Transpose(y, perm=[1, 2, 3, 4, 0]), ints(K, -1, E, L))
+        if D is not None: y = op.Add(y, op.Mul(op.Unsqueeze(D, ints(1, 3)), u))
+        if z is not None: y = op.Mul(y, op.Mul(z, op.Sigmoid(z)))
+        return y, op.Reshape(last, ints(K, -1, E, S)), op.ConstantOfShape(ints(0))
+    return scan
+
+# %% ../nbs/66_export.ipynb #facdd1fb
+@torch.no_grad()
+def save_onnx(prog, path) -> Path:
+    "A program as a file of ONNX"
+    for name in ('onnx', 'onnxscript'): need(name, 'vidlab[export]')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')                                     # of its own decompositions
+        made = torch.onnx.export(prog, dynamo=True, verbose=False, custom_translation_table={torch.ops.vidlab.scan.default: _scan_onnx()})
+    path = Path(path)
+    tmp = path.with_name(f'.{path.name}')
+    made.save(str(tmp))
+    tmp.replace(path)
+    return path
 
 # %% ../nbs/66_export.ipynb #d39bd619
 def quantised(path, # text.onnx

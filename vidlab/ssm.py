@@ -70,7 +70,7 @@ class _Form:
 # %% ../nbs/26_ssm.ipynb #c151a393
 @patch
 def proj(self:_Form, name, x): # B or C -> (K,M,G,S,L), or (K,E,S) constant
-    if x.shape == self.A.shape: return self.one(x)
+    if x.shape[::-1] == self.A.shape[::-1]: return self.one(x)          # from behind: what a batch of unknown size is does not matter then
     lead,(E,L),S = self.u.shape[:-2],self.u.shape[-2:],self.A.shape[-1]
     if x.ndim == len(lead)+2: x = x.unsqueeze(-3)
     if x.shape[:-3] != lead or x.shape[-2:] != (S,L) or E % x.shape[-3]:
@@ -288,7 +288,13 @@ def _scan_back_op(how, softplus, *tensors): # gradients of the tensors that are 
     *tensors,starts,dout,dlast = tensors
     return [g for g,v in zip(BACKENDS[how][1](Scan(*tensors, softplus), starts, dout, dlast), tensors) if v is not None]
 
-_scan_op.register_fake(_scan_op._init_fn)
+def _shapes(x): return torch.empty_like(x.u), x.u.new_empty(*x.u.shape[:-1], x.A.shape[-1], dtype=x.dtype)      # nothing is computed
+
+@_scan_op.register_fake
+def _scan_fake(how, softplus, keep, *tensors): # without the starts of chunks, a batch may have any size
+    x = Scan(*tensors, softplus)
+    return _scan_op._init_fn(how, softplus, keep, *tensors) if keep else (*_shapes(x), x.u.new_empty(0))
+
 _scan_back_op.register_fake(_scan_back_op._init_fn)
 
 # %% ../nbs/26_ssm.ipynb #143a5e6a
@@ -654,8 +660,6 @@ _compiled_path._dynamo_marked_constant = True          # as torch.compiler.assum
 def _pick(path, x, last_state):
     if not torch.compiler.is_compiling(): return _choose(path, x, last_state)
     return _compiled_path(str(x.u.device), x.dtype == torch.float64 or 3 in (x.B.ndim, x.C.ndim)) if path == 'auto' else path
-
-def _shapes(x): return torch.empty_like(x.u), x.u.new_empty(*x.u.shape[:-1], x.A.shape[-1], dtype=x.dtype) # on the meta device: nothing to compute
 
 def selective_scan(u, # (..,E,L) what is scanned; (K,batch,E,L) when A has three axes: K directions, each with its own parameters
                    delta, # like u, step width (before bias and softplus)

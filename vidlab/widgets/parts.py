@@ -40,7 +40,7 @@ def table(df # DataFrame
 
 def cell(x) -> str:
     "A value of a table as HTML"
-    return esc(f'{x:.4g}' if isinstance(x, float) else '' if x is None else x)
+    return esc(f'{x:.4g}' if isinstance(x, float) else '' if x is None else x).replace(' ± ', '&nbsp;±&nbsp;')
 
 # %% ../../nbs/widgets/10_parts.ipynb #53f56901
 PICTURE = 48 << 10        # most bytes of a picture
