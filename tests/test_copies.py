@@ -42,14 +42,16 @@ def test_every_kind_among_films(tmp_path, kind):
     want = {'resized': 'newly encoded'}.get(kind, kind).split() if kind not in ('newly encoded', 'other speed') else [kind]
     assert all(w in how for w in want) or how == ['newly encoded'], how
 
-def test_where_it_lies(tmp_path):
-    a = example_clip(tmp_path/'a.mp4', n=120)
+@pytest.mark.parametrize('crf, threads', [(26, 1), (20, 2), (20, 4)])
+def test_where_it_lies(tmp_path, crf, threads):
+    "The last two begin far from the place: it takes more steps to get there; x264 writes other files with other numbers of threads"
+    a = example_clip(tmp_path/'a.mp4', n=120, threads=threads)
     x = read_frames(a, range(45, 90))[:, 24:204, 32:272]
-    encode(tmp_path/'b.mp4', np.ascontiguousarray(x), 30, crf=26)
+    encode(tmp_path/'b.mp4', np.ascontiguousarray(x), 30, crf=crf)
     (c,) = find_copies([*films(tmp_path, 3), a, str(tmp_path/'b.mp4')])
     assert {'cropped', 'piece'} <= set(c.how) and (c.a, c.b) == (4, 3)
     assert c.begin == pytest.approx(1.5, abs=.07) and c.end == pytest.approx(3., abs=.1)
-    assert c.window == pytest.approx((240/320, 180/240, .1, .1), abs=.025)
+    assert c.window == pytest.approx((240/320, 180/240, .1, .1), abs=.01) and c.off < 4 and c.chance < C.LIMIT/4
 
 def test_clips_of_one_caption_are_no_copies(tmp_path):
     "Thirty clips of two captions, drawn with other numbers: nothing is found; one of them again is"

@@ -679,6 +679,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'vidlab.data.copies._Fit.begin_at': ('data/copies.html#_fit.begin_at', 'vidlab/data/copies.py'),
                                     'vidlab.data.copies._Fit.changes': ('data/copies.html#_fit.changes', 'vidlab/data/copies.py'),
                                     'vidlab.data.copies._Fit.cut': ('data/copies.html#_fit.cut', 'vidlab/data/copies.py'),
+                                    'vidlab.data.copies._Fit.descend': ('data/copies.html#_fit.descend', 'vidlab/data/copies.py'),
+                                    'vidlab.data.copies._Fit.only': ('data/copies.html#_fit.only', 'vidlab/data/copies.py'),
                                     'vidlab.data.copies._Fit.run': ('data/copies.html#_fit.run', 'vidlab/data/copies.py'),
                                     'vidlab.data.copies._Fit.unmoved': ('data/copies.html#_fit.unmoved', 'vidlab/data/copies.py'),
                                     'vidlab.data.copies._Fit.window': ('data/copies.html#_fit.window', 'vidlab/data/copies.py'),

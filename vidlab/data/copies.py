@@ -328,23 +328,36 @@ def unmoved(self:_Fit, c): # (B,) share of what changes in the first video that 
     return (own - other).square().flatten(1).mean(1)/(own.square().flatten(1).mean(1) + 9)
 
 @patch
-def run(self:_Fit, grids=(8, 8, 8, 16, 16)): # coarse steps first -> state, difference (B,) in grey levels, `unmoved`
+def descend(self:_Fit, c, n, steps): # state, pixels of a side -> (the best state, its squared difference (B,), was the last step still worth much?)
     import torch
-    c, before = self.allowed(self.state), 0
-    free = bool((~self.full | self.piece).any())
-    for g in (*(grids if free else ()), 0):                             # 0: only look
-        n = g or GRID
-        if n != before:
-            q, before, best, low = self.q.unflatten(3, (n, -1)).unflatten(2, (n, -1)).mean((3, 5)), n, c, torch.full((len(c),), float('inf'))
-            J = self.changes(q) if g else None
+    q = self.q.unflatten(3, (n, -1)).unflatten(2, (n, -1)).mean((3, 5))
+    J = self.changes(q) if steps else None
+    A = J.mT @ J if steps else None
+    best, low = c, torch.full((len(c),), float('inf'))
+    for k in range(steps + 1):
         off = (self.cut(c, n) - q).flatten(1)
         e = off.square().mean(1)
+        falls = e < .9*low
         best, low = torch.where((e < low)[:, None], c, best), torch.minimum(low, e)
-        if not g: return best, low.sqrt(), self.unmoved(best)
-        A = J.mT @ J
+        if k == steps: return best, low, falls
         d = torch.linalg.solve(A + torch.diag_embed(1e-3*A.diagonal(dim1=1, dim2=2) + 1), (J.mT @ off[..., None])[..., 0]).clamp(-.08, .08)
         w = c[:, 0]*self.ratio*self.sign
         c = self.allowed(torch.stack([c[:, 0]*(1 - d[:, 0]), c[:, 1] - w*d[:, 1], c[:, 2] - c[:, 0]*d[:, 2], c[:, 3] - d[:, 3]], 1))
+
+# %% ../../nbs/data/21_copies.ipynb #39b5b917
+@patch
+def only(self:_Fit, rows): # some of the pairs
+    out = object.__new__(_Fit)
+    vars(out).update((k, v[rows]) for k, v in vars(self).items())
+    return out
+
+@patch
+def run(self:_Fit): # coarse steps first -> state, difference (B,) in grey levels, `unmoved`
+    c, free = self.allowed(self.state), bool((~self.full | self.piece).any())
+    if free: c, *_ = self.descend(c, GRID//2, 3)
+    c, low, falls = self.descend(c, GRID, 2 if free else 0)
+    if free and falls.any(): c[falls], low[falls], _ = self.only(falls).descend(c[falls], GRID, 12)      # few: most are there by now
+    return c, low.sqrt(), self.unmoved(c)
 
 # %% ../../nbs/data/21_copies.ipynb #68d22da3
 @dataclass
