@@ -3,17 +3,16 @@ import importlib, inspect, pkgutil, resource, subprocess, sys
 import pytest
 import vidlab
 
-def cpu(code): # least CPU seconds of a fresh process, of three
-    def once():
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, '-c', code], check=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return min(once() for _ in range(3))
+def cpu(code): # CPU seconds of a fresh process
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, '-c', code], check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-def test_imports_are_light():
-    torch = cpu('import torch')
-    assert cpu('import vidlab.train') - torch < 2 and cpu('import vidlab.viz') < 1.5 and cpu('import vidlab; dir(vidlab)') < .5
+@pytest.mark.parametrize('code,most,beside', [('import vidlab.train', 2, 'import torch'), ('import vidlab.viz', 1.5, ''), ('import vidlab; dir(vidlab)', .5, '')])
+def test_imports_are_light(code, most, beside):
+    "One of three tries: a machine that is busy makes each slower"
+    assert any(cpu(code) - (cpu(beside) if beside else 0) < most for _ in range(3))
 
 @pytest.mark.parametrize('page,heavy', [('train', 'open_clip transformers torchvision timm'), ('viz', 'torch'), ('config', 'torch matplotlib'), ('cli', 'torch')])
 def test_what_an_import_leaves_out(page, heavy):

@@ -98,9 +98,10 @@ def test_two_processes_train_as_one(shapes, head):
     ma, mb = (read_json(f/'eval'/'test.json')['metrics'] for f in (one, two))
     assert (ma['texts'], ma['videos']) == (mb['texts'], mb['videos']) == (8, 8)
 
-@pytest.mark.slow
-def test_launch_reports_failure(shapes):
-    with pytest.raises(RuntimeError, match='multiple of 2'): launch(small(shapes, batch_size=7), 2)
+def test_a_batch_that_processes_cannot_share(shapes, outputs):
+    "Said before any of them starts"
+    with pytest.raises(ValueError, match='multiple of 2'): launch(small(shapes, batch_size=7), 2)
+    assert not list(Path(os.environ['VIDLAB_OUTPUTS']).glob('*/*'))
 
 # ---------------------------------------------------------------------------------------------------- unreadable files
 

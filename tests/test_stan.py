@@ -110,8 +110,8 @@ def test_retrieval_run_and_evaluation_from_its_checkpoint(shapes):
     pages = load_config(f.path); assert pages.options['mug_tau'] == 20.
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('model', [pytest.param('stan', marks=pytest.mark.long), 'mugstan'])
+@pytest.mark.long
+@pytest.mark.parametrize('model', ['stan', 'mugstan'])
 def test_two_processes_train_as_one(shapes, model):
     cfg = small(shapes, model=model, drop_path=0., test_split='', val_split='')
     one, two = run(cfg), launch(cfg, 2)

@@ -7,10 +7,10 @@ TOUR = Path(__file__).parents[1]/'nbs'/'tour'
 
 @pytest.mark.long
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize('page', ['stan', 'tdsclip'])
+@pytest.mark.parametrize('page', ['clip4clip', 'stan', 'tdsclip'])
 def test_papermill_tour(page, tmp_path):
     "From the first cell to the last, with every assertion on the way"
     env = {**os.environ, 'VIDLAB_OUTPUTS': str(tmp_path/'outputs'), 'JPY_SESSION_NAME': 'page'}
     r = subprocess.run([sys.executable, '-m', 'papermill', f'{page}.ipynb', str(tmp_path/'tour.ipynb'), '--no-progress-bar'], capture_output=True, text=True, cwd=TOUR, env=env)
     assert r.returncode == 0, r.stderr[-3000:]
-    assert [p for p in (tmp_path/'outputs').glob('*/*/status.json')]
+    assert page == 'clip4clip' or [p for p in (tmp_path/'outputs').glob('*/*/status.json')]          # that one trains in its own loop

@@ -36,7 +36,7 @@ def test_published_recipes():
     assert (p := config_from('ssv2_tvts_probe')).options['probe'] and p.lr*p.batch_size/p.lr_batch == pytest.approx(.15)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_contrast_the_joined_batch(shapes):
     still = dict(TEXT['text'], dropout=0., attention_dropout=0.)
     cfg = small(shapes, **dict(TEXT, text=still), text_weights='random', more=[], drop_tokens=0., lr=1e-4, val_split='', test_split='')

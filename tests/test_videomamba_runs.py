@@ -62,7 +62,7 @@ def test_pretraining_then_finetuning(shapes):
     assert read_json(f/'config.json')['start'] == str(pre.path) and read_json(f/'eval'/'test.json')['metrics']['clips'] == 8
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_pretrain_as_one(shapes):
     "The published tap leaves the last block without a gradient; masks are drawn clip by clip, the same for one process and for two"
     cfg = small(shapes, 'shapes_videomamba_pretrain', tap='official', mask='tube', val_split='', drop_path=0.)

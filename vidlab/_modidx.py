@@ -665,6 +665,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'vidlab.data.clips._unnamed_main': ('data/clips.html#_unnamed_main', 'vidlab/data/clips.py'),
                                    'vidlab.data.clips._unpack': ('data/clips.html#_unpack', 'vidlab/data/clips.py'),
                                    'vidlab.data.clips._worker_init': ('data/clips.html#_worker_init', 'vidlab/data/clips.py'),
+                                   'vidlab.data.clips.check_batch': ('data/clips.html#check_batch', 'vidlab/data/clips.py'),
                                    'vidlab.data.clips.collate': ('data/clips.html#collate', 'vidlab/data/clips.py'),
                                    'vidlab.data.clips.fork_server': ('data/clips.html#fork_server', 'vidlab/data/clips.py'),
                                    'vidlab.data.clips.listed_pictures': ('data/clips.html#listed_pictures', 'vidlab/data/clips.py'),

@@ -24,6 +24,7 @@ from .config import (FIELDS, Recipe, RunConfig, changed, check_page, config_from
                            make_config, options_of, page_config, page_parameters, read_recipe, replaced)
 from .core import (RunFolder, env_record, file_hash, find_path, leave_signs, progress, project_root, read_json, say, seed_everything,
                          signs, tick, tilde, write_json)
+from .data.clips import check_batch
 from .data.names import is_word
 from .evaluate import evaluate, save_eval
 from .learner import Stopped, make_engine, stop_at_once, stop_signals
@@ -512,6 +513,7 @@ def launch(cfg:RunConfig, nproc:int, # processes on each machine
           ) -> RunFolder:
     "`run` in fresh processes, of one machine or of several; waits, shows where it stands, fails with the name of the process that did"
     check_nodes(nproc, nnodes, rank, rendezvous, restarts)
+    check_batch(cfg.batch_size, nproc*nnodes)
     if not rank: cfg = with_start(cfg)
     with stop_signals() as asked, nullcontext() if rank else own_folder(cfg, resume) as folder:
         meeting, same = Meeting(nnodes, rank, rendezvous, asked), _same(cfg, nproc, nnodes)
