@@ -163,6 +163,7 @@ def test_page(page):
     for c in nb['cells']:
         for o in c.get('outputs', []):
             assert o['output_type'] != 'error', f'stored error: {o.get("evalue")}'
+            assert not any('widget-view' in k for k in o.get('data', {})), 'a widget whose kernel is gone: JupyterLab shows an error in place of its picture'
             text = json.dumps(o.get('text', '')) + json.dumps({k: v for k, v in o.get('data', {}).items() if not k.startswith('image/')})
             assert not re.search(r'(?<![\w.~])/(home|root|work|Users|tmp)/', text), f'a machine path in an output: {text[:200]}'
     first = source(nb['cells'][0])
