@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from pages import execute
 from vidlab.audit import audit
 from vidlab.begin import begin, caption_of, dealt, example_clips, next_words, settings, source_in, train_both
 from vidlab.config import config_from
@@ -53,6 +54,11 @@ def test_a_folder_per_class_to_two_runs(tmp_path, clips, capsys):
     assert [r.path for r in train_both(b)] == [r.path for r in runs]                # not again
     text = next_words(b, runs)
     assert all(w in text for w in ('audit.html', 'manifest.csv', 'vidlab evaluate', 'vidlab attention'))
+
+def test_the_page(tmp_path, clips):
+    "What `vidlab start` runs, with fewer clips and epochs than its own example"
+    names = execute('start.ipynb', source=str(per_class(tmp_path/'my clips', clips, 18)), weights='tiny', folder=str(tmp_path/'out'), epochs=1, batch_size=8)
+    assert [r.status()['state'] for r in names['runs']] == ['done', 'done'] and len(names['begun'].recipes) == 2
 
 def test_a_table_of_captions(tmp_path, clips):
     for i in range(20): (tmp_path/f'ü {i}.mp4').write_bytes(clips[i])

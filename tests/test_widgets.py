@@ -293,7 +293,7 @@ def test_the_tour_without_a_browser(outputs, tmp_path):
     page = json.loads((tmp_path/'out.ipynb').read_text())
     assert (tmp_path/'out.ipynb').stat().st_size < 1 << 20
     shown = [o['data'] for c in page['cells'] for o in c.get('outputs', []) if 'application/vnd.jupyter.widget-view+json' in o.get('data', {})]
-    assert len(shown) == 8 and all('<img' in ''.join(d['text/html']) for d in shown)
+    assert len(shown) == 10 and all('<img' in ''.join(d['text/html']) for d in shown)
 
 
 def test_every_clip_can_be_chosen(rows):
