@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'make_engine', 'to_device', 'rng_state', 'set_rng_state', 'derive_rng', 'Stopped', 'stop_signals',
-           'stop_at_once', 'NotFinite', 'Learner', 'stop_if_asked', 'Writing']
+           'stop_at_once', 'NotFinite', 'Learner', 'Verdict', 'stop_if_asked', 'Writing']
 
 # %% ../nbs/40_learner.ipynb #25a7d4c5
 import hashlib, itertools, math, random, shutil, signal, threading, time
@@ -168,6 +168,7 @@ class Learner:
         self.task, self.opt = (task, self.engine.prepare(opt)) if self.parts else self.engine.prepare(Pull(task, self.engine) if chunk else task, opt)
         self.epoch = self.batch = self.step = 0    # where the run stands: epoch, batch within it, optimiser steps
         self.best, self.metrics, self.skipped, self.measured = None, {}, 0, True
+        self.open, self.late = None, self.engine.device.type == 'cuda'
         self.ema = _averaged(task.model, ema, ema_cpu) if ema else None
 
 # %% ../nbs/40_learner.ipynb #81ee4c87
@@ -230,14 +231,37 @@ def one_step(self:Learner, batches:list # `accum` batches, fewer at the end of a
     if self.ema: self.ema.update(self.raw_task.model)          # with a step, timm copies at the first two
 
 # %% ../nbs/40_learner.ipynb #5fc814ab
+class Verdict:
+    "Was a step finite? On a GPU the answer is copied aside, and read when the next step has been queued: nothing waits for it"
+    def __init__(self, step:int, out:dict, batches:list, finite:torch.Tensor # (), bool
+                ):
+        self.step, self.out, self.batches, self.finite, self.there = step, out, batches, finite, None
+        if finite.is_cuda:
+            self.finite = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(finite, non_blocking=True)
+            self.there = torch.cuda.current_stream(finite.device).record_event()
+
+    def __bool__(self):
+        if self.there: self.there.synchronize()
+        return bool(self.finite)
+
 @patch
 def _guard(self:Learner, batches):
     "Refuse to go on with a loss or gradient that is not finite (fp16 overflows are the scaler's business)"
-    if self.engine.mixed_precision == 'fp16': bad = ~torch.isfinite(self.out['loss'])
-    else: bad = ~(torch.isfinite(self.out['loss']) & torch.isfinite(self.out['grad_norm']))
-    if not bool(bad): return
+    finite = torch.isfinite(self.out['loss'])
+    if self.engine.mixed_precision != 'fp16': finite = finite & torch.isfinite(self.out['grad_norm'])
+    before, self.open = self.open, Verdict(self.step, self.out, batches, finite)
+    self._judge(before)
+    if not self.late: self._judge(self.open)
+
+# %% ../nbs/40_learner.ipynb #ecc26c9f
+@patch
+def _judge(self:Learner, verdict):
+    "Read a verdict; the step that it is about may be the one before"
+    if verdict is self.open: self.open = None
+    if verdict is None or verdict: return
+    out, batches = verdict.out, verdict.batches
     torch.save(batches, self.folder/f'not_finite_{self.engine.process_index}.pt')
-    raise NotFinite(f'step {self.step}: loss {float(self.out["loss"])}, gradient norm {float(self.out["grad_norm"])}; '
+    raise NotFinite(f'step {verdict.step}: loss {float(out["loss"])}, gradient norm {float(out["grad_norm"])}; '
                     f'sids {[b["sid"].tolist() for b in batches if "sid" in b]}; the batch is kept in '
                     f'{self.folder/"not_finite_*.pt"}. Try a smaller lr, clip_grad=1, or precision bf16/fp32')
 
@@ -360,6 +384,7 @@ def save(self:Learner, best:bool=False # also as `best`
         ):
     "Write `ckpt/last` (and `best`); a collective of all processes"
     from accelerate.utils import gather_object
+    self._judge(self.open)
     self.written()
     rngs, names = gather_object([rng_state()]), self._kept(best)
     if self.main and self.folder.owner: self.folder.owner.check()
