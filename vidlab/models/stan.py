@@ -199,7 +199,7 @@ def init_branch(model):
 class STAN(VideoModel):
     "CLIP towers, a branch beside the image tower, and a similarity head"
     no_decay_names = ('branch.time_embed.weight',)
-    explained_by = 'integrated' # measured on Mug-STAN in nbs/tour/maps.ipynb
+    explained_by = 'integrated' # measured with both heads in nbs/tour/maps.ipynb
     def __init__(self, clip:CLIPBackbone,
                  depth:int=4, # layers of the branch; 0: none
                  head:str='mean', # 'mean', or a mode of `vidlab.mug`

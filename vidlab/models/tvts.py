@@ -280,6 +280,7 @@ class TVTS(VideoModel):
     pretrained_names = ('video_model.*', 'text_model.*')
     text_names = ('text_model.*', 'txt_proj.*')
     pretext_names = ('pred_model.*',)
+    explained_by = 'relevance'   # measured in nbs/tour/maps.ipynb
     def __init__(self, video:VideoEncoder, text:nn.Module, # from `text_tower`
                  projection:str='minimal', # ReLU and a linear map for texts, a linear map for clips; '' none
                  projection_dim:int=256,
