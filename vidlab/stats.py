@@ -103,7 +103,7 @@ def share_interval(hits, # (n,) 0 or 1 (bool)
     g = _groups(x, groups)
     p,(n,z) = x.mean(),effective(x, g, level)
     middle,half = (p + z*z/2/n)/(1 + z*z/n),z/(1 + z*z/n)*math.sqrt(p*(1 - p)/n + z*z/4/n**2)
-    return Interval(100*p, 100*max(0., middle - half), 100*min(1., middle + half), len(x), g.max() + 1)
+    return Interval(100*p, 100*max(0., min(p, middle - half)), 100*min(1., max(p, middle + half)), len(x), g.max() + 1)          # rounding leaves a share of 0 or 1 inside
 
 # %% ../nbs/08_stats.ipynb #fa4eb9ee
 def mean_interval(x, groups=None, level=LEVEL) -> Interval:
