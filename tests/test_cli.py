@@ -170,3 +170,7 @@ def test_tools_by_name(capsys):
     assert cli.main(['check_videos', '--help']) == 0
     assert 'check_videos' in capsys.readouterr().out
     assert cli.main(['make_manifest', 'no_such_format']) != 0
+
+def test_an_app_without_its_extra(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, 'voila', None)
+    assert cli.main(['app', 'search', str(tmp_path)]) == 2 and 'pip install vidlab[app]' in capsys.readouterr().err

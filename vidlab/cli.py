@@ -515,7 +515,7 @@ def main(argv:list=None # words of the command line; None: those of this process
     try:
         if not argv or argv[0] in ('-h', '--help', 'help'): return print(overview(), flush=True) or 0
         return _run(argv[0], argv[1:])
-    except (ValueError, FileNotFoundError) as e: return print(f'vidlab: {e}', file=sys.stderr) or 2
+    except (ValueError, FileNotFoundError, ImportError) as e: return print(f'vidlab: {e}', file=sys.stderr) or 2
     except BrokenPipeError: return os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) and 0
 
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())
