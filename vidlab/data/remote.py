@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['EXTRAS', 'SILENCE', 'TRIES', 'PAUSE', 'PATIENCE', 'MARKS', 'RECENT', 'PIECE', 'is_url', 'common_folder', 'filesystem',
-           'RangeHandler', 'serve_folder', 'RemoteError', 'patiently', 'Stat', 'stat_url', 'list_folder', 'remote_room',
-           'read_url', 'copy_of']
+           'range_handler', 'serve_folder', 'RemoteError', 'patiently', 'Stat', 'stat_url', 'forget_url', 'list_folder',
+           'remote_room', 'read_url', 'open_url', 'copy_of']
 
 # %% ../../nbs/data/03_remote.ipynb #0fbcd219
-import contextlib, errno, functools, hashlib, http.server, importlib, os, random, re, threading, time
+import contextlib, errno, functools, hashlib, importlib, io, os, random, re, threading, time
 from dataclasses import dataclass
 from pathlib import Path
 from ..machine import lock_file
@@ -58,36 +58,41 @@ def filesystem(url:str # address of a file or folder
     except ValueError as e: raise ValueError(f'{url}: {e}') from e
 
 # %% ../../nbs/data/03_remote.ipynb #be21f604
-class RangeHandler(http.server.SimpleHTTPRequestHandler):
-    "Python's handler of a folder, with byte ranges"
-    protocol_version = 'HTTP/1.1'
-    def log_message(self, *a): pass
+@functools.cache
+def range_handler():
+    "Python's handler of a folder, with byte ranges: a class (made here, since processes that only read have no use for a web server)"
+    from http.server import SimpleHTTPRequestHandler
+    class RangeHandler(SimpleHTTPRequestHandler):
+        protocol_version = 'HTTP/1.1'
+        def log_message(self, *a): pass
 
-    def send_head(self):
-        self.left, asked = None, re.fullmatch(r'bytes=(\d+)-(\d*)', self.headers.get('Range', ''))
-        path = self.translate_path(self.path)
-        if not asked or not os.path.isfile(path): return super().send_head()
-        size, start = os.path.getsize(path), int(asked[1])
-        end = min(int(asked[2] or size - 1), size - 1)
-        if start > end: return self.send_error(416)
-        f, self.left = open(path, 'rb'), end + 1 - start
-        f.seek(start)
-        self.send_response(206)
-        for k,v in {'Content-Range': f'bytes {start}-{end}/{size}', 'Content-Length': self.left}.items(): self.send_header(k, str(v))
-        self.end_headers()
-        return f
+        def send_head(self):
+            self.left, asked = None, re.fullmatch(r'bytes=(\d+)-(\d*)', self.headers.get('Range', ''))
+            path = self.translate_path(self.path)
+            if not asked or not os.path.isfile(path): return super().send_head()
+            size, start = os.path.getsize(path), int(asked[1])
+            end = min(int(asked[2] or size - 1), size - 1)
+            if start > end: return self.send_error(416)
+            f, self.left = open(path, 'rb'), end + 1 - start
+            f.seek(start)
+            self.send_response(206)
+            for k,v in {'Content-Range': f'bytes {start}-{end}/{size}', 'Content-Length': self.left}.items(): self.send_header(k, str(v))
+            self.end_headers()
+            return f
 
-    def copyfile(self, source, out):
-        if self.left is None: return super().copyfile(source, out)
-        out.write(source.read(self.left))
+        def copyfile(self, source, out):
+            if self.left is None: return super().copyfile(source, out)
+            out.write(source.read(self.left))
+    return RangeHandler
 
 # %% ../../nbs/data/03_remote.ipynb #3c6168ec
 @contextlib.contextmanager
 def serve_folder(folder, # to be served
-                 handler=RangeHandler # of requests
+                 handler=None # class that answers requests; None: `range_handler`
                 ): # gives the address of the folder, without a slash at its end
     "A web server of a folder on this machine, for the time of the block"
-    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(handler, directory=os.fspath(folder)))
+    from http.server import ThreadingHTTPServer
+    server = ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(handler or range_handler(), directory=os.fspath(folder)))
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try: yield f'http://127.0.0.1:{server.server_address[1]}'
@@ -150,15 +155,20 @@ def _stat_of(url, info):
     _stats[url] = Stat(info['size'], mark)
     return _stats[url]
 
-def stat_url(url:str, # file
-             again:bool=False # ask the server, even where it was asked before
+def stat_url(url:str # file
             ) -> Stat:
     "Size and mark of a file"
-    if again: _stats.pop(url, None)
     if url in _stats: return _stats[url]
     fs, path = filesystem(url)
-    if again: fs.invalidate_cache(os.path.dirname(path))
     return patiently(url, lambda: _stat_of(url, fs.info(path)))
+
+def forget_url(url:str # file
+              ):
+    "Ask the server again the next time"
+    _stats.pop(url, None)
+    _failed.pop(url, None)
+    fs, path = filesystem(url)
+    fs.invalidate_cache(os.path.dirname(path))
 
 # %% ../../nbs/data/03_remote.ipynb #250b7543
 def list_folder(url:str # folder, or a pattern with *
@@ -171,7 +181,7 @@ def list_folder(url:str # folder, or a pattern with *
     for o in patiently(url, look):
         if o['type'] == 'directory' or o['name'].rstrip('/') == path.rstrip('/'): continue
         out.append(fs.unstrip_protocol(o['name']))
-        _stats.pop(out[-1], None)
+        for known in (_stats, _failed): known.pop(out[-1], None)
         if any(o.get(k) is not None for k in MARKS): _stat_of(out[-1], o)         # web servers list names alone
     return sorted(out)
 
@@ -263,6 +273,27 @@ def read_url(url:str, start:int=0, # first byte
     "Bytes of a file, not kept anywhere"
     end = stat_url(url).st_size if end is None else end
     return patiently(url, lambda: b''.join(_pieces(url, start, end)))
+
+class _Runs(io.RawIOBase):
+    "A file that lies elsewhere, for `io.BufferedReader`"
+    def __init__(self, url): self.url, self.place, self.size = url, 0, stat_url(url).st_size
+    def readable(self): return True
+    def seekable(self): return True
+    def seek(self, n, whence=0):
+        self.place = n + (0, self.place, self.size)[whence]
+        return self.place
+
+    def readinto(self, into):
+        data = read_url(self.url, self.place, min(self.place + len(into), self.size)) if self.place < self.size else b''
+        into[:len(data)] = data
+        self.place += len(data)
+        return len(data)
+
+def open_url(url:str, # file
+             ahead:int=1 << 18 # bytes that are fetched at least
+            ): # open for reading, with `seek`
+    "A file that lies elsewhere, for those who read a little here and there"
+    return io.BufferedReader(_Runs(url), ahead)
 
 def copy_of(url:str, # file
             at:tuple, # (first byte, bytes, mark of the file)
