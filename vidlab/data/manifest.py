@@ -692,15 +692,19 @@ DUPLICATES = ('keep', 'drop', 'error')
 
 def _repeated(m):
     "Rows equal to an earlier one in all known columns, and the first such row of each"
-    code = np.zeros(len(m), np.int64)
+    id, first = _codes(m.cols['id']), np.arange(len(m))
+    rows = np.flatnonzero(np.bincount(id)[id] > 1) if len(id) else first
+    if not len(rows): return rows, first
+    m, code = m.select(rows), id[rows]
     for k in COLUMNS:
         v = m.cols.get(k)
-        if v is None or k == 'path': continue
+        if v is None or k in ('id', 'path'): continue
         if isinstance(v, pa.Array) and pa.types.is_large_list(v.type): v = pa.array([str(o) for o in v.to_pylist()])
         c = _codes(v) if isinstance(v, pa.Array) else np.unique(v, return_inverse=True)[1]
         code = np.unique(code*(int(c.max(initial=0)) + 2) + c, return_inverse=True)[1].astype(np.int64)
-    first = np.unique(code, return_index=True)[1]
-    return np.setdiff1d(np.arange(len(m)), first), first[code] if len(code) else first
+    at, code = np.unique(code, return_index=True, return_inverse=True)[1:]
+    first[rows] = rows[at][code]
+    return np.flatnonzero(first < np.arange(len(first))), first
 
 # %% ../../nbs/data/14_manifest.ipynb #8aa0b4cb
 def _without_repeats(m, duplicates, source):
