@@ -42,6 +42,7 @@ def _existing(path, what, cfg): # Path, or an address as it is
     if is_url(path): return path
     p = find_path(path)
     if p.exists(): return p
+    if re.search(r'[*{[]', p.name) and (here := p if p.parent.exists() else Path(path).expanduser()).parent.exists(): return here     # a pattern of files
     looked = ' and '.join(dict.fromkeys([tilde(Path(path).expanduser().absolute()), tilde(p)]))
     raise FileNotFoundError(f'{who}: {what} {path!r} is not there (looked in {looked}): {hint}')
 
@@ -243,6 +244,8 @@ def make_loader(cfg:RunConfig, ds:Clips, engine, # accelerator
                 train:bool=False, task=None # whose features are kept, where the run says so
                ) -> Loader:
     "Batches of this process"
+    if ds.elsewhere and cfg.check and train and engine.is_main_process:
+        say(f'check=true fetches and looks into every one of {ds.n_clips} videos of {ds.manifest.root} before the first step; check=false leaves that out')
     if ds.unit != 'text' and (cfg.check or not train): ds.check()
     if cfg.keep_features and task and ds.unit != 'text': keep_features(cfg, ds, task, engine)
     elif cfg.cache_frames and ds.unit != 'text': ds.frames = _frame_cache(cfg.cache_frames)

@@ -121,7 +121,7 @@ def patiently(url:str, # what is read, for the message
               tries:int=TRIES # at most
              ): # what `read` gives
     "Read something that lies elsewhere, several times if need be; RemoteError when that does not help"
-    begun = time.monotonic()
+    begun, several = time.monotonic(), tries > 1
     if begun - _failed.get(url, -1e9) < 60: tries = 1
     for n in range(1, tries + 1):
         try: got = read()
@@ -130,7 +130,7 @@ def patiently(url:str, # what is read, for the message
             if isinstance(e, FileNotFoundError): raise RemoteError(errno.ENOENT, 'No such file', url) from e
             if _lasting(e): raise RemoteError(getattr(e, 'errno', None) or errno.EIO, _why(e), url) from e
             if n == tries or time.monotonic() - begun > PATIENCE:
-                _failed[url] = time.monotonic()
+                if several: _failed[url] = time.monotonic()               # who has only looked ahead has not proved anything
                 raise RemoteError(errno.EIO, f'{n} {"try" if n == 1 else "tries"} failed, the last with {_why(e)}', url) from e
             time.sleep(PAUSE*2**(n - 1)*(.75 + .5*_chance.random()))
         else:
