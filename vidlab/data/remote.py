@@ -8,7 +8,7 @@ __all__ = ['EXTRAS', 'SILENCE', 'TRIES', 'PAUSE', 'PATIENCE', 'MARKS', 'RECENT',
            'remote_room', 'read_url', 'open_url', 'copy_of']
 
 # %% ../../nbs/data/03_remote.ipynb #0fbcd219
-import contextlib, errno, functools, hashlib, importlib, io, os, random, re, threading, time
+import contextlib, errno, functools, hashlib, importlib, io, os, random, re, socket, threading, time
 from dataclasses import dataclass
 from pathlib import Path
 from ..machine import lock_file
@@ -93,12 +93,18 @@ def serve_folder(folder, # to be served
     "A web server of a folder on this machine, for the time of the block"
     from http.server import ThreadingHTTPServer
     server = ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(handler or range_handler(), directory=os.fspath(folder)))
-    server.daemon_threads = True
+    server.daemon_threads, taken, accept = True, [], server.get_request
+    def get_request():
+        taken.append(got := accept())
+        return got
+    server.get_request = get_request
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try: yield f'http://127.0.0.1:{server.server_address[1]}'
     finally:
         server.shutdown()
         server.server_close()
+        for connection,_ in taken:                                     # those that are kept open would be answered for ever
+            with contextlib.suppress(OSError): connection.shutdown(socket.SHUT_RDWR)
 
 # %% ../../nbs/data/03_remote.ipynb #6b83896e
 TRIES, PAUSE, PATIENCE = 4, .5, 30     # tries, seconds before the second one, seconds after which none is begun
