@@ -40,7 +40,7 @@ def _settings(protocol):
         import aiohttp
         return dict(client_kwargs=dict(timeout=aiohttp.ClientTimeout(total=None, sock_connect=SILENCE[0], sock_read=SILENCE[1])))
     if protocol in ('s3', 's3a') and 'config_kwargs' not in conf.get(protocol, {}):
-        return dict(config_kwargs=dict(connect_timeout=SILENCE[0], read_timeout=SILENCE[1], retries=dict(max_attempts=1)))   # who waits and tries again is `patiently`
+        return dict(config_kwargs=dict(connect_timeout=SILENCE[0], read_timeout=SILENCE[1], retries=dict(total_max_attempts=1)))   # who waits and tries again is `patiently`
     return {}
 
 def filesystem(url:str # address of a file or folder
@@ -51,7 +51,9 @@ def filesystem(url:str # address of a file or folder
     extra, module = EXTRAS.get(protocol, ('', ''))
     try:
         if module: importlib.import_module(module)
-        return fsspec.core.url_to_fs(url, **_settings(protocol))
+        fs, path = fsspec.core.url_to_fs(url, **_settings(protocol))
+        if hasattr(fs, 'retries'): fs.retries = 1                                                # tries within tries would add up to minutes
+        return fs, path
     except ImportError as e:
         how = f'pip install "vidlab[{extra}]"' if extra else 'see fsspec.available_protocols()'
         raise ImportError(f'{url}: addresses of {protocol}:// need a package that is not installed: {how} ({e})') from e
