@@ -15,7 +15,7 @@ from vidlab.data.child import _child
 from vidlab.data.clips import Clips, Loader, TooManyUnread
 from vidlab.data.files import VideoError, read_member
 from vidlab.data.manifest import Manifest
-from vidlab.data.remote import RemoteError, copy_of, range_handler, serve_folder
+from vidlab.data.remote import RemoteError, copy_of, kept_files, range_handler, serve_folder
 from vidlab.data.sample import SegmentSampler
 from vidlab.data.shards import WindowOrder, from_shards, shard_of, window_order
 
@@ -168,9 +168,14 @@ def test_a_shard_that_was_replaced_is_another_one(folder, tmp_path):
     d = tmp_path/'set'; shutil.copytree(folder, d)
     with serve_folder(d) as url:
         m = rows(url)
-        first, tar = read_member(m.row(0)['path']), m.column('path')[0].as_py().partition('::')[0]
-        shutil.copy(folder/'00002.tar', d/tar); shutil.copy(folder/'00002.parquet', d/tar.replace('tar', 'parquet'))
-        new = from_shards(f'{url}/{tar}')
+        path = m.row(0)['path']
+        first, tar = read_member(path), d/m.column('path')[0].as_py().partition('::')[0]
+        at, size, _ = files.find_member(path)
+        data = bytearray(tar.read_bytes()); data[at + size//2] ^= 255
+        tar.write_bytes(data); os.utime(tar, (9e8, 9e8))             # web servers tell dates to the second
+        assert rows(url).hash() == m.hash() and read_member(path) == bytes(data[at:at + size]) != first
+        shutil.copy(folder/'00002.tar', tar); shutil.copy(folder/'00002.parquet', tar.with_suffix('.parquet'))
+        new = from_shards(f'{url}/{tar.name}')
         assert read_member(new.row(0)['path']) == read_member(from_shards(folder/'00002.tar').row(0)['path']) != first
 
 
@@ -253,8 +258,6 @@ print('ok')
 
 def spawn(code, *args): return subprocess.Popen([sys.executable, '-c', code, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ, PYTHONPATH=str(HERE.parent)))
 
-def kept(): return [o for o in remote._kept(Path(os.environ['VIDLAB_CACHE'])/'remote')]
-
 @pytest.fixture
 def numbers(tmp_path, monkeypatch):
     "A folder with one file of 100 kB, to be served; an empty cache"
@@ -266,15 +269,14 @@ def numbers(tmp_path, monkeypatch):
 def test_processes_share_a_folder_that_is_never_too_large(numbers, tmp_path, monkeypatch):
     "Three processes, twenty runs of bytes, room for eight: every byte is right, and at no moment there is more than that"
     monkeypatch.setenv('VIDLAB_REMOTE_GIB', str(500_000/2**30))
-    (tmp_path/'cache/remote').mkdir(parents=True)
     with serve_folder(numbers) as url:
         procs, most = [spawn(READER, f'{url}/n.bin', s) for s in range(3)], 0
         while any(p.poll() is None for p in procs):
-            most = max(most, sum(o[1] for o in kept()))
+            most = max(most, sum(o[1] for o in kept_files()))
             time.sleep(.005)
     said = [p.communicate() for p in procs]
     assert [o[0] for o in said] == ['ok\n']*3, said
-    assert 300_000 < most <= 500_000 and (tmp_path/'cache/remote/used').read_text() == str(sum(o[1] for o in kept()))
+    assert 300_000 < most <= 500_000 and (tmp_path/'cache/remote/used').read_text() == str(sum(o[1] for o in kept_files()))
 
 
 def test_a_killed_process_leaves_nothing_in_the_way(numbers, tmp_path, monkeypatch):
@@ -289,12 +291,12 @@ def test_a_killed_process_leaves_nothing_in_the_way(numbers, tmp_path, monkeypat
     with serve_folder(numbers, Slow) as url:
         two = [spawn(f"from vidlab.data.remote import copy_of; copy_of({f'{url}/n.bin'!r}, ({k}, 90_000, 0))") for k in (0, 1)]
         end = time.monotonic() + 60
-        while len([o for o in kept() if o[2].endswith('.part') and o[1]] if (tmp_path/'cache/remote').exists() else []) < 2 and time.monotonic() < end: time.sleep(.02)
+        while len([o for o in kept_files() if o[2].endswith('.part') and o[1]]) < 2 and time.monotonic() < end: time.sleep(.02)
         for p in two: p.send_signal(signal.SIGKILL); p.communicate()
-        assert sorted(o[1] for o in kept()) == [90_000]*2 and all(o[2].endswith('.part') for o in kept())
+        assert sorted(o[1] for o in kept_files()) == [90_000]*2 and all(o[2].endswith('.part') for o in kept_files())
         Slow.slow = False
         for k in (0, 5, 6): assert Path(copy_of(f'{url}/n.bin', (k, 90_000, 0))).read_bytes()[:3] == bytes([k, k + 1, k + 2])
-    assert not [o for o in kept() if o[2].endswith('.part')] and sum(o[1] for o in kept()) <= 200_000
+    assert not [o for o in kept_files() if o[2].endswith('.part')] and sum(o[1] for o in kept_files()) <= 200_000
 
 
 def test_what_is_wanted_by_several_is_fetched_once(numbers):

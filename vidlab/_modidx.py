@@ -1093,6 +1093,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'vidlab.data.remote.filesystem': ('data/remote.html#filesystem', 'vidlab/data/remote.py'),
                                     'vidlab.data.remote.forget_url': ('data/remote.html#forget_url', 'vidlab/data/remote.py'),
                                     'vidlab.data.remote.is_url': ('data/remote.html#is_url', 'vidlab/data/remote.py'),
+                                    'vidlab.data.remote.kept_files': ('data/remote.html#kept_files', 'vidlab/data/remote.py'),
                                     'vidlab.data.remote.list_folder': ('data/remote.html#list_folder', 'vidlab/data/remote.py'),
                                     'vidlab.data.remote.open_url': ('data/remote.html#open_url', 'vidlab/data/remote.py'),
                                     'vidlab.data.remote.patiently': ('data/remote.html#patiently', 'vidlab/data/remote.py'),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EXTRAS', 'SILENCE', 'TRIES', 'PAUSE', 'PATIENCE', 'MARKS', 'RECENT', 'PIECE', 'is_url', 'common_folder', 'filesystem',
            'range_handler', 'serve_folder', 'RemoteError', 'patiently', 'Stat', 'stat_url', 'forget_url', 'list_folder',
-           'remote_room', 'read_url', 'open_url', 'copy_of']
+           'remote_room', 'kept_files', 'read_url', 'open_url', 'copy_of']
 
 # %% ../../nbs/data/03_remote.ipynb #0fbcd219
 import contextlib, errno, functools, hashlib, importlib, io, os, random, re, socket, threading, time
@@ -216,13 +216,19 @@ def _held(file):
                     return
 
 # %% ../../nbs/data/03_remote.ipynb #f80955ba
-def _kept(folder): # yields (last use, bytes, path)
+def _kept(folder) -> list: # of (last use, bytes, path), the oldest first; only with the lock of `used`
+    found = []
     for d in os.scandir(folder):
-        if not d.is_dir(): continue
-        for e in os.scandir(d):
+        for e in os.scandir(d) if d.is_dir() else ():
             with contextlib.suppress(FileNotFoundError):
                 st = e.stat()
-                yield st.st_mtime, st.st_size, e.path
+                found.append((st.st_mtime, st.st_size, e.path))
+    return sorted(found)
+
+def kept_files() -> list: # of (last use, bytes, path), the oldest first
+    "What was fetched and what is being fetched"
+    from vidlab.core import cache_dir
+    with _held((folder := cache_dir('remote'))/'used'): return _kept(folder)
 
 def _left_over(path): # is it a part that nobody is making any more?
     with contextlib.suppress(FileNotFoundError), open(path, 'r+b') as f:
@@ -232,7 +238,7 @@ def _left_over(path): # is it a part that nobody is making any more?
 
 def _sweep(folder, most:int) -> int: # bytes that are kept
     "Throw out what was not used for longest until `most` bytes are left; what is being made or was just asked for stays"
-    files, now = sorted(_kept(folder)), time.time()
+    files, now = _kept(folder), time.time()
     total = sum(size for _,size,_ in files)
     for used,size,path in files:
         if path.endswith('.part'): gone = _left_over(path)
@@ -243,7 +249,7 @@ def _sweep(folder, most:int) -> int: # bytes that are kept
 
 # %% ../../nbs/data/03_remote.ipynb #718dad7f
 def _count(folder, size:int, # bytes that come, or go where below 0
-           make=lambda: None # called where there is room, before anybody else may look
+           make # what makes or removes the file, before anybody else may look
           ) -> bool: # is there room?
     "Add to the bytes that are kept"
     room = remote_room()
@@ -252,10 +258,10 @@ def _count(folder, size:int, # bytes that come, or go where below 0
         used = int(said) if said.isdigit() else room                             # lost: look
         if size > 0 and used + size > room: used = _sweep(folder, min(room - size, room*7//8))
         fits = used + size <= room
-        if fits: make()
+        if fits or size < 0: make()
         f.seek(0)
         f.truncate()
-        f.write(str(max(0, used + size*fits)).encode())
+        f.write(str(max(0, used + size*(fits or size < 0))).encode())
     return fits
 
 def _take_room(folder, f, size, url):
@@ -336,8 +342,7 @@ def _fetch(folder, f, part, file, url, at, tries):
         _take_room(folder, f, size, url)
         taken = size
         patiently(url, read, tries)
-        os.replace(part, file)
+        with _held(folder/'used'): os.replace(part, file)         # not while somebody counts, who would miss it
     except BaseException:
-        part.unlink(missing_ok=True)
-        if taken: _count(folder, -taken)
+        _count(folder, -taken, lambda: part.unlink(missing_ok=True))
         raise
