@@ -179,6 +179,19 @@ def test_a_shard_that_was_replaced_is_another_one(folder, tmp_path):
         assert read_member(new.row(0)['path']) == read_member(from_shards(folder/'00002.tar').row(0)['path']) != first
 
 
+def test_tools_take_addresses(http, tmp_path, capsys):
+    "A manifest of shards by their address; what then looks into the videos, or takes some of them here"
+    from data_tools import check_videos, extract_frames, make_manifest, subset
+    from vidlab.audit import audit
+    out = tmp_path/'out.csv'
+    assert make_manifest.main(['shards', '--root', http, '--out', str(out)]) == 0
+    assert check_videos.main([str(out), '--workers', '1']) == 0 and '12 ok' in capsys.readouterr().out
+    assert subset.main([str(out), str(tmp_path/'few'), '--n', '2']) == 0 and len(list((tmp_path/'few').rglob('*.mp4'))) == 2
+    assert extract_frames.main([str(out), str(tmp_path/'frames')]) == 0
+    found = audit(out, copies=True, workers=1)
+    assert not [f for f in found.findings if f.kind == 'files'] and len(found.verdicts) == 12
+
+
 # --------------------------------------------------------------------------------------------------- what fails
 
 def fails(tar, answer, times=10**9, left={}):

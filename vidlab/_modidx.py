@@ -1097,6 +1097,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'vidlab.data.remote.list_folder': ('data/remote.html#list_folder', 'vidlab/data/remote.py'),
                                     'vidlab.data.remote.open_url': ('data/remote.html#open_url', 'vidlab/data/remote.py'),
                                     'vidlab.data.remote.patiently': ('data/remote.html#patiently', 'vidlab/data/remote.py'),
+                                    'vidlab.data.remote.placed': ('data/remote.html#placed', 'vidlab/data/remote.py'),
                                     'vidlab.data.remote.range_handler': ('data/remote.html#range_handler', 'vidlab/data/remote.py'),
                                     'vidlab.data.remote.read_url': ('data/remote.html#read_url', 'vidlab/data/remote.py'),
                                     'vidlab.data.remote.remote_room': ('data/remote.html#remote_room', 'vidlab/data/remote.py'),
