@@ -41,4 +41,5 @@ setup(name=cfg['lib_name'], version=cfg['version'], description=cfg['description
       extras_require={'dev': cfg['dev_requirements'].split(), 'torchcodec': ['torchcodec'], 'browser': cfg['browser_requirements'].split(), 'app': cfg['app_requirements'].split(),
                       'tensorboard': ['tensorboard'], 'numba': ['numba>=0.61'], 'oracles': ['captum', 'quantus'], 'export': cfg['export_requirements'].split(),
                       'search': cfg['search_requirements'].split(), 'scenes': cfg['scenes_requirements'].split(),
+                      **{k: cfg[f'{k}_requirements'].split() for k in ('s3', 'gs', 'http')},
                       'text': ['transformers>=4.40']})

@@ -41,20 +41,22 @@ def find(folder: Path) -> list:
 
 def listed(file: Path, root=None) -> list:
     "The paths of a manifest, or of a list (one path a line); relative to `root` or else to the file's folder"
-    base = Path(root or file.parent)
+    from vidlab.data.remote import placed
+    base = root or file.parent
     if file.suffix.lower() in TABLES: return _columns(file, base)
     lines = [os.fsdecode(line) for line in file.read_bytes().split(b'\n')]
-    return list(dict.fromkeys(os.path.join(base, p.strip('\r')) for p in lines if p.strip()))
+    return list(dict.fromkeys(placed(p.strip('\r'), base) for p in lines if p.strip()))
 
 
 def _columns(file, base):
     "The paths of a table, without the checks of a manifest"
     from vidlab.data.manifest import our_names
+    from vidlab.data.remote import placed
     from vidlab.data.tables import guess_encoding, read_table
     names, cols = read_table(file, encoding='utf-8' if file.suffix.lower() == '.parquet' else guess_encoding(file))
     table = dict(zip(our_names(names, None, file), (c.to_pylist() for c in cols)))
     paths = table.get('path', table.get('id'))
-    return list(dict.fromkeys(os.path.join(base, str(p)) for p in paths if p))
+    return list(dict.fromkeys(placed(str(p), base) for p in paths if p))
 
 
 def write_report(file, rows):

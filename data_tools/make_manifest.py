@@ -5,6 +5,7 @@ from pathlib import Path
 if not __package__: sys.path.insert(0, str(Path(__file__).resolve().parents[1]))   # run as a script from a checkout
 from vidlab.core import progress, tilde, unknown, write_json
 from vidlab.data.manifest import COLUMNS, told_twice
+from vidlab.data.remote import is_url
 from vidlab.data.tables import FORMATS, some
 from vidlab.registry import create, lookup, names, options
 
@@ -137,7 +138,7 @@ def files_of(format, root=None, annots=None) -> dict:
     "`path` and `root` of a data set, as far as it takes them"
     where = places(format)
     if root is None and any(o.default is inspect.Parameter.empty for o in where.values()): raise ValueError('--root is needed: the folder of the videos')
-    if root is not None and not Path(root).is_dir(): raise ValueError(f'--root {root!r}: no such folder')
+    if root is not None and not is_url(root) and not Path(root).is_dir(): raise ValueError(f'--root {root!r}: no such folder')
     if len(where) == 2 and annots is None and not in_folder(where['path']): raise ValueError(f'format {format} needs --annots, {where["path"].help}')
     found = dict(root=root, path=annots or root)
     return {k: found[k] for k in where if found[k] is not None}
@@ -164,7 +165,7 @@ def tell(m, out, report, new):
         if m.report.get(what): print(f"{what.replace('_', ' ')}: {some(m.report[what])}")
     parts = {s: m.split(s) for s in m.splits() if s}
     for line in told_twice(parts, next((s for s in ('train', 'training') if s in parts), '')): print(line)
-    if not m.root.resolve().is_relative_to(Path(out).resolve().parent):
+    if not is_url(m.root) and not m.root.resolve().is_relative_to(Path(out).resolve().parent):
         print(f'the videos do not lie below the manifest: read it with root={tilde(m.root)!r}')
 
 

@@ -1,6 +1,7 @@
 """Pack the videos or pictures of a manifest into tar shards (webdataset), for large collections and slow disks.
 A sample holds the file as it is, its captions as key.txt and everything the manifest knows as key.json; beside each
-00000.tar lie 00000.parquet (a row a sample) and 00000_stats.json. manifest.parquet in the same folder is the manifest
+00000.tar lie 00000.parquet (a row a sample, with the place of its file in the tar, by which single videos are read out of
+a bucket) and 00000_stats.json. manifest.parquet in the same folder is the manifest
 with paths into the shards: train from it as from any other. Which sample goes where is decided beforehand, so an
 interrupted run goes on where it stopped, and a second run writes only the shards whose sources have changed."""
 import csv, json, os, sys
@@ -16,7 +17,8 @@ EPILOG = """examples:
   make_shards.py k400.csv k400_tars --root k400 --samples 0 --megabytes 500
   make_shards.py cc3m.csv cc3m_tars --in_order --split train
 
-reading them:  Manifest.read('webvid_tars/manifest.parquet')  or  from_shards('webvid_tars', caption='json.text')
+reading them:  Manifest.read('webvid_tars/manifest.parquet')  or  from_shards('webvid_tars', caption='json.text'), and
+               from_shards('s3://bucket/webvid_tars') where the whole folder lies in a bucket
 exit code: 0 all there; 1 some files failed, listed at the end and in the report; 2 nothing to do or wrong arguments"""
 
 
@@ -56,8 +58,11 @@ def pack(tar: Path,  # shard to write
          ) -> list:  # rows of the report
     "One shard with its table and its statistics; the statistics come last and say that it is complete"
     import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
     import webdataset as wds
     from vidlab.core import atomic_write, write_json
+    from vidlab.data.files import scan_tar
     rows, table = [], []
     with atomic_write(tar, 'wb') as f, wds.TarWriter(f, mtime=0., encoder=False) as w:
         for key, source, known in todo:
@@ -69,8 +74,11 @@ def pack(tar: Path,  # shard to write
             table.append(dict(key=key, member=f'{key}.{ending}', bytes=len(s[ending]), caption=s.get('txt', b'').decode(),
                               json=s['json'].decode()))
             rows.append(row | dict(bytes=len(s[ending])))
-    with atomic_write(tar.with_suffix('.parquet'), 'wb') as f:
-        pd.DataFrame(table, columns=['key', 'member', 'bytes', 'caption', 'json']).to_parquet(f)
+    place = {name: at for name, at, _ in scan_tar(str(tar))[0]}
+    df = pd.DataFrame(table, columns=['key', 'member', 'bytes', 'caption', 'json'])
+    df.insert(2, 'offset', [place[m] for m in df['member']])
+    said = pa.Table.from_pandas(df, preserve_index=False).replace_schema_metadata(dict(tar_bytes=str(tar.stat().st_size)))
+    with atomic_write(tar.with_suffix('.parquet'), 'wb') as f: pq.write_table(said, f)
     failed = [r for r in rows if r['status'] == 'failed']
     write_json(stats_of(tar), dict(count=len(rows), successes=len(table), failed=len(failed), made_from=mark,
                                    bytes=tar.stat().st_size, status_dict={r: sum(o['reason'] == r for o in failed)
@@ -82,11 +90,13 @@ def stats_of(tar): return tar.with_name(tar.stem + '_stats.json')
 
 
 def complete(tar, mark):
-    "Is the shard there, whole, and made from the same sources?"
+    "Is the shard there, whole, made from the same sources, and with a table that says where its files lie?"
+    import pyarrow.parquet as pq
     from vidlab.core import read_json
     if not tar.exists() or not stats_of(tar).exists() or not tar.with_suffix('.parquet').exists(): return False
     try: s = read_json(stats_of(tar))
     except ValueError: return False
+    if 'offset' not in pq.read_schema(tar.with_suffix('.parquet')).names: return False
     return s.get('made_from') == mark and s.get('bytes') == tar.stat().st_size
 
 

@@ -165,7 +165,7 @@ def subset(
     from vidlab.data.manifest import Manifest
     if files not in FILES: raise unknown('--files', files, FILES)
     out, whole = Path(out).absolute(), Manifest.read(manifest, root, missing='keep')
-    if out.resolve() in (whole.root.resolve(), Path(manifest).resolve().parent):
+    if out.resolve() in (Path(whole.root).resolve(), Path(manifest).resolve().parent):
         raise ValueError(f'{out}: the large set lies there; the small one needs a folder of its own')
     m = choose(whole, per_class, n, first, wanted(ids) if ids else (), splits, seed)
     m.names = whole.names

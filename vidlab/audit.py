@@ -16,9 +16,10 @@ import numpy as np
 from .core import atomic_write, progress, tilde
 from .data.copies import find_copies, prints_of, says_something
 from .data.decode import audit as audit_files, read_frames
-from .data.files import VIDEO
+from .data.files import VIDEO, split_member
 from .data.index import index_video
 from .data.manifest import our_names, walk_files, _each_caption
+from .data.remote import placed
 from .data.sets.folders import SPLITS
 from .data.tables import READABLE, guess_encoding, lines_of, read_table, some
 
@@ -43,11 +44,11 @@ def _table_rows(file, root):
     t = dict(zip(our_names(names, None, file), cols))
     if 'path' not in t: t['path'] = t['id']
     t = {k: v.to_pylist() for k, v in _each_caption(t).items()}
-    base, out = Path(root or file.parent), []
+    base, out = root or file.parent, []
     for i in range(len(t['path'])):
         said = {k: _plain(t[k][i]) for k in ('text', 'label', 'split', 'start', 'end') if k in t}
         p = _plain(t['path'][i])
-        out.append(Row(p, os.path.join(base, p), number=i + 1, **said))
+        out.append(Row(p, placed(p, base), number=i + 1, **said))
     return out, set(t)
 
 # %% ../nbs/63_audit.ipynb #5e131e25
@@ -100,7 +101,7 @@ def check_files(rows, verdicts:dict # path -> row of `vidlab.data.decode.audit`
     name, out = {r.path: r.name for r in rows}, []
     for p, v in verdicts.items():
         if v['verdict'] == 'ok': continue
-        missing = not os.path.lexists(p)
+        missing = split_member(p) is None and not os.path.lexists(p)
         why = 'is not there' if missing else '; '.join(v['reasons'])
         out.append(Finding('files', 'warn' if v['verdict'] == 'warn' else 'bad', f'{name[p]}: {why}', [name[p]]))
     return out

@@ -25,8 +25,9 @@ from .data.features import FrameFeatures, features_key, fill
 from .data.frames import FrameCache
 from .data.manifest import Manifest, MissingVideos, told_twice
 from .data.sample import RULES, make_sampler
-from .data.shards import shard_of, window_order
+from .data.shards import WindowOrder, shard_of
 from .data.names import SHIPPED, is_word
+from .data.remote import is_url
 from .data.tables import class_list, some
 from .evaluate import evaluate
 from .learner import Learner, to_device
@@ -34,12 +35,14 @@ from .optim import BERT_SCHEDULES, SCHEDULES, held, make_optimizer, param_groups
 from .registry import create, create_model, lookup, options
 
 # %% ../nbs/48_build.ipynb #275253d3
-def _existing(path, what, cfg) -> Path:
+def _existing(path, what, cfg): # Path, or an address as it is
     "The path, or an error that names the parameter"
     who,hint = f'recipe {cfg.recipe or "(none)"}',f'set it, e.g. `-p {what} /path/to/it`'
     if not path: raise FileNotFoundError(f'{who}: data {cfg.data!r} needs {what}: {hint}')
+    if is_url(path): return path
     p = find_path(path)
     if p.exists(): return p
+    if re.search(r'[*{[]', p.name) and (here := p if p.parent.exists() else Path(path).expanduser()).parent.exists(): return here     # a pattern of files
     looked = ' and '.join(dict.fromkeys([tilde(Path(path).expanduser().absolute()), tilde(p)]))
     raise FileNotFoundError(f'{who}: {what} {path!r} is not there (looked in {looked}): {hint}')
 
@@ -241,11 +244,13 @@ def make_loader(cfg:RunConfig, ds:Clips, engine, # accelerator
                 train:bool=False, task=None # whose features are kept, where the run says so
                ) -> Loader:
     "Batches of this process"
+    if ds.elsewhere and cfg.check and train and engine.is_main_process:
+        say(f'check=true fetches and looks into every one of {ds.n_clips} videos of {ds.manifest.root} before the first step; check=false leaves that out')
     if ds.unit != 'text' and (cfg.check or not train): ds.check()
     if cfg.keep_features and task and ds.unit != 'text': keep_features(cfg, ds, task, engine)
     elif cfg.cache_frames and ds.unit != 'text': ds.frames = _frame_cache(cfg.cache_frames)
-    permute,shards = None,_shards(ds) if train else None
-    if shards is not None: permute = lambda seed, epoch: window_order(shards, seed, epoch)
+    shards = _shards(ds) if train else None
+    permute = None if shards is None else WindowOrder(shards)
     size = _fitting(cfg.batch_size, len(ds), engine) if train else cfg.eval_batch_size
     return Loader(ds, size, 0 if ds.unit == 'text' or ds.kept else cfg.workers, shuffle=train,
                   drop_last=train, seed=cfg.seed, rank=engine.process_index, world=engine.num_processes, timeout=cfg.timeout,

@@ -601,7 +601,7 @@ def find_copies(paths:list, # of files
     found = [_copy(p, ps[p.a], ps[p.b]) for p in best.values()]
     for c in found:
         whole = not {'cropped', 'piece'} & set(c.how)
-        if whole and os.path.getsize(files[c.a]) > os.path.getsize(files[c.b]):          # the larger file was there first, most likely
+        if whole and _stat(files[c.a])[0] > _stat(files[c.b])[0]:          # members of shards have a size, too; the larger file was there first, most likely
             c.a, c.b, c.end = c.b, c.a, ps[c.a].seconds
         c.a, c.b = at[c.a], at[c.b]
     return out + sorted(found, key=lambda c: (c.a, c.b))

@@ -11,7 +11,7 @@ __all__ = ['AUTO', 'register_decoder', 'get_decoder', 'take_news', 'PyAV', 'Imag
 import contextlib, functools, importlib, importlib.util, os, pickle, sys, threading, warnings
 import numpy as np
 from fastcore.basics import patch
-from .files import (INTERFACE, LIMITS, ReaderError, VideoError, VideoWarning, around, beat, check_bytes, read_clock, write_clock,
+from .files import (INTERFACE, LIMITS, ReaderError, VideoError, VideoWarning, around, beat, check_bytes, fetch_member, is_url, read_clock, write_clock,
     _animation, _open, _over, _picture, _stat, _url, _why)
 from ..machine import cores
 from .packets import MKV, MOV
@@ -480,6 +480,10 @@ def _read_contained(ix, idx, decoder, size, missing, timeout):
     return _child().call('vidlab.data.decode:_read_with', *args, module, timeout=timeout)
 
 # %% ../../nbs/data/11_decode.ipynb #d09c030e
+def _bring(ix):
+    "What lies elsewhere is here before it is opened"
+    if ix.at and is_url(ix.path): fetch_member(ix.path, ix.at)
+
 def read_frames(path_or_index, # file, folder of pictures, or `VideoIndex`
                 indices, # (T,) frame numbers, any order, repeats allowed
                 decoder:str='auto', # 'auto', 'decord', 'pyav', 'torchcodec', 'images' or a registered one
@@ -495,6 +499,7 @@ def read_frames(path_or_index, # file, folder of pictures, or `VideoIndex`
     idx = _check(ix, indices, size, missing, decoder, bool(each))
     if ix.how != 'folder' and _stat(ix.path)[:2] != (ix.bytes, ix.mtime):
         raise VideoError(ix.path, 'open', 'the file has changed since it was indexed: index it again')
+    _bring(ix)
     if ix.verdict == 'warn': _warn(ix.path, '; '.join(ix.reasons), aloud=ix.damaged or ix.hdr)
     if not len(idx): return np.zeros((0, *(size or (ix.height, ix.width)), 3), np.uint8)
     if contained: return _read_contained(ix, idx, decoder, size, missing, timeout)
@@ -533,6 +538,7 @@ def stream_frames(path_or_index, # file, folder of pictures, or `VideoIndex`
     idx, done = _check(ix, indices, (1, 1), 'raise', decoder), 0
     if (np.diff(idx) < 0).any(): raise ValueError('stream_frames takes rising indices')
     if not len(idx): return
+    _bring(ix)
     if not ix.pictures and (not ix.seek or decoder == 'pyav' and 2*len(idx) > idx[-1] - idx[0]):
         try:
             for x in _walk(ix, idx, size):

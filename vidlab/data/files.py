@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['INTERFACE', 'LIMITS', 'VIDEO', 'PICTURES', 'VERSION', 'FORMATS', 'KINDS', 'FLOW', 'CLOCK', 'VideoError',
            'ReaderError', 'VideoWarning', 'around', 'check_bytes', 'Limits', 'beat', 'split_member', 'full_path',
-           'regular', 'scan_tar', 'TarTable', 'keep_table', 'tar_table', 'find_member', 'holds_member', 'read_member',
-           'example_clip', 'write_clock', 'read_clock']
+           'regular', 'open_tar', 'stat_tar', 'scan_tar', 'table_beside', 'TarTable', 'keep_table', 'tar_table',
+           'find_member', 'holds_member', 'run_of', 'fetch_member', 'read_member', 'example_clip', 'write_clock',
+           'read_clock']
 
 # %% ../../nbs/data/04_files.ipynb #da343fb4
-import contextlib, dataclasses, errno, functools, hashlib, importlib.metadata, io, json, os, re, stat, struct, tarfile, warnings
-from collections import OrderedDict
+import contextlib, dataclasses, errno, functools, hashlib, importlib.metadata, io, json, os, re, stat, struct, tarfile, threading, warnings
+from collections import OrderedDict, defaultdict
 from pathlib import Path
 import numpy as np
+from .remote import RemoteError, copy_of, is_url, open_url, read_url, stat_url
 
 # %% ../../nbs/data/04_files.ipynb #33a43566
 class VideoError(Exception):
@@ -58,9 +60,9 @@ def check_bytes(path, # file, or member of a tar
     "Raise what is wrong around a file whose bytes cannot be read now; nothing where they can"
     if isinstance(e, MemoryError): raise MemoryError from e                 # for whom it concerns: the child has a limit of its own
     if getattr(e, 'errno', None) in _PROCESS: raise around(path, e) from e
-    start, left = at or (0, None)
     try:
-        with open(split_member(path)[0] if at else path, 'rb', buffering=0) as f:
+        file, start, left = run_of(path, at) if at else (path, 0, None)
+        with open(file, 'rb', buffering=0) as f:
             f.seek(start)
             while left != 0 and (got := len(f.read(1 << 20 if left is None else min(left, 1 << 20)))):
                 left = left and left - got
@@ -108,7 +110,7 @@ def full_path(path # file, folder or member of a tar
              ) -> str: # absolute
     "The one name of a file; what stands behind `::` stays as it is"
     tar, name = split_member(path) or (path, None)
-    full = os.path.abspath(os.fsdecode(tar))
+    full = tar if is_url(tar) else os.path.abspath(os.fsdecode(tar))
     return full if name is None else f'{full}::{name}'
 
 def regular(path): # -> path
@@ -119,20 +121,25 @@ def regular(path): # -> path
 # %% ../../nbs/data/04_files.ipynb #b7451cf8
 _PACKED = {b'\x1f\x8b': 'gzip', b'BZh': 'bzip2', b'\xfd7zXZ': 'xz', b'\x28\xb5\x2f\xfd': 'zstandard'}
 
+def open_tar(tar): # a shard as an open file, wherever it lies
+    return open_url(tar) if is_url(tar) else open(regular(tar), 'rb')
+
+def stat_tar(tar): # of a shard: `st_size` and `st_mtime_ns`, wherever it lies
+    return stat_url(tar) if is_url(tar) else os.stat(tar)
+
 def _refuse_packed(tar):
     "Compressed tars have no random access"
-    with open(regular(tar), 'rb') as f: head = f.read(6)
+    with open_tar(tar) as f: head = f.read(6)
     packed = next((name for magic, name in _PACKED.items() if head.startswith(magic)), None)
     if packed or not tar.endswith('.tar'):
         raise VideoError(tar, 'open', f'a compressed tar ({packed or "by its name"}) has no random access; unpack it '
                                       f'to a plain .tar (videos do not get smaller by it)')
 
 # %% ../../nbs/data/04_files.ipynb #e172ed39
-def _end_fault(tar, end, n):
+def _end_fault(f, end, n):
     "What is wrong with the place where the headers stop; None: it is the end mark"
-    with open(tar, 'rb') as f:
-        f.seek(end)
-        block = f.read(512)
+    f.seek(end)
+    block = f.read(512)
     if len(block) < 512: return f'it breaks off after {n} members, without an end mark'
     if any(block): return f'the header after {n} members is unreadable'
 
@@ -141,14 +148,13 @@ def scan_tar(tar # plain tar file
             ): # ([(name, offset, bytes)] of the regular files, None or what is wrong with the tar)
     "Members in order, by their headers; a tar that ends too early gives what is complete, and the reason"
     _refuse_packed(tar)
-    rows, fault, size = [], None, os.path.getsize(tar)
+    rows, fault, size = [], None, stat_tar(tar).st_size
     try:
-        with tarfile.open(tar, 'r:') as f:
+        with open_tar(tar) as file, tarfile.open(fileobj=file, mode='r:') as f:
             while (o := f.next()) is not None:
                 if o.isreg() and not o.issparse(): rows.append((o.name, o.offset_data, o.size))
-                if len(rows) % 1024 == 0: beat(len(rows))
-            end = f.offset
-        fault = _end_fault(tar, end, len(rows))
+                beat(len(rows))
+            fault = _end_fault(file, f.offset, len(rows))
     except tarfile.TarError as e: fault = f'it breaks off after {len(rows)} members' if rows else f'no tar file ({e})'
     if rows and rows[-1][1] + rows[-1][2] > size: fault = f'it breaks off within {rows.pop()[0]!r}'
     return rows, fault
@@ -164,6 +170,25 @@ def _cache_name(path, size, mtime, kind='index'):
     return cache_dir(kind, h[:2])/h[2:]
 
 # %% ../../nbs/data/04_files.ipynb #e3a344c8
+def table_beside(tar:str # address of a shard
+                ): # arrow table: key, member, offset, bytes, caption, json; None: there is none that says where the videos lie
+    "What `make_shards` writes beside a shard"
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    try: table = pq.read_table(pa.BufferReader(read_url(f'{tar[:-4]}.parquet')))
+    except FileNotFoundError: return None
+    except RemoteError as e:
+        if e.errno == errno.ENOENT: return None
+        raise
+    except pa.ArrowInvalid: return None
+    said = (table.schema.metadata or {}).get(b'tar_bytes', b'').decode()
+    return table if 'offset' in table.column_names and said == str(stat_tar(tar).st_size) else None
+
+def _members(tar):
+    "As `scan_tar`; of a shard that lies elsewhere its videos, where a table says where they are"
+    table = table_beside(tar) if is_url(tar) else None
+    return scan_tar(tar) if table is None else (list(zip(*(table.column(c).to_pylist() for c in ('member', 'offset', 'bytes')))), None)
+
 class TarTable:
     "Members of a tar: sorted names, offsets and sizes in one array, and `fault`, what is wrong with it"
     def __init__(self, rows:np.ndarray, # fields name (bytes), at, size; sorted by name
@@ -183,7 +208,7 @@ _tars = OrderedDict()      # tar -> (size, mtime), TarTable
 
 def _remember(tar, tag, table):
     "The last thousand tables stay at hand in this process"
-    _tars[os.path.abspath(tar)] = tag, table
+    _tars[full_path(tar)] = tag, table
     if len(_tars) > 1024: _tars.popitem(last=False)
     return table
 
@@ -191,7 +216,7 @@ def keep_table(tar, rows, fault # as `scan_tar` gives them
               ) -> TarTable:
     "Sort the members of a tar into a table and keep it, here and on disk"
     from vidlab.core import keep_cached
-    st = os.stat(tar)
+    st = stat_tar(tar)
     names = [os.fsencode(r[0]) for r in rows]
     out = np.zeros(len(rows), [('name', f'S{max(map(len, names), default=1)}'), ('at', '<i8'), ('size', '<i8')])
     if rows: out['name'], out['at'], out['size'] = names, [r[1] for r in rows], [r[2] for r in rows]
@@ -204,10 +229,10 @@ def keep_table(tar, rows, fault # as `scan_tar` gives them
 def tar_table(tar:str, # plain tar file
               st=None # its os.stat, if known
              ) -> TarTable:
-    "The members of a tar, from memory, the cache or its headers"
-    st = st or os.stat(tar)
+    "The members of a tar, from memory, the cache, the table beside it or its headers"
+    st = st or stat_tar(tar)
     tag = st.st_size, st.st_mtime_ns
-    if (hit := _tars.get(os.path.abspath(tar))) and hit[0] == tag: return hit[1]
+    if (hit := _tars.get(full_path(tar))) and hit[0] == tag: return hit[1]
     file = _cache_name(tar, *tag, 'tar')
     try:
         with open(file, 'rb') as f:
@@ -215,22 +240,37 @@ def tar_table(tar:str, # plain tar file
             at = f.tell()
         dtype = np.dtype([tuple(o) for o in head['dtype']])
         rows = np.memmap(file, dtype, 'r', at, (head['n'],)) if head['n'] else np.zeros(0, dtype)
-    except (OSError, ValueError, KeyError): return keep_table(tar, *scan_tar(tar))
+    except (OSError, ValueError, KeyError): return keep_table(tar, *_members(tar))
     return _remember(tar, tag, TarTable(rows, head['fault']))
 
 # %% ../../nbs/data/04_files.ipynb #ebdd12ea
+_waits = defaultdict(threading.Lock)      # address of a shard -> who asks for its table
+
+@contextlib.contextmanager
+def _asking(tar):
+    "Threads of a process ask a server once"
+    if not is_url(tar):
+        yield
+        return
+    had = _waits[tar].acquire(timeout=60)      # not for ever: a fork may have left it closed
+    try: yield
+    finally:
+        if had: _waits[tar].release()
+
 def find_member(path, # `shard.tar::member`
                 st=None # os.stat of the shard, if known
-               ) -> tuple: # (offset, bytes)
+               ) -> tuple: # (offset, bytes); with the mark of a shard that lies elsewhere
     "Where a member lies in its shard, or VideoError"
     tar, name = split_member(path)
-    try: table = tar_table(tar, st)
+    try:
+        with _asking(tar): table = tar_table(tar, st := st or stat_tar(tar))
+    except RemoteError as e: raise VideoError(path, 'read', f'shard {tar!r}: {e.strerror}') from e
     except OSError as e: raise VideoError(path, 'open', f'shard {tar!r}: {e.strerror or e}') from e
     at = table.find(name)
     if at is None:
         raise VideoError(path, 'open', f'shard {tar!r} holds no member {name!r} ({len(table.names)} members' +
                          (f'; {table.fault})' if table.fault else ')'))
-    return at
+    return (*at, st.st_mtime_ns) if is_url(tar) else at
 
 # %% ../../nbs/data/04_files.ipynb #41f08d92
 def holds_member(path # `shard.tar::member`
@@ -240,24 +280,51 @@ def holds_member(path # `shard.tar::member`
         find_member(path)
         return True
     except VideoError as e:
-        if 'compressed' in e.reason: raise
+        if 'compressed' in e.reason or e.stage == 'read' and 'No such file' not in e.reason: raise      # a network that fails says nothing
         return False
 
+def run_of(path, # `shard.tar::member`
+           at # as `find_member` gives it
+          ) -> tuple: # file of this machine, first byte, bytes
+    "Where the bytes of a member can be read, fetched if need be; RemoteError where that fails"
+    tar = split_member(path)[0]
+    return (copy_of(tar, tuple(at)), 0, at[1]) if is_url(tar) else (os.path.abspath(tar), at[0], at[1])
+
+def fetch_member(path, # `shard.tar::member`
+                 at=None, # as `find_member` gives it, if known
+                 tries:int=None # at most; None: several
+                ):
+    "Bring a member of a shard that lies elsewhere to this machine; VideoError where that fails"
+    tar = split_member(path)[0]
+    try: copy_of(tar, tuple(at or find_member(path)), **(dict(tries=tries) if tries else {}))
+    except RemoteError as e: raise VideoError(path, 'read', f'shard {tar!r}: {e.strerror}') from e
+
 def read_member(path, # `shard.tar::member`
-                at=None # (offset, bytes), if known
+                at=None # as `find_member` gives it, if known
                ) -> bytes:
     "The bytes of a member"
     at = at or find_member(path)
-    with open(split_member(path)[0], 'rb') as f:
-        f.seek(at[0])
-        data = f.read(at[1])
-    if len(data) < at[1]: raise VideoError(path, 'open', 'the shard ends within this member')
+    file, start, size = run_of(path, at)
+    with open(file, 'rb') as f:
+        f.seek(start)
+        data = f.read(size)
+    if len(data) < size: raise VideoError(path, 'open', 'the shard ends within this member')
     return data
 
 # %% ../../nbs/data/04_files.ipynb #3cd60d53
+def _stat_elsewhere(path, member):
+    "`_stat` of a member of a shard in a bucket or on a web server"
+    if member is None: raise VideoError(path, 'open', 'what lies elsewhere is read out of tar shards: pack such videos with `vidlab make_shards`, or copy them to this machine')
+    try: st = stat_url(member[0])
+    except RemoteError as e: raise VideoError(path, 'read', f'shard {member[0]!r}: {e.strerror}') from e
+    at = find_member(path, st)
+    if at[1] == 0: raise VideoError(path, 'open', 'the file is empty')
+    return at[1], st.st_mtime_ns, False, at
+
 def _stat(path):
     "(size, mtime in ns, is a folder, place within a tar) of something that can be read, or VideoError"
     file = (member := split_member(path)) and member[0] or path
+    if is_url(file): return _stat_elsewhere(path, member)
     try: st = os.stat(file)
     except (OSError, ValueError) as e: raise VideoError(path, 'open', getattr(e, 'strerror', None) or str(e)) from e
     folder = stat.S_ISDIR(st.st_mode)
@@ -279,7 +346,9 @@ def _why(e): return (getattr(e, 'strerror', None) or str(e) or type(e).__name__)
 def _url(path, at=None):
     "What FFmpeg opens: the absolute path, or the bytes of a member of a tar (protocol `subfile`)"
     if at is None: return os.path.abspath(path)
-    return f'subfile,,start,{at[0]},end,{at[0]+at[1]},,:{os.path.abspath(split_member(path)[0])}'
+    if is_url(path): return run_of(path, at)[0]
+    file, start, size = run_of(path, at)
+    return f'subfile,,start,{start},end,{start+size},,:{file}'
 
 # %% ../../nbs/data/04_files.ipynb #b6e7a65b
 @functools.cache

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 from ..core import cache_dir
-from ..machine import one_at_a_time
+from ..machine import lock_file, one_at_a_time
 try: import fcntl
 except ImportError: fcntl = None            # Windows
 
@@ -20,16 +20,10 @@ except ImportError: fcntl = None            # Windows
 ENTRY = np.dtype([('high', 'u8'), ('low', 'u8'), ('at', 'u8'), ('h', 'u4'), ('w', 'u4')])
 HEAD, SMALL, PROBES = 64, 8192, 64          # bytes before the table; bytes of a frame for which the table has room; places where an entry may be
 
-def _held(fd, alone) -> bool: # is the file locked now?
-    if fcntl is None: return not alone
-    try: fcntl.flock(fd, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except OSError: return False
-    return True
-
 def _sweep(folder): # files of runs that were killed
     for p in Path(folder).glob('frames-*'):
         with suppress(OSError), open(p, 'r+b') as f:
-            if _held(f, True): p.unlink()
+            if lock_file(f): p.unlink()
 
 def _remove(path, maker, pid=os.getpid, unlink=os.unlink): # bound early: this may run when the interpreter is half gone
     try: pid() == maker and unlink(path)
@@ -63,7 +57,7 @@ class FrameCache:
 def _open(self:FrameCache): # the map of this process
     if self._map is None:
         self.file = open(self.path, 'r+b')
-        _held(self.file, False)
+        lock_file(self.file, alone=False)
         self._map,self._lock = mmap.mmap(self.file.fileno(), self.size),threading.Lock()
         self.used = np.frombuffer(self._map, 'u8', 1)                                                 # bytes of pixels
         self.table = np.frombuffer(self._map, ENTRY, self.n, HEAD)

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from fractions import Fraction
 import numpy as np
 from fastcore.basics import patch
-from .files import (LIMITS, PICTURES, VideoError, around, beat, check_bytes, full_path, read_clock, _cache_name, _display_matrix, _image,
+from .files import (LIMITS, PICTURES, VideoError, around, beat, check_bytes, fetch_member, full_path, is_url, read_clock, _cache_name, _display_matrix, _image,
     _open, _over, _picture, _pictures_in, _ratio, _reader, _real_streams, _stat, _why)
 from .packets import INTRA, LOOK, MKV, MOV, _packets, _scan
 from .child import Child, _child
@@ -345,8 +345,8 @@ def _unpack(data):
     for k, n in zip(ARRAYS, rec.pop('arrays')):
         rec[k] = np.frombuffer(data, np.float64 if k == 'times' else np.int64, n, at)
         at += 8*n
-    for k in ('turn', 'time_base'):
-        if k in rec: rec[k] = tuple(rec[k])
+    for k in ('turn', 'time_base', 'at'):
+        if rec.get(k): rec[k] = tuple(rec[k])
     return rec
 
 # %% ../../nbs/data/07_index.ipynb #d23119ff
@@ -360,11 +360,16 @@ def _is_picture(path, at):
         with open(path, 'rb') as f: return f.read(12).startswith(_BEGIN)
     except OSError as e: raise around(path, e) or e
 
+def _in_child(path, deep, at, child, timeout):
+    "What the child says of a file; what lies elsewhere is fetched before its time counts"
+    if at and is_url(path): fetch_member(path, at)
+    return child.call('vidlab.data.index:_index_file', path, deep, at, timeout=timeout)
+
 def _make_record(path, deep, fps, size, mtime, folder, at, child, timeout):
     "A fresh record: fields of VideoIndex, or `error`; and where it may be kept: 'disk', 'here' or ''"
     try:
         if not folder and _is_picture(path, at) and (rec := _index_image(path, deep, at)): folder = True
-        elif not folder: rec = child.call('vidlab.data.index:_index_file', path, deep, at, timeout=timeout)
+        elif not folder: rec = _in_child(path, deep, at, child, timeout)
         elif deep: rec = child.call('vidlab.data.index:_index_folder', path, True, fps, timeout=timeout)
         else: rec = _index_folder(path, False, fps)
         keep = 'here' if folder else 'disk'

@@ -11,6 +11,7 @@ __all__ = ['COLUMNS', 'LABELS', 'USUAL', 'MISSING', 'RELATED', 'PARTS', 'UNREADA
 # %% ../../nbs/data/14_manifest.ipynb #282f3648
 import ast, contextlib, difflib, hashlib, json, math, os, re, unicodedata, warnings
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +23,8 @@ from fastcore.basics import patch
 
 from ..core import nearest, rng, unknown
 from ..stats import linked
-from .files import VIDEO, full_path, holds_member, split_member
+from .files import VIDEO, VideoError, find_member, full_path, holds_member, split_member
+from .remote import common_folder, copy_of, is_url, stat_url
 from .sample import windows as cut_windows
 from .tables import MOST_CLASSES, read_table, some, write_table
 
@@ -93,7 +95,8 @@ def inside_root(path:str, # absolute, or relative to the root
                ): # tidied, relative to the root; None when it leaves the root
     "The path of a file below the root; what stands behind `::` is the name of a member and no way"
     if member := split_member(path): return (tar := inside_root(member[0], root)) and f'{tar}::{member[1]}'
-    if os.path.isabs(path): path = os.path.relpath(path, root)
+    if is_url(path): return path[len(root) + 1:] if path.startswith(f'{root}/') else None
+    if os.path.isabs(path): path = os.path.relpath(path, root) if not is_url(root) else '..'
     if '\0' in path or '..' in path.replace('\\', '/').split('/') and os.path.normpath(path).split(os.sep)[0] == '..':
         return None
     path = os.path.normpath(path)
@@ -262,11 +265,20 @@ def _tell_closed(folder):
     except (FileNotFoundError, NotADirectoryError): pass
     except OSError as e: warnings.warn(f'{folder}: {e.strerror}: what lies below counts as missing', stacklevel=4)
 
+def _ask_shards(paths, root):
+    "Tables of shards that lie elsewhere, many at a time; whoever needs one says what is wrong with it"
+    if not is_url(root): return
+    each = {m[0]: p for p in paths if (m := split_member(p))}
+    def ask(p):
+        with contextlib.suppress(VideoError): find_member(os.path.join(root, p))
+    with ThreadPoolExecutor(16) as pool: list(pool.map(ask, each.values()))
+
 def absent(paths, # distinct paths relative to root
            root # folder
           ) -> list: # those that do not exist
     "Which files, or members of tar shards, are not there; one listing for each folder instead of a question a file"
     folders, out = defaultdict(list), set()
+    _ask_shards(paths, root)
     for p in paths:
         if split_member(p) is None: folders[os.path.dirname(p)].append(os.path.basename(p))
         elif not holds_member(os.path.join(root, p)): out.add(p)
@@ -313,12 +325,12 @@ def missing_policy(what:str, # in the message, e.g. 'videos are missing'
 class Manifest:
     "One row per (clip, caption) in arrow and numpy buffers"
     def __init__(self, cols:dict, # name -> arrow or numpy array, as `build` makes them
-                 root, # folder the paths are relative to
+                 root, # folder the paths are relative to, or its address (s3://bucket/shards)
                  report=None, # what was found on the way: missing, dropped, duplicates, ...
                  names=None, # of all classes, in order; None: those of the column `label_name`
                  by:str=None # column that a breakdown of results uses first; None: no special one
                 ):
-        self.cols, self.root, self.report = cols, Path(root), report or {}
+        self.cols, self.root, self.report = cols, root.rstrip('/') if is_url(root) else Path(root), report or {}
         self.names, self.by = names and list(names), by
 
     def __len__(self): return len(self.cols['id'])
@@ -680,15 +692,19 @@ DUPLICATES = ('keep', 'drop', 'error')
 
 def _repeated(m):
     "Rows equal to an earlier one in all known columns, and the first such row of each"
-    code = np.zeros(len(m), np.int64)
+    id, first = _codes(m.cols['id']), np.arange(len(m))
+    rows = np.flatnonzero(np.bincount(id)[id] > 1) if len(id) else first
+    if not len(rows): return rows, first
+    m, code = m.select(rows), id[rows]
     for k in COLUMNS:
         v = m.cols.get(k)
-        if v is None or k == 'path': continue
+        if v is None or k in ('id', 'path'): continue
         if isinstance(v, pa.Array) and pa.types.is_large_list(v.type): v = pa.array([str(o) for o in v.to_pylist()])
         c = _codes(v) if isinstance(v, pa.Array) else np.unique(v, return_inverse=True)[1]
         code = np.unique(code*(int(c.max(initial=0)) + 2) + c, return_inverse=True)[1].astype(np.int64)
-    first = np.unique(code, return_index=True)[1]
-    return np.setdiff1d(np.arange(len(m)), first), first[code] if len(code) else first
+    at, code = np.unique(code, return_index=True, return_inverse=True)[1:]
+    first[rows] = rows[at][code]
+    return np.flatnonzero(first < np.arange(len(first))), first
 
 # %% ../../nbs/data/14_manifest.ipynb #8aa0b4cb
 def _without_repeats(m, duplicates, source):
@@ -773,7 +789,7 @@ def build(cls:Manifest, cols:dict, # column name -> list or array of equal lengt
     "A checked manifest from columns"
     if duplicates not in DUPLICATES: raise unknown('duplicates policy', duplicates, DUPLICATES)
     if missing not in MISSING: raise unknown('missing policy', missing, MISSING)
-    root = os.path.abspath(os.fspath(root))
+    root = root.rstrip('/') if is_url(root) else os.path.abspath(os.fspath(root))
     checked, known = _assemble(cols, root, source, label, classes)
     m = cls(checked, root, dict(report or {}), known or names, by)
     if m.names is None: m.names = m.classes                     # now, while all rows are there
@@ -799,9 +815,16 @@ def _each_caption(cols:dict) -> dict:
     rows = pa.array(np.repeat(np.arange(len(said)), [max(1, len(o)) for o in said]))
     return {k: (v if isinstance(v, pa.Array) else pa.array(v)).take(rows) for k,v in cols.items()} | dict(text=pa.array([t for o in said for t in o or [None]], pa.large_string()))
 
+def _here(url) -> Path: # a copy of a table that lies elsewhere
+    st = stat_url(url)
+    return Path(copy_of(url, (0, st.st_size, st.st_mtime_ns), ending=os.path.splitext(url)[1]))
+
 def _whole(paths): # the folder of all, where every path is whole; None: some are relative
     paths = _strings(paths)
-    if paths.null_count or not pc.all(pc.starts_with(paths, '/')).as_py(): return None
+    if paths.null_count: return None
+    if pc.all(pc.match_substring_regex(paths, r'^\w[\w+.-]+://')).as_py():
+        return common_folder(pc.unique(pc.replace_substring_regex(paths, r'(?s)::.*$', '')).to_pylist())
+    if not pc.all(pc.starts_with(paths, '/')).as_py(): return None
     return os.path.commonpath([os.path.dirname(p) for p in pc.unique(paths).to_pylist()])
 
 # %% ../../nbs/data/14_manifest.ipynb #a51eed9b
@@ -819,14 +842,14 @@ def read(cls:Manifest, path, # .csv, .tsv, .jsonl, .json or .parquet
          **said # see `build`: `names` and `by`
         ) -> Manifest:
     "A manifest from a file, checked"
-    path = Path(path)
+    home,path = (path.rpartition('/')[0],_here(path)) if is_url(path) else (None,Path(path))
     theirs, cols = read_table(path, sep, encoding)
     names = our_names(theirs, columns, path)
     if not len(cols[0]): raise ValueError(f'{path}: a header, but no rows')
     table = dict(zip(names, cols))
     if 'path' not in table: table['path'] = table['id']                # files are called by their ids
     table = _each_caption(table)
-    m = cls.build(table, root or _whole(table['path']) or path.parent, str(path), missing, missing_limit, duplicates, label, classes, **said)
+    m = cls.build(table, root or _whole(table['path']) or home or path.parent, str(path), missing, missing_limit, duplicates, label, classes, **said)
     if other := _usual(theirs, columns or {}): m.report['read_as'] = other
     return m
 
@@ -835,7 +858,7 @@ def read(cls:Manifest, path, # .csv, .tsv, .jsonl, .json or .parquet
 def write(self:Manifest, path # .csv, .tsv, .jsonl or .parquet; replaced in one step
          ) -> Path:
     "Save the table; if the videos lie below its folder, paths become relative to it and `read` needs no root"
-    pre = os.path.relpath(self.root, Path(path).absolute().parent)
+    pre = self.root if is_url(self.root) else os.path.relpath(self.root, Path(path).absolute().parent)
     cols = dict(self.cols)
     for k in ('path', 'asr'):
         if k not in cols or pre == '.' or pre.startswith('..') or os.path.isabs(pre): continue

@@ -14,7 +14,7 @@ from ...registry import register_data
 
 # %% ../../../nbs/data/sets/71_shards.ipynb #e95e37cb
 @register_data
-def shards(path, # folder of the shards, a pattern with {00000..00031} or *, or one .tar
+def shards(path, # folder of the shards, a pattern with {00000..00031} or *, or one .tar; on this machine or elsewhere: s3://, gs://, https://
            split:str=None, # name for all rows
            pattern:str='', # which ones below the folder, e.g. '{00000..00031}.tar'; '' all
            caption:str='txt', # 'txt' or another text member, 'json.name' a field of the json; none: no captions
