@@ -183,7 +183,7 @@ def encode_video(self:CLIP4Clip, video, video_mask=None, sid=None): # (B,T,3,S,S
 # %% ../../nbs/models/30_clip4clip.ipynb #2920e30f
 @patch
 def settled(self:CLIP4Clip, batch):
-    if self.training and 'video_mask' in batch: _check_frames(batch['video_mask'], batch.get('sid'))
+    if self.training and batch.get('video_mask') is not None: _check_frames(batch['video_mask'], batch.get('sid'))
     return unmasked(batch)
 
 # %% ../../nbs/models/30_clip4clip.ipynb #56810945
