@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from fastcore.basics import patch
 from ..core import unknown
 from ..ckpt import load_into, OfficialRun, read_file, read_weights, WeightsError
-from ..contract import Card, VideoModel
+from ..contract import Card, VideoModel, unmasked
 from ..mug import MugHead
 from ..layers import LayerNorm, QuickGELU, TemporalTransformer, layers_from, masked_mean, unit
 from ..clip import CLIPBackbone, inflate_patch, towers_of
@@ -112,11 +112,11 @@ class CLIP4Clip(VideoModel):
 
     def forward(self, batch:dict) -> dict: # video (B,T,3,S,S), video_mask (B,T), text (B,L), text_mask (B,L)
         v,t,mask,words = batch['video'],batch['text'],batch.get('video_mask'),batch.get('text_mask')
-        mask = torch.ones(v.shape[:2], dtype=torch.bool, device=v.device) if mask is None else mask
         words = torch.arange(t.shape[1], device=t.device) <= t.argmax(-1, keepdim=True) if words is None else words
+        every = torch.ones(v.shape[:2], dtype=torch.bool, device=v.device) if mask is None else mask
         return dict(text=self.encode_text(t, words), text_mask=words,
                     video=self.encode_video(v, mask, batch.get('sid')),
-                    video_mask=mask, logit_scale=self.logit_scale.exp())
+                    video_mask=every, logit_scale=self.logit_scale.exp())
 
 # %% ../../nbs/models/30_clip4clip.ipynb #8066476b
 @patch
@@ -177,8 +177,14 @@ def encode_video(self:CLIP4Clip, video, video_mask=None, sid=None): # (B,T,3,S,S
     "Frame features after the head (before it, for the tight head)"
     mask = video.new_ones(video.shape[:2]) if video_mask is None else video_mask
     _check_lengths(self.head, self.clip.card.context, 0, video.shape[1])
-    if self.training: _check_frames(mask, sid)
+    if self.training and video_mask is not None and not torch.compiler.is_compiling(): _check_frames(mask, sid)      # of a graph, `settled` has
     return self.head_output(video if video.ndim == 3 else self.frame_features(video), mask)
+
+# %% ../../nbs/models/30_clip4clip.ipynb #2920e30f
+@patch
+def settled(self:CLIP4Clip, batch):
+    if self.training and batch.get('video_mask') is not None: _check_frames(batch['video_mask'], batch.get('sid'))
+    return unmasked(batch)
 
 # %% ../../nbs/models/30_clip4clip.ipynb #56810945
 @patch

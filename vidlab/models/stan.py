@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint as recompute
 from ..core import unknown
 from ..ckpt import cpu_state, load_into, read_weights, rename, rename_back, WeightsError
-from ..contract import Card, VideoModel
+from ..contract import Card, VideoModel, unmasked
 from ..layers import LayerNorm, MultiHeadAttention, QuickGELU, ResidualAttentionBlock, key_padding, masked_mean
 from ..clip import CLIPBackbone, hf_blocks, hf_text, towers_of
 from ..mug import MODES, MugHead
@@ -232,7 +232,7 @@ class STAN(VideoModel):
         mask = torch.ones(v.shape[:2], dtype=torch.bool,
                           device=v.device) if batch.get('video_mask') is None else batch['video_mask']
         words = t != 0 if batch.get('text_mask') is None else batch['text_mask']
-        return dict(text=self.encode_text(t, words), text_mask=words, video=self.encode_video(v, mask),
+        return dict(text=self.encode_text(t, words), text_mask=words, video=self.encode_video(v, batch.get('video_mask')),
                     video_mask=mask, logit_scale=self.scale())
 
 # %% ../../nbs/models/31_stan.ipynb #3cad78f6
@@ -276,6 +276,10 @@ def encode_video(self:STAN, video, video_mask=None): # (B,T,3,S,S) normalised, (
     cls = h[:,0].unflatten(0, (B,T))
     if taps: cls = cls + self.branch(taps, v.class_embedding, v.positional_embedding, mask, keep)[:,None]
     return (v.ln_post(cls) @ v.proj).float()
+
+# %% ../../nbs/models/31_stan.ipynb #0603e2ee
+@patch
+def settled(self:STAN, batch): return unmasked(batch)
 
 # %% ../../nbs/models/31_stan.ipynb #7952543e
 @patch

@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from torch.utils.checkpoint import checkpoint
 from ..core import unknown
 from ..ckpt import LoadReport, WeightsError, load_into, read_weights, rename
-from ..contract import Card, VideoModel
+from ..contract import Card, VideoModel, unmasked
 from ..layers import LayerNorm, MultiHeadAttention, TemporalPatch, TemporalTransformer, unit
 from ..clip import CLIPBackbone, clip_rules, towers_of
 from ..registry import register_model
@@ -458,6 +458,10 @@ def encode_video(self:TDSCLIP, video, video_mask=None, sid=None): # (B,T*M,3,S,S
     "Mean of the side tokens over patches, then over frames or by the frame header"
     f = self.side_tokens(self.groups_of(video, video_mask, sid)).mean(2)
     return self.header(f) if self.pool == 'transf' else f.mean(1)
+
+# %% ../../nbs/models/33_tdsclip.ipynb #53559c26
+@patch
+def settled(self:TDSCLIP, batch): return unmasked(batch)
 
 # %% ../../nbs/models/33_tdsclip.ipynb #afaddf41
 @patch

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from ..core import IMAGENET_MEAN, IMAGENET_STD, from_hub, need, unknown
 from ..attend import Attend
 from ..ckpt import LoadReport, OfficialRun, WeightsError, cpu_state, load_into, read_file, read_weights, rename, state_dict_of
-from ..contract import Card, VideoModel
+from ..contract import Card, VideoModel, unmasked
 from ..layers import LayerNorm, PatchEmbed, key_padding
 from ..clip import CLIPBackbone, create_clip
 from ..registry import register_model
@@ -348,6 +348,10 @@ def video_features(self:TVTS, video, video_mask=None, keep=None): # (B,T,3,S,S) 
 def encode_video(self:TVTS, video, video_mask=None, keep=None): # (B,T,3,S,S) -> (B,P)
     return self.vid_proj(self.video_tokens(video, video_mask, keep)[0][:,0]).float()
 
+# %% ../../nbs/models/35_tvts.ipynb #18326e26
+@patch
+def settled(self:TVTS, batch): return unmasked(batch)
+
 # %% ../../nbs/models/35_tvts.ipynb #28c95f35
 @patch
 def text_features(self:TVTS, text, text_mask=None): # (B,L) or (B,K,L) -> (B,K,Dt)
@@ -557,6 +561,10 @@ def encode_video(self:TVTSClassifier, video, video_mask=None): # (B,T,3,S,S), (B
 
 @patch(as_prop=True)
 def token_kinds(self:TVTSClassifier): return {'*': dict(kind='video', prefix=1, grid=self.grid, tubelet=self.tubelet)}
+
+# %% ../../nbs/models/35_tvts.ipynb #b984f7b7
+@patch
+def settled(self:TVTSClassifier, batch): return unmasked(batch)
 
 # %% ../../nbs/models/35_tvts.ipynb #1587810c
 @patch

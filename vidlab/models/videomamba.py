@@ -23,7 +23,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from ..core import IMAGENET_MEAN, IMAGENET_STD, read_json, unknown
 from ..ckpt import LoadReport, WeightsError, cpu_state, load_into, rename
-from ..contract import Card, VideoModel
+from ..contract import Card, VideoModel, unmasked
 from ..layers import LayerNorm, PatchEmbed
 from ..ssm import causal_conv1d, scan_matrix, scan_path, scan_through, selective_scan
 from ..teacher import aligned_blocks
@@ -334,6 +334,10 @@ def encode_video(self:VideoMamba, video, video_mask=None): # -> (B,d)
                          'use a sampler that repeats frames')
     return self.norm_f(deque(self.streams(self.embed(video)), 1)[0][:,0])
 
+# %% ../../nbs/models/32_videomamba.ipynb #65277b09
+@patch
+def settled(self:VideoMamba, batch): return unmasked(batch)
+
 # %% ../../nbs/models/32_videomamba.ipynb #3e58b250
 PRESETS = dict(tiny192=dict(dim=192, depth=24), small384=dict(dim=384, depth=24), middle576=dict(dim=576, depth=32),
                base768=dict(dim=768, depth=24), # published for images
@@ -388,15 +392,25 @@ class VideoMambaStudent(Trunk):
         init_weights(self, dt_init)
 
     def forward(self, batch:dict) -> dict: # video (B,T,3,S,S), visible bool (B,L), class token first -> features (K,B,n,out_dim)
-        x,see = self.embed(batch['video']),batch['visible'].bool()
-        n = see.sum(1).tolist()
-        if see.shape != x.shape[:2] or len(set(n)) > 1 or not bool(see[:,0].all()):
-            raise ValueError(f'visible {tuple(see.shape)} with {sorted(set(n))} tokens per row: '
-                             f'it must be {tuple(x.shape[:2])}, as many in each row, and hold the class token')
-        at = see.nonzero()[:,1].view(len(x), -1)
+        x = self.embed(batch['video'])
+        at = self.places(batch['visible'], len(x)) if 'places' not in batch else batch['places']
         x = x.gather(1, at[...,None].expand(-1, -1, x.shape[-1]))
         place = self.clip_pos_embed[0][at]
         return dict(features=torch.stack([d(s + place) for d,s in zip(self.clip_decoder, self.states(x, at))]))
+
+# %% ../../nbs/models/32_videomamba.ipynb #856c90dd
+@patch
+def places(self:VideoMambaStudent, visible, clips:int) -> torch.Tensor: # (clips,n) int64, ascending
+    "Where the visible tokens are"
+    see,want = visible.bool(),(clips,1 + math.prod(self.card.grid))
+    n = see.sum(1).tolist()
+    if see.shape != want or len(set(n)) > 1 or not bool(see[:,0].all()):
+        raise ValueError(f'visible {tuple(see.shape)} with {sorted(set(n))} tokens per row: '
+                         f'it must be {want}, as many in each row, and hold the class token')
+    return see.nonzero()[:,1].view(clips, -1)
+
+@patch
+def settled(self:VideoMambaStudent, batch): return dict(batch, places=self.places(batch['visible'], len(batch['video'])))
 
 # %% ../../nbs/models/32_videomamba.ipynb #870b7ed5
 @patch
