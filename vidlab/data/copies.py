@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIDE', 'RATE', 'MOST', 'GRID', 'KEY', 'VIEWS', 'MOMENTS', 'NUMBERS', 'STEP', 'HALF', 'SAME', 'PICTURES', 'FEW',
-           'LARGE', 'LOOKS', 'LIMIT', 'LEAK', 'COPIES', 'Print', 'print_of', 'prints_of', 'candidates', 'Place',
-           'lay_over', 'directions', 'by_chance', 'doubtful', 'to_look_at', 'look_closer', 'certain', 'Copy',
+           'LARGE', 'LOOKS', 'LIMIT', 'MOST_LIKELY', 'SPREAD', 'COPIES', 'Print', 'print_of', 'prints_of', 'candidates',
+           'Place', 'lay_over', 'directions', 'by_chance', 'doubtful', 'to_look_at', 'look_closer', 'certain', 'Copy',
            'says_something', 'same_bytes', 'find_copies', 'groups_of', 'plant', 'trial']
 
 # %% ../../nbs/data/21_copies.ipynb #459eeb44
@@ -376,9 +376,8 @@ class Place:
     off:float        # what remains, rms of grey levels
     unmoved:float    # share of its changes in time that `b` does not show
     chance:float=1.  # how many other videos of this set would come as near
-    grain:float=float('nan') # correlation of the noise on even grounds, -1..1
-    sure:float=float('nan')  # its standard deviation between strangers
-    tries:int=0      # places and sizes of noise it is the best of
+    grain:float=float('nan') # how far the noise on even grounds agrees, standard deviations between strangers
+    tries:int=0      # places it is the best of
 
 def lay_over(prints, places, # of `candidates`
              each=None) -> list: # of Place
@@ -427,109 +426,110 @@ def by_chance(places:list, n:int # of `lay_over`; videos
         p.chance = float(min(k, k*(p.off/d)**m[p.a]))
     return places
 
-# %% ../../nbs/data/21_copies.ipynb #c9752c06
-LARGE, LOOKS = 63, 12                  # pixels of a side: no file has that size, and only a file of the size asked for takes another road through the scaler, 1.5 grey levels brighter; pictures
+# %% ../../nbs/data/21_copies.ipynb #97ba7cb5
+LARGE, LOOKS = 63, 16                  # pixels of a side: no file has that size, and only a file of the size asked for takes another road through the scaler, 1.5 grey levels brighter; pictures
 
-def _large(path, at): return read_frames(index_video(path), at, size=(LARGE, LARGE))      # file, numbers of frames -> (len(at),LARGE,LARGE,3) uint8
-
-def _closer(a, b, place, read=_large): # files -> pictures of `a`, of `b` at the same moments and some frames earlier and later: (LOOKS,..), (shifts,LOOKS,..); widths and heights of one in those of the other
+def _smooth(v, s): # pictures (..,n,n), pixels -> the same, through a Gaussian filter
     import torch
-    ia, ib = index_video(a), index_video(b)
-    k = np.unique(np.round(np.linspace(0, ia.n - 1, LOOKS)).astype(int))
-    at = np.abs((place.speed*ia.times[k] + place.begin)[:, None] - ib.times).argmin(1)
-    reach = 0 if not place.piece else 1 if place.full else 4           # what moves evenly fits a window beside it a little later as well
-    shifts = [d for d in range(-reach, reach + 1) if not d or 0 <= at[0] + d and at[-1] + d < ib.n]
-    at = np.clip([at + d for d in shifts], 0, ib.n - 1)
-    every, back = np.unique(at, return_inverse=True)
-    q, x = read(a, tuple(k.tolist())), read(b, tuple(every.tolist()))[back.reshape(at.shape)]
-    return torch.as_tensor(q).float(), torch.as_tensor(x).float(), ia.width/ia.height/(ib.width/ib.height)
+    x = torch.arange(v.shape[-1])
+    d = (x[:, None] - x)/s
+    w = torch.exp(-.5*d**2)*(d.abs() < 4)                              # numbers near 0 would take ten times as long
+    w = w/w.sum(0)                                                     # a column for each pixel
+    return ((v @ w).mT @ w).mT
 
-def _sharp(start, width): # shares of a side, width < 0: mirrored -> (LARGE,LARGE) that interpolates with cubic splines of Catmull and Rom
+def _even(v): # pictures (T,3,n,n) -> (T,n,n): 1 where no edge of any colour is near
     import torch
-    at = (start + width*((torch.arange(LARGE) + .5)/LARGE))*LARGE - .5
-    d = (at[:, None] - torch.arange(LARGE)).abs()
+    from torch.nn.functional import max_pool1d, pad
+    m = _smooth(v, 1.5)
+    down, aside = m[..., 2:, 1:-1] - m[..., :-2, 1:-1], m[..., 1:-1, 2:] - m[..., 1:-1, :-2]
+    edges = pad(((down.square() + aside.square()).amax(1) > 2.4**2).float(), (1,)*4)
+    for _ in range(2): edges = max_pool1d(edges, 7, 1, 3).mT            # three pixels to all sides
+    return pad(1 - edges[:, 3:-3, 3:-3], (3,)*4)
+
+def _noise(v): # pictures (T,3,n,n) -> (T,n,n): by how much a pixel is brighter than the even ground around it; 0 elsewhere
+    even = _even(v)
+    light = (.299*v[:, 0] + .587*v[:, 1] + .114*v[:, 2])*even
+    return light - even*_smooth(light, 3.)/_smooth(even, 3.).clamp(min=1e-3)
+
+def _grain(path, at): # file, numbers of frames -> (len(at),LARGE,LARGE)
+    import torch
+    x = torch.as_tensor(read_frames(index_video(path), at, size=(LARGE, LARGE)))
+    return _noise(x.movedim(3, 1).float().contiguous())
+
+# %% ../../nbs/data/21_copies.ipynb #d7393664
+def _larger(n, m): # (m,n): n pixels drawn as m, with the splines of Catmull and Rom
+    import torch
+    d = ((torch.arange(m) + .5)*(n/m) - .5 - torch.arange(n)[:, None]).abs().T
     w = torch.where(d < 1, 1.5*d**3 - 2.5*d**2 + 1, torch.where(d < 2, -.5*d**3 + 2.5*d**2 - 4*d + 2, torch.zeros(())))
     return w/w.sum(1, keepdim=True)
 
-# %% ../../nbs/data/21_copies.ipynb #68f40bae
-def _slid(q, x, place, shape, steps=3): # brightness (T,LARGE,LARGE) of both -> the window (height, centre) that fits best
+def _agree(x, y, rows): # noise (T,n,n) and (U,h,w), pictures of `y` that belong to those of `x` (shifts,T) -> (agreement, mirrored, shift, down, right) of the best place, how many there are
     import torch
-    c = torch.tensor([1., .5, .5] if place.full else [place.height, place.x, place.y])
-    if place.full: return c
-    n, sign = LARGE, -1 if place.mirrored else 1
-    down, aside = (n*g for g in torch.gradient(q, dim=(1, 2)))
-    u = (torch.arange(n) + .5)/n - .5
-    J = torch.stack([aside*u + down*u[:, None], aside, down], -1).flatten(0, 2)
-    A, best, low = J.T @ J, c, float('inf')
-    A = A + torch.diag(1e-3*A.diagonal() + 1)
-    for k in range(steps + 1):
-        off = (_part(x, c, place, shape) - q).flatten()
-        e = float(off.square().mean())
-        if e < low: best, low = c, e
-        d = torch.linalg.solve(A, J.T @ off).clamp(-.03, .03)
-        c = torch.stack([c[0]*(1 - d[0]), c[1] - sign*c[0]*shape*d[1], c[2] - c[0]*d[2]])
-    return best
-
-def _part(x, c, place, shape): # pictures (..,LARGE,LARGE) -> their part in the window of height and centre `c`
-    if place.full: return x.flip(-1) if place.mirrored else x
-    w = c[0]*shape*(-1 if place.mirrored else 1)
-    return _sharp(c[2] - c[0]/2, c[0]) @ x @ _sharp(c[1] - w/2, w).T
-
-# %% ../../nbs/data/21_copies.ipynb #8fb4d1cb
-def _even(a, b): # (T,LARGE,LARGE,3) twice -> (T,LARGE,LARGE) where no edge of any colour is near
-    from scipy.ndimage import binary_dilation, gaussian_filter
-    m = gaussian_filter(((a + b)/2).numpy(), (0, 1.5, 1.5, 0))
-    slope = np.hypot(*np.gradient(m, axis=(1, 2))).max(3)
-    even = ~binary_dilation(slope > 1.2, np.ones((1, 7, 7)))
-    even[:, :3] = even[:, -3:] = even[:, :, :3] = even[:, :, -3:] = False
-    return even
-
-def _grain(a, b, even, reach) -> list: # brightness (T,LARGE,LARGE) of both, where to look, pixels that the window may be beside it -> (correlation, its standard deviation) of fine and of coarse noise; nothing where nothing is even
-    from scipy.ndimage import gaussian_filter
-    if even.mean() < .05: return []
-    mean = lambda x, s: gaussian_filter(x*even, (0, s, s))/np.maximum(gaussian_filter(even.astype(np.float32), (0, s, s)), 1e-3)
-    out = []
-    for fine, pixels in ((0, 2.5), (1, 3.5)):                           # codecs smooth: so many pixels, squared, are one; what was made smaller kept the coarse noise alone
-        x, y = (((mean(v, fine) if fine else v) - mean(v, 3))*even for v in (a, b))
-        size = np.sqrt((x*x).sum()*(y*y).sum())
-        if size < .0025*even.sum(): continue
-        beside = [(y*np.roll(x, (r, c), (1, 2))).sum()/size for r in range(-reach, reach + 1) for c in range(-reach, reach + 1)]
-        out.append((float(max(beside)), pixels/float(even.sum())**.5))
-    return out
+    from scipy.fft import next_fast_len
+    n, size, found = x.shape[-1], y.shape[1:], []
+    wide = tuple(next_fast_len(k, real=True) for k in size)
+    to = lambda v: torch.fft.rfft2(v, s=wide)
+    places = lambda f: torch.fft.irfft2(f, s=wide)[..., :size[0]-n+1, :size[1]-n+1]
+    Y, energy = to(y), to(y.square().mean(0))*len(x)
+    for mirrored in (False, True):
+        z = x.flip(-1) if mirrored else x
+        X, spread = to(z).conj(), places(to(z.square().mean(0)).conj()*energy)
+        both = places(torch.stack([(X*Y[r]).sum(0) for r in rows]))/spread.clamp(min=.05*float(spread.max()) + 1e-6).sqrt()
+        shift, down, right = np.unravel_index(int(both.argmax()), both.shape)
+        part = y[rows[shift], down:down+n, right:right+n]
+        found.append((float((z*part).sum()/((z*part).square().sum() + 1e-6).sqrt()), mirrored, int(shift), int(down), int(right)))
+    return max(found), 2*both.numel()
 
 # %% ../../nbs/data/21_copies.ipynb #aa99df44
 LIMIT = 5e-4                           # chance at which a place is no coincidence any more
-LEAK = .012                            # correlation that edges leave behind between strangers, standard deviation
+MOST_LIKELY = 2. # chance from which on no place is looked at
+SPREAD = 1.2                           # standard deviation of the agreement between strangers: noise is no longer independent from pixel to pixel, and edges leave something behind
 
 def doubtful(p) -> bool:
     "Is a closer look at a place worth its time?"
-    return p.unmoved < .6 and 1e-3*LIMIT < p.chance < (2. if p.off < 4 else .1)
+    return p.unmoved < .6 and 1e-3*LIMIT < p.chance < (MOST_LIKELY if p.off < 6 else .2)
 
-def to_look_at(places) -> list: # the doubtful ones; of a whole video and its twin one of both ways
+def to_look_at(places) -> list: # the best of those doubtful ones that are looked at in one go: mirror images, windows of one size
     "Places that are worth a closer look"
     once = {}
     for p in sorted(filter(doubtful, places), key=lambda p: p.chance):
-        once.setdefault((frozenset((p.a, p.b)), p.mirrored) if p.full and not p.piece else id(p), p)
+        who = frozenset((p.a, p.b)) if p.full and not p.piece else (p.a, p.b)
+        once.setdefault((who, p.full, p.piece and round(2*p.begin), p.full or round(30*np.log(p.height))), p)
     return list(once.values())
 
-def _look(a, b, p, read=_large): # files, Place: with `grain`, `sure`, `tries`
-    q, x, shape = _closer(a, b, p, read)
-    grey, fits, found = q.mean(3), [], []
-    for z in x:
-        y = _part(z.movedim(3, 0), _slid(grey, z.mean(3), p, shape), p, shape).movedim(0, 3)
-        fits.append((float((y.mean(3) - grey).square().mean())**.5, y))
-    least = min(o for o, _ in fits)
-    for off, y in fits:
-        if off < 1.2*least: found += _grain(grey.numpy(), y.mean(3).numpy(), _even(q, y), 0 if p.full else 1)
-    if found: p.grain, p.sure, p.tries = *max(found, key=lambda o: o[0]/np.hypot(o[1], LEAK)), len(found)*(1 if p.full else 3)
+# %% ../../nbs/data/21_copies.ipynb #b3c39588
+def _beside(ia, ib, p): # indexes of two files, Place -> frames of `a`, frames of `b`, which of these belong to those: (shifts,T)
+    k = np.unique(np.round(np.linspace(0, ia.n - 1, LOOKS)).astype(int))
+    at = np.abs((p.speed*ia.times[k] + p.begin)[:, None] - ib.times).argmin(1)
+    reach = 0 if not p.piece else 2 if p.full else 4
+    shifts = [d for d in range(-reach, reach + 1) if not d or 0 <= at[0] + d and at[-1] + d < ib.n]
+    at = np.stack([np.clip(at + d, 0, ib.n - 1) for d in shifts])
+    every = np.arange(ib.n) if ib.n <= 2*LOOKS else np.unique(at)       # short ones are read once for all their pairs
+    return k, every, np.searchsorted(every, at)
 
+def _look(a, b, p, grain=_grain): # files, Place: with `grain`, `tries`
+    import torch
+    ia, ib = index_video(a), index_video(b)
+    k, every, rows = _beside(ia, ib, p)
+    x, y = grain(a, tuple(k.tolist())), grain(b, tuple(every.tolist()))
+    even = [float((v != 0).float().mean()) for v in (x, y)]
+    if min(even) < .05 or float(x.square().mean()*y.square().mean())**.5 < .0025*max(even): return          # nothing even, or no noise
+    if p.full: y = torch.nn.functional.pad(y, (1,)*4)
+    else:
+        high, wide = (max(LARGE, round(LARGE/v)) for v in (p.height, p.height*(ia.width/ia.height)/(ib.width/ib.height)))
+        y = _larger(LARGE, high) @ y @ _larger(LARGE, wide).T
+    (z, mirrored, shift, down, right), p.tries = _agree(x, y, rows)
+    p.grain = z/SPREAD
+    p.at = (mirrored,shift,down,right)
+
+# %% ../../nbs/data/21_copies.ipynb #1fc50365
 def look_closer(paths, places, each=None) -> list: # of the doubtful ones, with `grain`
     "Read both files of a pair again"
     import torch
-    read = functools.lru_cache(512)(_large)                            # a file is in several pairs
+    grain = functools.lru_cache(256)(_grain)                           # a file is in several pairs
     @torch.no_grad()
     def one(p):
-        try: _look(paths[p.a], paths[p.b], p, read)
+        try: _look(paths[p.a], paths[p.b], p, grain)
         except VideoError: pass
         if each: each()
         return p
@@ -537,10 +537,12 @@ def look_closer(paths, places, each=None) -> list: # of the doubtful ones, with 
 
 def certain(places:list # with `chance`, the doubtful ones with `grain`
            ) -> list: # those that are no coincidence
-    "Chance of the place times chance of the grain"
+    "By chance of the place alone, or together with that of the grain"
     from scipy.stats import norm
-    noise = lambda p: min(1., p.tries*float(norm.sf(p.grain/np.hypot(p.sure, LEAK)))) if p.grain == p.grain else 1.
-    return [p for p in places if p.unmoved < .6 and p.chance*noise(p) < LIMIT]
+    def both(p): # of two chances the product is small more often than either (Fisher)
+        x = p.chance*min(1., p.tries*float(norm.sf(p.grain))) if p.grain == p.grain else 1.
+        return x*(1 + np.log(MOST_LIKELY/x)) if x else 0.
+    return [p for p in places if p.unmoved < .6 and min(p.chance, both(p)) < LIMIT]
 
 # %% ../../nbs/data/21_copies.ipynb #4db426c8
 @dataclass
