@@ -695,6 +695,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'vidlab.data.copies._as_long': ('data/copies.html#_as_long', 'vidlab/data/copies.py'),
                                     'vidlab.data.copies._beside': ('data/copies.html#_beside', 'vidlab/data/copies.py'),
                                     'vidlab.data.copies._copy': ('data/copies.html#_copy', 'vidlab/data/copies.py'),
+                                    'vidlab.data.copies._count': ('data/copies.html#_count', 'vidlab/data/copies.py'),
                                     'vidlab.data.copies._cut': ('data/copies.html#_cut', 'vidlab/data/copies.py'),
                                     'vidlab.data.copies._even': ('data/copies.html#_even', 'vidlab/data/copies.py'),
                                     'vidlab.data.copies._grain': ('data/copies.html#_grain', 'vidlab/data/copies.py'),
