@@ -255,14 +255,18 @@ class _Fit:
         B, of = len(pairs), [prints[j] for _, j, *_ in pairs]
         self.n = torch.tensor([len(b.times) for b in of])
         self.q, self.tq = torch.zeros(B, PICTURES, GRID, GRID, 3), torch.zeros(B, PICTURES)
+        self.later = torch.zeros_like(self.q)                           # what a second does to them, by the pictures before and after
         self.x, self.t = torch.zeros(B, int(self.n.max()), SIDE, SIDE, 3), torch.full((B, int(self.n.max())), 1e9)
         for k, ((i, *_), b) in enumerate(zip(pairs, of)):
             a, m = prints[i], len(b.times)
             at = np.round(np.linspace(0, len(a.times) - 1, PICTURES)).astype(int)
             self.q[k], self.tq[k] = _small(a.thumbs[at]), torch.as_tensor(a.times[at])
+            lo, hi = np.maximum(at - 1, 0), np.minimum(at + 1, len(a.times) - 1)
+            gap = torch.as_tensor(a.times[hi] - a.times[lo]).clamp(min=1e-3)[:, None, None, None]
+            self.later[k] = (_small(a.thumbs[hi]) - _small(a.thumbs[lo]))/gap
             self.x[k, :m], self.t[k, :m] = torch.as_tensor(b.thumbs), torch.as_tensor(b.times)
         colours = _Keys.axes() @ torch.diag(torch.tensor([1., .5, .5]))     # codecs keep half the colours, and a crop takes other halves
-        self.q, self.x = self.q @ colours, (self.x - 128) @ colours
+        self.q, self.later, self.x = self.q @ colours, self.later @ colours, (self.x - 128) @ colours
         self.begin_at(prints, pairs)
 
     def begin_at(self, prints, pairs):
@@ -296,12 +300,11 @@ def at(self:_Fit, begin): # seconds (B,) -> pictures of the other video at the t
     return torch.lerp(self.x[rows, lo], self.x[rows, hi], w[..., None, None, None])
 
 @patch
-def changes(self:_Fit, q): # (B,T,n,n,3) -> (B,T n n 3,4): what growing, going right, down and later does to it
+def changes(self:_Fit, q, later): # (B,T,n,n,3) twice -> (B,T n n 3,4): what growing, going right, down and later does to it
     import torch
     n = q.shape[2]
     down, aside = (n*g for g in torch.gradient(q, dim=(2, 3)))
     u = (torch.arange(n) + .5)/n - .5
-    later = torch.gradient(q, dim=1)[0]/torch.gradient(self.tq, dim=1)[0].clamp(min=1e-3)[..., None, None, None]
     J = torch.stack([aside*u[:, None] + down*u[:, None, None], aside, down, later], -1).flatten(1, 4)
     return J*torch.stack([~self.full]*3 + [self.piece], 1)[:, None]
 
@@ -319,19 +322,21 @@ def allowed(self:_Fit, c): # the nearest state that is one
 @patch
 def cut(self:_Fit, c, n): # the part of the other video, (B,T,n,n,3)
     left, w, top, h = self.window(c)
-    return _through(_means(top, h, n, SIDE), _means(left, w, n, SIDE), self.at(c[:, 3]))
+    of = self.x.shape[2]
+    return _through(_means(top, h, n, of), _means(left, w, n, of), self.at(c[:, 3]))
 
 @patch
 def unmoved(self:_Fit, c): # (B,) share of what changes in the first video that the other does not show
-    y = self.cut(c, GRID)
+    y = self.cut(c, self.q.shape[2])
     own, other = self.q - self.q.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
     return (own - other).square().flatten(1).mean(1)/(own.square().flatten(1).mean(1) + 9)
 
 @patch
 def descend(self:_Fit, c, n, steps): # state, pixels of a side -> (the best state, its squared difference (B,), was the last step still worth much?)
     import torch
-    q = self.q.unflatten(3, (n, -1)).unflatten(2, (n, -1)).mean((3, 5))
-    J = self.changes(q) if steps else None
+    coarse = lambda v: v.unflatten(3, (n, -1)).unflatten(2, (n, -1)).mean((3, 5))
+    q = coarse(self.q)
+    J = self.changes(q, coarse(self.later)) if steps else None
     A = J.mT @ J if steps else None
     best, low = c, torch.full((len(c),), float('inf'))
     for k in range(steps + 1):
@@ -471,10 +476,10 @@ def _noise(v): # pictures (T,3,n,n) -> (T,n,n): by how much a pixel is brighter 
     light = (.299*v[:, 0] + .587*v[:, 1] + .114*v[:, 2])*even
     return light - even*_smooth(light, 3.)/_smooth(even, 3.).clamp(min=1e-3)
 
-def _grain(path, at): # file, numbers of frames -> (len(at),LARGE,LARGE)
+def _grain(path, at): # file, numbers of frames -> pictures (len(at),LARGE,LARGE,3) uint8, their noise
     import torch
     x = torch.as_tensor(read_frames(index_video(path), at, size=(LARGE, LARGE)))
-    return _noise(x.movedim(3, 1).float().contiguous())
+    return x, _noise(x.movedim(3, 1).float().contiguous())
 
 # %% ../../nbs/data/21_copies.ipynb #d7393664
 def _larger(n, m): # (m,n): n pixels drawn as m, with the splines of Catmull and Rom
@@ -501,12 +506,12 @@ def _agree(x, y, rows): # noise (T,n,n) and (U,h,w), pictures of `y` that belong
     return max(found), 2*both.numel()
 
 # %% ../../nbs/data/21_copies.ipynb #aa99df44
-MOST_LIKELY = 2. # chance from which on no place is looked at
+MOST_LIKELY = 1.                       # chance from which on no place is looked at
 SPREAD = 1.2                           # standard deviation of the agreement between strangers: noise is no longer independent from pixel to pixel, and edges leave something behind
 
 def doubtful(p) -> bool:
     "Is a closer look at a place worth its time?"
-    return p.unmoved < .6 and 1e-3*LIMIT < p.chance < (MOST_LIKELY if p.off < 6 else .2)
+    return p.unmoved < .6 and 1e-3*LIMIT < p.chance < (MOST_LIKELY if p.off < 6 else .1)
 
 def to_look_at(places) -> list: # the best of those doubtful ones that are looked at in one go: mirror images, windows of one size
     "Places that are worth a closer look"
@@ -526,20 +531,49 @@ def _beside(ia, ib, p): # indexes of two files, Place -> frames of `a`, frames o
     every = np.arange(ib.n) if ib.n <= 2*LOOKS else np.unique(at)       # short ones are read once for all their pairs
     return k, every, np.searchsorted(every, at)
 
-def _look(a, b, p, grain=_grain): # files, Place: with `grain`, `tries`
+# %% ../../nbs/data/21_copies.ipynb #91020dd4
+class _Exact(_Fit):
+    "A place, once for every shift, with a picture of `b` for each of `a`"
+    def __init__(self, x, y, rows, p, shape): # pictures, as of `_beside`, Place, width of `a` in widths of `b` where the heights are equal
+        import torch
+        B, n = len(rows), LARGE//3
+        colours = _Keys.axes() @ torch.diag(torch.tensor([1., .5, .5]))
+        q = (x.float() - 128).unflatten(2, (n, 3)).unflatten(1, (n, 3)).mean((2, 4)) @ colours
+        self.q = q.expand(B, *q.shape)
+        self.x, self.later = ((y.float() - 128) @ colours)[rows], torch.zeros_like(self.q)
+        self.full, self.piece = torch.full((B,), p.full), torch.zeros(B, dtype=torch.bool)
+        self.sign, self.room = torch.full((B,), -1. if p.mirrored else 1.), torch.zeros(B)
+        self.ratio = torch.full((B,), 1. if p.full else shape)
+        self.state = torch.tensor([[p.height, p.x, p.y, 0.]]*B)
+
+    def at(self, begin): return self.x
+
+    def best(self): # -> the shift, its state, difference, `unmoved`
+        c, low, _ = self.descend(self.allowed(self.state), self.q.shape[2], 0 if self.full[0] else 6)
+        k = int(low.argmin())
+        return k, c[k].tolist(), float(low[k])**.5, float(self.unmoved(c)[k])
+
+# %% ../../nbs/data/21_copies.ipynb #94a56c7c
+def _look(a, b, p, grain=_grain): # files, Place: with `grain` and `tries`, or with another place
     import torch
     ia, ib = index_video(a), index_video(b)
     k, every, rows = _beside(ia, ib, p)
-    x, y = grain(a, tuple(k.tolist())), grain(b, tuple(every.tolist()))
+    (px, x), (py, y) = grain(a, tuple(k.tolist())), grain(b, tuple(every.tolist()))
+    shape = ia.width/ia.height/(ib.width/ib.height)
     even = [float((v != 0).float().mean()) for v in (x, y)]
-    if min(even) < .05 or float(x.square().mean()*y.square().mean())**.5 < .0025*max(even): return          # nothing even, or no noise
+    if min(even) < .05 or float(x.square().mean()*y.square().mean())**.5 < .0025*max(even): return _again(p, _Exact(px, py, rows, p, shape), ib.times[every[rows]], ia.times[k])
     if p.full: y = torch.nn.functional.pad(y, (1,)*4)
     else:
-        high, wide = (max(LARGE, round(LARGE/v)) for v in (p.height, p.height*(ia.width/ia.height)/(ib.width/ib.height)))
+        high, wide = (max(LARGE, round(LARGE/v)) for v in (p.height, p.height*shape))
         y = _larger(LARGE, high) @ y @ _larger(LARGE, wide).T
-    (z, mirrored, shift, down, right), p.tries = _agree(x, y, rows)
+    (z, *p.at), p.tries = _agree(x, y, rows)
     p.grain = z/SPREAD
-    p.at = (mirrored,shift,down,right)
+
+def _again(p, fit, there, here): # Place, _Exact, seconds (shifts,T) in `b`, (T,) in `a`
+    k, (height, x, y, _), off, unmoved = fit.best()
+    if off > p.off: return
+    p.height, p.x, p.y, p.off, p.unmoved = height, x, y, off, unmoved
+    if p.piece: p.begin = max(0., float(np.median(there[k] - p.speed*here)))
 
 # %% ../../nbs/data/21_copies.ipynb #1fc50365
 def look_closer(paths, places, each=None) -> list: # of the doubtful ones, with `grain`
@@ -617,6 +651,7 @@ def find_copies(paths:list, # of files
     places = by_chance(lay_over(ps, begin, step('fits', len(begin))), len(ps))
     look = to_look_at(places)
     look_closer(files, look, step('closer looks', len(look)))
+    places = by_chance(places, len(ps))                                # some lie elsewhere now
     best = {}
     for p in sorted(certain(places), key=lambda p: p.chance, reverse=True): best[frozenset((p.a, p.b))] = p
     found = [_copy(p, ps[p.a], ps[p.b]) for p in best.values()]
