@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SIDE', 'RATE', 'MOST', 'GRID', 'KEY', 'VIEWS', 'MOMENTS', 'NUMBERS', 'STEP', 'HALF', 'SAME', 'PICTURES', 'LIMIT',
            'FEW', 'LARGE', 'LOOKS', 'MOST_LIKELY', 'SPREAD', 'COPIES', 'Print', 'print_of', 'prints_of', 'candidates',
-           'Place', 'lay_over', 'groups_of', 'directions', 'by_chance', 'doubtful', 'to_look_at', 'look_closer',
-           'certain', 'Copy', 'says_something', 'same_bytes', 'find_copies', 'plant', 'trial']
+           'Place', 'lay_over', 'groups_of', 'directions', 'best_places', 'by_chance', 'doubtful', 'to_look_at',
+           'look_closer', 'certain', 'Copy', 'says_something', 'same_bytes', 'find_copies', 'plant', 'trial']
 
 # %% ../../nbs/data/21_copies.ipynb #459eeb44
 import functools, io, os
@@ -425,27 +425,31 @@ def directions(offs:list # per video: what remained of its places, rising
     return np.sqrt(m*np.clip(np.where(np.isfinite(own), own, m), m, 12))
 
 # %% ../../nbs/data/21_copies.ipynb #c778dac4
-def by_chance(places:list, n:int # of `lay_over`; videos
-             ) -> list: # one place a pair, or two, with `chance`
-    "The best place of each pair, and how many strangers of the set would come as near; a crop must be clearly better than the whole picture"
+def best_places(places:list # of `lay_over`
+               ) -> list: # one a pair, or two
+    "The best place of each pair; a crop must be clearly better than the whole picture, and what is symmetric fits in two ways"
     worth, best, out = (lambda p: p.off*(1 if p.full else 1.25)), {}, {}
     for p in sorted(places, key=worth, reverse=True): best[p.a, p.b] = p
     for p in sorted(places, key=worth, reverse=True):
-        if worth(p) < 1.2*worth(best[p.a, p.b]): out[p.a, p.b, p.mirrored] = p          # what is symmetric fits in two ways
-    places, group = list(out.values()), np.arange(n)
-    for _ in range(4):                                                # what is certain already is no stranger
-        _count(places, list(best.values()), group)
-        before, group = group, groups_of(n, [p for p in places if p.unmoved < .6 and p.chance < LIMIT])
-        if np.array_equal(before, group): break
-    return places
+        if worth(p) < 1.2*worth(best[p.a, p.b]): out[p.a, p.b, p.mirrored] = p
+    return list(out.values())
 
-def _count(places, best, group): # sets `chance` from how near those come that are of neither group
-    around = [[] for _ in group]
-    for p in sorted(best, key=lambda p: p.off): around[p.a].append(p)
-    strangers = lambda a, b=None: [p.off for p in around[a] if group[p.b] != group[a] and (b is None or group[p.b] != group[b])]
-    offs = [strangers(a) for a in range(len(group))]
+def by_chance(places:list, n:int # of `best_places`; videos
+             ): # sets their `chance`
+    "How many strangers of the set would come as near; what is certain already is no stranger"
+    group = np.arange(n)
+    for _ in range(4):
+        _count(places, group)
+        before, group = group, groups_of(n, certain(places))
+        if np.array_equal(before, group): break
+
+def _count(places, group): # by how near those come that are of neither group
+    around = [{} for _ in group]
+    for p in sorted(places, key=lambda p: p.off): around[p.a].setdefault(p.b, p.off)
+    strangers = lambda a, b: [off for j, off in around[a].items() if group[j] not in (group[a], group[b])]
+    offs = [strangers(a, a) for a in range(len(group))]
     m, last = directions(offs), [o[-1] for o in offs if len(o) > 2]
-    least = float(np.quantile(last, .1)) if len(last) > 20 else FEW   # one with many copies has no stranger among its neighbours
+    least = float(np.quantile(last, .1)) if len(last) > 20 else FEW    # one with many copies has no stranger among its neighbours
     for p in places:
         o = strangers(p.a, p.b)
         k, d = len(o) + 1, max(o[-1] if o else 0., least)             # the farthest that was kept: nearer ones may be copies as well
@@ -559,21 +563,27 @@ def _look(a, b, p, grain=_grain): # files, Place: with `grain` and `tries`, or w
     ia, ib = index_video(a), index_video(b)
     k, every, rows = _beside(ia, ib, p)
     (px, x), (py, y) = grain(a, tuple(k.tolist())), grain(b, tuple(every.tolist()))
-    shape = ia.width/ia.height/(ib.width/ib.height)
+    shape, there, here = ia.width/ia.height/(ib.width/ib.height), ib.times[every[rows]], ia.times[k]
     even = [float((v != 0).float().mean()) for v in (x, y)]
-    if min(even) < .05 or float(x.square().mean()*y.square().mean())**.5 < .0025*max(even): return _again(p, _Exact(px, py, rows, p, shape), ib.times[every[rows]], ia.times[k])
+    if min(even) < .05 or float(x.square().mean()*y.square().mean())**.5 < .0025*max(even): return _again(p, _Exact(px, py, rows, p, shape), there, here)
     if p.full: y = torch.nn.functional.pad(y, (1,)*4)
     else:
         high, wide = (max(LARGE, round(LARGE/v)) for v in (p.height, p.height*shape))
         y = _larger(LARGE, high) @ y @ _larger(LARGE, wide).T
-    (z, *p.at), p.tries = _agree(x, y, rows)
+    (z, mirrored, shift, down, right), p.tries = _agree(x, y, rows)
     p.grain = z/SPREAD
+    if p.grain < 6: return
+    p.mirrored = mirrored                                              # no coincidence: there it lies
+    if p.piece: p.begin = _begin(p, there[shift], here)
+    if not p.full: p.height, p.x, p.y = LARGE/high, (right + LARGE/2)/wide, (down + LARGE/2)/high
+
+def _begin(p, there, here): return max(0., float(np.median(there - p.speed*here)))      # seconds (T,) in `b`, in `a`
 
 def _again(p, fit, there, here): # Place, _Exact, seconds (shifts,T) in `b`, (T,) in `a`
     k, (height, x, y, _), off, unmoved = fit.best()
     if off > p.off: return
     p.height, p.x, p.y, p.off, p.unmoved = height, x, y, off, unmoved
-    if p.piece: p.begin = max(0., float(np.median(there[k] - p.speed*here)))
+    if p.piece: p.begin = _begin(p, there[k], here)
 
 # %% ../../nbs/data/21_copies.ipynb #1fc50365
 def look_closer(paths, places, each=None) -> list: # of the doubtful ones, with `grain`
@@ -648,10 +658,11 @@ def find_copies(paths:list, # of files
     out = [Copy(i, j, ['same file'], 0., prints[j].seconds if prints[j] else 0.) for i, j in same.items()]
     if len(ps) < 2: return out
     begin = candidates(ps, each=step('neighbours', len(ps)))
-    places = by_chance(lay_over(ps, begin, step('fits', len(begin))), len(ps))
+    places = best_places(lay_over(ps, begin, step('fits', len(begin))))
+    by_chance(places, len(ps))
     look = to_look_at(places)
     look_closer(files, look, step('closer looks', len(look)))
-    places = by_chance(places, len(ps))                                # some lie elsewhere now
+    by_chance(places, len(ps))                                         # some lie elsewhere now
     best = {}
     for p in sorted(certain(places), key=lambda p: p.chance, reverse=True): best[frozenset((p.a, p.b))] = p
     found = [_copy(p, ps[p.a], ps[p.b]) for p in best.values()]
