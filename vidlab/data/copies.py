@@ -492,26 +492,30 @@ def _larger(n, m): # (m,n): n pixels drawn as m, with the splines of Catmull and
     w = torch.where(d < 1, 1.5*d**3 - 2.5*d**2 + 1, torch.where(d < 2, -.5*d**3 + 2.5*d**2 - 4*d + 2, torch.zeros(())))
     return w/w.sum(1, keepdim=True)
 
-def _agree(x, y, rows): # noise (T,n,n) and (U,h,w), pictures of `y` that belong to those of `x` (shifts,T) -> (agreement, mirrored, shift, down, right) of the best place, how many there are
+def _agree(x, y, rows, keys): # noise (T,n,n) and (U,h,w), pictures of `y` that belong to those of `x`, which are key frames: (shifts,T) -> (agreement, mirrored, shift, down, right) of the best place, how many there are
     import torch
     from scipy.fft import next_fast_len
-    n, size, found = x.shape[-1], y.shape[1:], []
+    n, size, found, tries = x.shape[-1], y.shape[1:], [], 0
     wide = tuple(next_fast_len(k, real=True) for k in size)
     to = lambda v: torch.fft.rfft2(v, s=wide)
     places = lambda f: torch.fft.irfft2(f, s=wide)[..., :size[0]-n+1, :size[1]-n+1]
-    Y, energy = to(y), to(y.square().mean(0))*len(x)
+    Y, energy = to(y), to(y.square().mean(0))
+    some = [keys] if 0 < keys.sum(1).min() and keys.mean() < .5 else []       # what is coded hard keeps noise in its key frames alone
     for mirrored in (False, True):
         z = x.flip(-1) if mirrored else x
-        X, spread = to(z).conj(), places(to(z.square().mean(0)).conj()*energy)
-        both = places(torch.stack([(X*Y[r]).sum(0) for r in rows]))/spread.clamp(min=.05*float(spread.max()) + 1e-6).sqrt()
-        shift, down, right = np.unravel_index(int(both.argmax()), both.shape)
-        part = y[rows[shift], down:down+n, right:right+n]
-        found.append((float((z*part).sum()/((z*part).square().sum() + 1e-6).sqrt()), mirrored, int(shift), int(down), int(right)))
-    return max(found), 2*both.numel()
+        X, spread = to(z).conj(), places(to(z.square().mean(0)).conj()*energy).clamp(min=1e-6)
+        for of in (np.ones_like(keys), *some):
+            both = places(torch.stack([(X[o]*Y[r[o]]).sum(0) for r, o in zip(rows, of)]))
+            both = both/(spread*torch.as_tensor(of.sum(1))[:, None, None]).clamp(min=.05*float(spread.max())).sqrt()
+            shift, down, right = np.unravel_index(int(both.argmax()), both.shape)
+            mine, part = z[of[shift]], y[rows[shift][of[shift]], down:down+n, right:right+n]
+            found.append((float((mine*part).sum()/((mine*part).square().sum() + 1e-6).sqrt()), mirrored, int(shift), int(down), int(right)))
+            tries += both.numel()
+    return max(found), tries
 
 # %% ../../nbs/data/21_copies.ipynb #aa99df44
 MOST_LIKELY = 1.                       # chance from which on no place is looked at
-SPREAD = 1.2                           # standard deviation of the agreement between strangers: noise is no longer independent from pixel to pixel, and edges leave something behind
+SPREAD = 1.25                          # standard deviation of the agreement between strangers: noise is no longer independent from pixel to pixel, and edges leave something behind
 
 def doubtful(p) -> bool:
     "Is a closer look at a place worth its time?"
@@ -570,7 +574,7 @@ def _look(a, b, p, grain=_grain): # files, Place: with `grain` and `tries`, or w
     else:
         high, wide = (max(LARGE, round(LARGE/v)) for v in (p.height, p.height*shape))
         y = _larger(LARGE, high) @ y @ _larger(LARGE, wide).T
-    (z, mirrored, shift, down, right), p.tries = _agree(x, y, rows)
+    (z, mirrored, shift, down, right), p.tries = _agree(x, y, rows, np.isin(ia.pts[k], ia.key) | np.isin(ib.pts[every], ib.key)[rows])
     p.grain = z/SPREAD
     if p.grain < 6: return
     p.mirrored = mirrored                                              # no coincidence: there it lies
@@ -603,8 +607,8 @@ def certain(places:list # with `chance`, the doubtful ones with `grain`
     "By chance of the place alone, or together with that of the grain"
     from scipy.stats import norm
     def both(p): # of two chances the product is small more often than either (Fisher)
-        x = p.chance*min(1., p.tries*float(norm.sf(p.grain))) if p.grain == p.grain else 1.
-        return x*(1 + np.log(MOST_LIKELY/x)) if x else 0.
+        x = p.chance*min(1., max(p.tries*float(norm.sf(p.grain)), 1e-99)) if p.grain == p.grain else 1.
+        return x*(1 + np.log(MOST_LIKELY/x))
     return [p for p in places if p.unmoved < .6 and min(p.chance, both(p)) < LIMIT]
 
 # %% ../../nbs/data/21_copies.ipynb #4db426c8
