@@ -724,6 +724,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'vidlab.data.copies.doubtful': ('data/copies.html#doubtful', 'vidlab/data/copies.py'),
                                     'vidlab.data.copies.find_copies': ('data/copies.html#find_copies', 'vidlab/data/copies.py'),
                                     'vidlab.data.copies.groups_of': ('data/copies.html#groups_of', 'vidlab/data/copies.py'),
+                                    'vidlab.data.copies.in_all': ('data/copies.html#in_all', 'vidlab/data/copies.py'),
                                     'vidlab.data.copies.lay_over': ('data/copies.html#lay_over', 'vidlab/data/copies.py'),
                                     'vidlab.data.copies.look_closer': ('data/copies.html#look_closer', 'vidlab/data/copies.py'),
                                     'vidlab.data.copies.plant': ('data/copies.html#plant', 'vidlab/data/copies.py'),

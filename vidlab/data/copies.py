@@ -6,7 +6,7 @@
 __all__ = ['SIDE', 'RATE', 'MOST', 'GRID', 'KEY', 'VIEWS', 'MOMENTS', 'NUMBERS', 'STEP', 'HALF', 'SAME', 'PICTURES', 'LIMIT',
            'FEW', 'LARGE', 'LOOKS', 'MOST_LIKELY', 'SPREAD', 'COPIES', 'Print', 'print_of', 'prints_of', 'candidates',
            'Place', 'lay_over', 'groups_of', 'directions', 'best_places', 'by_chance', 'doubtful', 'to_look_at',
-           'look_closer', 'certain', 'Copy', 'says_something', 'same_bytes', 'find_copies', 'plant', 'trial']
+           'look_closer', 'in_all', 'certain', 'Copy', 'says_something', 'same_bytes', 'find_copies', 'plant', 'trial']
 
 # %% ../../nbs/data/21_copies.ipynb #459eeb44
 import functools, io, os
@@ -602,14 +602,17 @@ def look_closer(paths, places, each=None) -> list: # of the doubtful ones, with 
         return p
     with ThreadPoolExecutor(cores()) as pool: return list(pool.map(one, sorted(places, key=lambda p: (min(p.a, p.b), max(p.a, p.b)))))
 
+def in_all(p) -> float: # of a Place
+    "Chance of a place and of its grain together: of two chances the product is small more often than either (Fisher)"
+    from scipy.stats import norm
+    if p.grain != p.grain: return p.chance
+    x = max(p.chance*min(1., p.tries*float(norm.sf(p.grain))), 1e-99)
+    return min(p.chance, float(x*(1 + np.log(MOST_LIKELY/x))))
+
 def certain(places:list # with `chance`, the doubtful ones with `grain`
            ) -> list: # those that are no coincidence
     "By chance of the place alone, or together with that of the grain"
-    from scipy.stats import norm
-    def both(p): # of two chances the product is small more often than either (Fisher)
-        x = p.chance*min(1., max(p.tries*float(norm.sf(p.grain)), 1e-99)) if p.grain == p.grain else 1.
-        return x*(1 + np.log(MOST_LIKELY/x))
-    return [p for p in places if p.unmoved < .6 and min(p.chance, both(p)) < LIMIT]
+    return [p for p in places if p.unmoved < .6 and in_all(p) < LIMIT]
 
 # %% ../../nbs/data/21_copies.ipynb #4db426c8
 @dataclass
@@ -621,7 +624,7 @@ class Copy:
     begin:float=0.   # seconds in `b` at which it begins
     end:float=0.     # and ends
     off:float=0.     # grey levels that remain
-    chance:float=0.  # how many other videos of the set come as near
+    chance:float=0.  # how many strangers of the set would come as near, and agree as well in their noise
     window:tuple=(1., 1., 0., 0.) # width, height, left, top in `b`
 
 def _how(p, a, b):
@@ -630,7 +633,7 @@ def _how(p, a, b):
 
 def _copy(p, a, b): # Place, Prints -> Copy
     w = p.height*(1 if p.full else a.aspect/b.aspect)
-    return Copy(p.a, p.b, _how(p, a, b), p.begin, min(p.begin + p.speed*a.seconds, b.seconds), p.off, p.chance, (w, p.height, p.x - w/2, p.y - p.height/2))
+    return Copy(p.a, p.b, _how(p, a, b), p.begin, min(p.begin + p.speed*a.seconds, b.seconds), p.off, in_all(p), (w, p.height, p.x - w/2, p.y - p.height/2))
 
 def says_something(p:Print) -> bool:
     "Is there anything to be seen?"
@@ -668,7 +671,7 @@ def find_copies(paths:list, # of files
     look_closer(files, look, step('closer looks', len(look)))
     by_chance(places, len(ps))                                         # some lie elsewhere now
     best = {}
-    for p in sorted(certain(places), key=lambda p: p.chance, reverse=True): best[frozenset((p.a, p.b))] = p
+    for p in sorted(certain(places), key=in_all, reverse=True): best[frozenset((p.a, p.b))] = p
     found = [_copy(p, ps[p.a], ps[p.b]) for p in best.values()]
     for c in found:
         whole = not {'cropped', 'piece'} & set(c.how)
