@@ -87,7 +87,7 @@ def test_noise_beside_an_edge_between_colours():
     "An edge that brightness does not show is no even ground; noise is found again where it is the same, and nowhere else"
     g, n = torch.Generator().manual_seed(0), C.LARGE
     x = torch.full((4, 3, n, n), 120.)
-    x[:, :, 20:40, 20:40] = torch.tensor([200., 60., 131.])[:, None, None]        # as bright
+    x[:, :, 20:40, 20:40] = torch.tensor([200., 60., 219.])[:, None, None]        # as bright
     noise = lambda: 3*torch.randn(4, 1, n, n, generator=g)
     one, two = noise(), noise()
     even = C._even(x + one)
