@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SIDE', 'RATE', 'MOST', 'GRID', 'KEY', 'VIEWS', 'MOMENTS', 'NUMBERS', 'STEP', 'HALF', 'SAME', 'PICTURES', 'LIMIT',
            'FEW', 'LARGE', 'LOOKS', 'MOST_LIKELY', 'SPREAD', 'COPIES', 'Print', 'print_of', 'prints_of', 'candidates',
-           'Place', 'lay_over', 'groups_of', 'directions', 'best_places', 'by_chance', 'doubtful', 'to_look_at',
-           'look_closer', 'in_all', 'certain', 'Copy', 'says_something', 'same_bytes', 'find_copies', 'plant', 'trial']
+           'Place', 'lay_over', 'directions', 'best_places', 'by_chance', 'doubtful', 'to_look_at', 'look_closer',
+           'in_all', 'certain', 'Copy', 'says_something', 'groups_of', 'same_bytes', 'find_copies', 'plant', 'trial']
 
 # %% ../../nbs/data/21_copies.ipynb #459eeb44
 import functools, io, os
@@ -399,16 +399,6 @@ def lay_over(prints, places, # of `candidates`
         return [Place(i, j, *c, speed, sign < 0, *more) for (i, j, *_), c, speed, sign, *more in rows]
     with ThreadPoolExecutor(cores()) as pool: return [p for part in pool.map(some, [places[k:k+48] for k in range(0, len(places), 48)]) for p in part]
 
-# %% ../../nbs/data/21_copies.ipynb #5627dd18
-def groups_of(n:int, # files
-              copies:list # of `find_copies`
-             ) -> np.ndarray: # (n,) group of each file, from 0
-    "Files that belong together"
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-    a, b = np.array([(c.a, c.b) for c in copies], int).reshape(-1, 2).T
-    return connected_components(coo_array((np.ones(len(a)), (a, b)), (n, n)), directed=False)[1]
-
 # %% ../../nbs/data/21_copies.ipynb #87589e97
 LIMIT = 5e-4                           # chance at which a place is no coincidence any more
 FEW = 30.                              # grey levels between different videos, where there are too few to measure it
@@ -638,6 +628,16 @@ def _copy(p, a, b): # Place, Prints -> Copy
 def says_something(p:Print) -> bool:
     "Is there anything to be seen?"
     return bool(p.thumbs.astype(np.float32).std((1, 2)).max() > 4)
+
+# %% ../../nbs/data/21_copies.ipynb #5627dd18
+def groups_of(n:int, # files
+              copies:list # of `find_copies`
+             ) -> np.ndarray: # (n,) group of each file, from 0
+    "Files that belong together"
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+    a, b = np.array([(c.a, c.b) for c in copies], int).reshape(-1, 2).T
+    return connected_components(coo_array((np.ones(len(a)), (a, b)), (n, n)), directed=False)[1]
 
 # %% ../../nbs/data/21_copies.ipynb #39c114f0
 def same_bytes(paths) -> dict: # number -> number of the first file with these bytes
