@@ -696,6 +696,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'vidlab.data.copies._Search.windows': ('data/copies.html#_search.windows', 'vidlab/data/copies.py'),
                                     'vidlab.data.copies._again': ('data/copies.html#_again', 'vidlab/data/copies.py'),
                                     'vidlab.data.copies._agree': ('data/copies.html#_agree', 'vidlab/data/copies.py'),
+                                    'vidlab.data.copies._alike': ('data/copies.html#_alike', 'vidlab/data/copies.py'),
                                     'vidlab.data.copies._all_of': ('data/copies.html#_all_of', 'vidlab/data/copies.py'),
                                     'vidlab.data.copies._as_long': ('data/copies.html#_as_long', 'vidlab/data/copies.py'),
                                     'vidlab.data.copies._begin': ('data/copies.html#_begin', 'vidlab/data/copies.py'),

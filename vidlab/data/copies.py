@@ -476,6 +476,17 @@ def _grain(path, at): # file, numbers of frames -> pictures (len(at),LARGE,LARGE
     return x, _noise(x.movedim(3, 1).float().contiguous())
 
 # %% ../../nbs/data/21_copies.ipynb #d7393664
+def _alike(x, y): # noise (T,n,n) twice -> by how much the variance of their product's sum is larger than if all pixels were independent
+    import torch
+    def near(v): # autocorrelation in the picture (n,n), in time (T,T)
+        power = torch.fft.rfft2(v, s=(2*v.shape[1],)*2).abs().square().sum(0)
+        across, along = torch.fft.irfft2(power)[:8, :8], v.flatten(1) @ v.flatten(1).T
+        size = along.diagonal().clamp(min=1e-6).sqrt()
+        return across/across[0, 0].clamp(min=1e-6), along/size/size[:, None]
+    (p, g), (q, h) = near(x), near(y)
+    both = p*q                                                         # a quarter: left and right, up and down are alike
+    return (4*both[1:, 1:].sum() + 2*both[0, 1:].sum() + 2*both[1:, 0].sum() + both[0, 0])*((g*h).sum()/len(x))
+
 def _larger(n, m): # (m,n): n pixels drawn as m, with the splines of Catmull and Rom
     import torch
     d = ((torch.arange(m) + .5)*(n/m) - .5 - torch.arange(n)[:, None]).abs().T
@@ -499,13 +510,14 @@ def _agree(x, y, rows, keys): # noise (T,n,n) and (U,h,w), pictures of `y` that 
             both = both/(spread*torch.as_tensor(of.sum(1))[:, None, None]).clamp(min=.05*float(spread.max())).sqrt()
             shift, down, right = np.unravel_index(int(both.argmax()), both.shape)
             mine, part = z[of[shift]], y[rows[shift][of[shift]], down:down+n, right:right+n]
-            found.append((float((mine*part).sum()/((mine*part).square().sum() + 1e-6).sqrt()), mirrored, int(shift), int(down), int(right)))
+            spreads = (mine*part).square().sum()*_alike(mine, part)
+            found.append((float((mine*part).sum()/(spreads + 1e-6).sqrt()), mirrored, int(shift), int(down), int(right)))
             tries += both.numel()
     return max(found), tries
 
 # %% ../../nbs/data/21_copies.ipynb #aa99df44
 MOST_LIKELY = 1.                       # chance from which on no place is looked at
-SPREAD = 1.25                          # standard deviation of the agreement between strangers: noise is no longer independent from pixel to pixel, and edges leave something behind
+SPREAD = 1.05                          # standard deviation of the agreement between strangers, where edges leave a little behind
 
 def doubtful(p) -> bool:
     "Is a closer look at a place worth its time?"
