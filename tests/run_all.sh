@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 # two processes of one thread each: on few cores that is faster than one with many, and nothing waits for a core that another holds
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 jobs=$(python -c 'from vidlab.machine import cores; print(max(2, min(8, cores())))')
-python -c 'from vidlab.data.shapes import make_shapes; from vidlab.tinyclip import tiny_clip; make_shapes(); tiny_clip()' &    # what many pages start from
+OMP_NUM_THREADS=$jobs python -c 'from vidlab.data.shapes import make_shapes; from vidlab.tinyclip import tiny_clip; make_shapes(); tiny_clip()' &    # what many pages start from
 python -m pytest -q tests/test_project.py
 wait $!
 nbdev-test --n-workers "$jobs" --timing
