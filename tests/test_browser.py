@@ -59,15 +59,8 @@ def browser():
 class Page:
     "A notebook that was opened, run and can be clicked; notes what is asked of other hosts"
     def __init__(self, browser, lab, name, *cells, wait=180):
-        self.url, self.home = lab
-        self.pictures = Path(os.environ.get('PICTURES', self.home/'pictures'))
-        self.pictures.mkdir(exist_ok=True)
-        self.name, self.outside, self.errors = name, [], []
+        self.open(browser, *lab, name)
         if cells: notebook(self.home/'nbs'/f'{name}.ipynb', *cells)
-        self.page = browser.new_page(viewport=dict(width=1250, height=1000))
-        self.page.on('request', lambda r: self._note(r.url))
-        self.page.on('pageerror', lambda e: self.errors.append(str(e)))
-        self.page.set_default_timeout(60_000)
         self.page.goto(f'{self.url}/lab/tree/{name}.ipynb?reset')
         self.page.wait_for_selector('.jp-Notebook .jp-Cell', timeout=120_000)
         self.page.wait_for_selector('.jp-NotebookPanel-toolbar', timeout=60_000)
@@ -76,6 +69,16 @@ class Page:
         self.menu('Run', 'Run All Cells')
         self.page.wait_for_selector('.jupyter-widgets', timeout=wait*1000)
         self.page.wait_for_timeout(1000)
+
+    def open(self, browser, url, home, name):
+        "An empty page that notes what happens"
+        self.url, self.home, self.name, self.outside, self.errors = url, home, name, [], []
+        self.pictures = Path(os.environ.get('PICTURES', home/'pictures'))
+        self.pictures.mkdir(exist_ok=True)
+        self.page = browser.new_page(viewport=dict(width=1250, height=1000))
+        self.page.on('request', lambda r: self._note(r.url))
+        self.page.on('pageerror', lambda e: self.errors.append(str(e)))
+        self.page.set_default_timeout(60_000)
 
     def menu(self, name, entry):
         self.page.locator('.lm-MenuBar-itemLabel', has_text=name).first.click()
@@ -261,14 +264,8 @@ def app(*words, home):
 class App(Page):
     "An app that was opened"
     def __init__(self, browser, url, home, name, wait=240):
-        self.url, self.home, self.name, self.outside, self.errors = url, home, name, [], []
-        self.pictures = Path(os.environ.get('PICTURES', home/'pictures'))
-        self.pictures.mkdir(exist_ok=True)
-        self.page = browser.new_page(viewport=dict(width=1250, height=1000))
-        self.page.on('request', lambda r: self._note(r.url))
+        self.open(browser, url, home, name)
         self.page.on('requestfailed', lambda r: r.failure == 'csp' and self.outside.remove(r.url))      # the browser was told not to ask
-        self.page.on('pageerror', lambda e: self.errors.append(str(e)))
-        self.page.set_default_timeout(60_000)
         self.page.goto(url, timeout=wait*1000)
         self.page.wait_for_selector('.jupyter-widgets', timeout=wait*1000)
 

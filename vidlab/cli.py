@@ -472,6 +472,7 @@ def run_tool(name:str, argv:list) -> int:
         if isinstance(e.code, str): print(e.code, file=sys.stderr)
         return e.code if isinstance(e.code, int) else int(e.code is not None)
 
+# %% ../nbs/56_cli.ipynb #d4875a9a
 def _given(name, args) -> dict: # parameters
     "What was typed behind the name of a page, checked as far as can be without a kernel"
     if bad := [a for a in args if a.startswith('-')]: raise ValueError(f'{bad[0]}: parameters are given as name=value')
@@ -494,6 +495,7 @@ def _app(args):
     values = _given(name, args) if name in run_pages() else values_of(str(page), args)
     return serve(page, values, int(port[-1][5:]) if port else 8866)
 
+# %% ../nbs/56_cli.ipynb #57dcdb8f
 def _run(name, args):
     if name in TOOLS: return run_tool(name, args)
     if name == 'app': return _app(args)
