@@ -9,7 +9,7 @@ __all__ = ['SIDE', 'RATE', 'MOST', 'GRID', 'KEY', 'VIEWS', 'MOMENTS', 'NUMBERS',
            'in_all', 'certain', 'Copy', 'says_something', 'groups_of', 'same_bytes', 'find_copies', 'plant', 'trial']
 
 # %% ../../nbs/data/21_copies.ipynb #459eeb44
-import functools, io, os
+import functools, io, os, warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 import numpy as np
@@ -599,7 +599,7 @@ def look_closer(paths, places, each=None) -> list: # of the doubtful ones, with 
     @torch.no_grad()
     def one(p):
         try: _look(paths[p.a], paths[p.b], p, grain)
-        except VideoError: pass
+        except VideoError as e: warnings.warn(f'no closer look at a pair: {e}')          # its chance stays what it was from afar
         if each: each()
         return p
     with ThreadPoolExecutor(cores()) as pool: return list(pool.map(one, sorted(places, key=lambda p: (min(p.a, p.b), max(p.a, p.b)))))
