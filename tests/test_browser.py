@@ -99,6 +99,14 @@ class Page:
         found = self.page.locator('.jupyter-widgets select').filter(has_text=text).nth(which)
         found.select_option(index=found.evaluate('(s, t) => [...s.options].findIndex(o => o.text.includes(t))', text))
 
+    def ask(self, text):
+        "Search a folder for a sentence"
+        self.until('ask something')
+        box = self.page.locator('input[placeholder="what happens in it?"]')
+        box.fill(text)
+        box.press('Enter')
+        self.until('% sure, by')
+
     def shot(self, part): self.out.screenshot(path=self.pictures/f'{self.name}-{part}.png')
 
     def done(self):
@@ -205,11 +213,7 @@ folder, options = example_folder(4)
 place = tempfile.mkdtemp()
 report = index_folder(folder, options.pop('model'), out=place, **options)
 FolderSearch(place, k=3)""")
-    p.until('ask something')
-    box = p.page.locator('input[placeholder="what happens in it?"]')
-    box.fill('a large blue circle moves left')
-    box.press('Enter')
-    p.until('% sure, by')
+    p.ask('a large blue circle moves left')
     p.shot('answers')
     p.page.locator('button[title="look at answer 2"]').click()
     p.page.get_by_role('button', name='play').click()
@@ -283,11 +287,7 @@ def test_search_as_app(lab, browser, tmp_path):
     p, url = app('search', str(tmp_path/'index'), home=lab[1])
     try:
         a = App(browser, url, lab[1], 'app')
-        a.until('ask something')
-        box = a.page.locator('input[placeholder="what happens in it?"]')
-        box.fill('a large blue circle moves left')
-        box.press('Enter')
-        a.until('% sure, by')
+        a.ask('a large blue circle moves left')
         a.page.locator('button[title="look at answer 2"]').click()
         a.page.get_by_role('button', name='play').click()
         a.page.wait_for_selector('img[alt="clip"]')

@@ -44,7 +44,7 @@ def serve(page:Path, # a notebook
     "Serve a page until Ctrl-C"
     need('voila', 'vidlab[app]')
     free(port)
-    made = app_page(page, values, outputs_dir()/'app')
+    made = app_page(page, values, outputs_dir()/'app'/str(port))          # each visit reads it anew: two apps have two copies
     shown = 'DISPLAY' in os.environ or sys.platform in ('darwin', 'win32')
     asked = dict(port=port, open_browser=shown, log_level='ERROR', tornado_settings=dict(headers={'Content-Security-Policy': ALONE}))
     (made.parent/'voila.json').write_text(json.dumps(dict(Voila=asked)))

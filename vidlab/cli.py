@@ -488,6 +488,7 @@ def _given(name, args) -> dict: # parameters
 def _app(args):
     from vidlab.app import serve
     port = [a for a in args if a.startswith('port=')]
+    if port and not port[-1][5:].isdigit(): raise ValueError(f'{port[-1]}: a number, such as port=8866')
     name, *args = [a for a in args if a not in port] or ['--help']
     if name.startswith('-'): raise ValueError('usage: vidlab app PAGE ... [name=value ...] [port=8866]; PAGE: search, another page of `vidlab --help`, or a notebook')
     page = run_pages().get(name) or Path(name).expanduser().absolute()

@@ -314,6 +314,7 @@ def open_url(url:str, # file
     "A file that lies elsewhere, for those who read a little here and there"
     return io.BufferedReader(_Runs(url), ahead)
 
+# %% ../../nbs/data/03_remote.ipynb #583c665b
 def copy_of(url:str, # file
             at:tuple, # (first byte, bytes, mark of the file)
             tries:int=TRIES, # at most
