@@ -183,6 +183,24 @@ def test_compiled_is_the_oracle(kw):
     agree(everything('numba', half), everything('loop', half), 1e-2)
 
 
+@pytest.mark.parametrize('K,E,W,L,bias,silu', [(2, 5, 4, 9, True, True), (1, 200, 3, 40, False, True), (2, 129, 4, 2, True, False), (1, 3, 1, 5, True, True)])
+def test_compiled_convolution(K, E, W, L, bias, silu):
+    "As PyTorch's own, values and gradients; bfloat16 is read and rounded as PyTorch does it"
+    pytest.importorskip('numba')
+    g = torch.Generator().manual_seed(0)
+    x, w, b = torch.randn(K, 3, E, L, generator=g), torch.randn(K, E, W, generator=g), torch.randn(K, E, generator=g) if bias else None
+    def run(path, x):
+        ins = [v.clone().requires_grad_() for v in (x, w, b) if v is not None]
+        with use_path(path): y = causal_conv1d(*ins, silu=silu)
+        y.float().square().sum().backward()
+        return [y.detach(), *(v.grad for v in ins)]
+    for got, want in zip(run('numba', x), run('loop', x)): assert torch.allclose(got, want, rtol=1e-4, atol=1e-5)
+    for got, want in zip(run('numba', x.bfloat16()), run('loop', x.bfloat16())): assert got.dtype == want.dtype and (got - want).abs().max() <= 2e-2*want.abs().max()
+    x.flatten()[:3] = torch.tensor([float('nan'), float('inf'), 3e38])
+    with use_path('numba'): short, whole = causal_conv1d(x.bfloat16(), w, b, silu=silu), causal_conv1d(x.bfloat16().float(), w, b, silu=silu).bfloat16()
+    assert short.isnan().any() and torch.equal(short.nan_to_num(), whole.nan_to_num()) and torch.equal(short.isnan(), whole.isnan())
+
+
 def test_compiled_lets_nan_through_and_does_not_overflow():
     pytest.importorskip('numba')
     for name in ('u', 'delta', 'A', 'B', 'C', 'z'):
@@ -259,7 +277,7 @@ def test_arguments_made_again_give_the_same_gradients(path, cast):
     with use_path(path), torch.autocast('cpu', torch.bfloat16, enabled=cast):
         assert all(torch.equal(a, b) for a, b in zip(grads(True), grads(False)))
         kept = {t: saved_bytes(lambda: m.train(t)(x), m)/(2*96*L*(2 if cast else 4)) for t in (True, False)}
-    assert kept[True] < .57*kept[False] and (cast or kept[True] < 8.5), kept
+    assert kept[True] < .6*kept[False] and kept[True] < (10.5 if cast else 8.5), kept
 
 
 # Triton

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np, torch, torch.nn.functional as F
 from fastcore.basics import patch
 from torch.autograd.function import once_differentiable
-from .compiled import real, scan_backward, scan_forward
+from .compiled import conv_backward, conv_forward, real, scan_backward, scan_forward
 from .core import need, unknown
 
 # %% ../nbs/26_ssm.ipynb #b720106e
@@ -251,25 +251,20 @@ def _as_given(d, v): # gradient of `_grouped` -> of B or C
 
 def numba_forward(x:Scan, keep:bool=False):
     "As `loop_forward`"
-    y,last,starts = scan_forward(x.u, x.delta, x.A, *_grouped(x), x.bias, x.softplus, keep)
-    if x.D is not None: y.addcmul_(x.D[:,None,:,None], x.u)
-    if x.z is not None: y.mul_(F.silu(x.z.float()))
+    y,last,starts = scan_forward(x.u, x.delta, x.A, *_grouped(x), x.D, x.bias, x.softplus, keep)
+    if x.z is not None: y = y*F.silu(x.z.float())
     return y.to(x.u.dtype), last, starts
 
 def numba_backward(x:Scan, starts, dout, dlast):
     "As `loop_backward`"
-    d = dout.float()
+    d,dgate = dout,None
     if x.z is not None:
-        z = x.z.float()
+        y,z = scan_forward(x.u, x.delta, x.A, *_grouped(x), x.D, x.bias, x.softplus)[0],x.z.float()
         s = z.sigmoid()
-        dgate,d = d*s*(1+z*(1-s)),d*z*s
-    du,ddelta,dA,dB,dC,y = scan_backward(x.u, x.delta, x.A, *_grouped(x), x.bias, x.softplus, d, starts, dlast)
-    D = None if x.D is None else x.D[:,None,:,None].float()
-    if D is not None: du.addcmul_(D, d)
-    if x.z is not None: dgate.mul_(y if D is None else y.addcmul_(D, x.u.float()))
-    row = lambda v: v.sum((1,3))                                               # (K,M,E,L) -> (K,E)
-    return (du.to(x.u.dtype), ddelta.to(x.delta.dtype), dA, _as_given(dB, x.B), _as_given(dC, x.C), None if D is None else row(d*x.u.float()),
-            None if x.z is None else dgate.to(x.z.dtype), None if x.bias is None else row(ddelta))
+        d,dgate = (dout*z*s).to(x.u.dtype),(dout*y*s*(1+z*(1-s))).to(x.z.dtype)
+    du,ddelta,dA,dB,dC,dD,db = scan_backward(x.u, x.delta, x.A, *_grouped(x), x.D, x.bias, x.softplus, d, starts, dlast)
+    return (du.to(x.u.dtype), ddelta.to(x.delta.dtype), dA, _as_given(dB, x.B), _as_given(dC, x.C), None if x.D is None else dD, dgate,
+            None if x.bias is None else db)
 
 # %% ../nbs/26_ssm.ipynb #ec90c58d
 BACKENDS = dict(loop=(loop_forward, loop_backward), numba=(numba_forward, numba_backward))
@@ -677,6 +672,24 @@ def selective_scan(u, # (..,E,L) what is scanned; (K,batch,E,L) when A has three
     with _exact(u.device): out,last = _shapes(x) if u.is_meta else _run(_pick(path, x, last_state), x)
     return (out.reshape(u.shape), last.reshape(*u.shape[:-1], A.shape[-1])) if last_state else out.reshape(u.shape)
 
+# %% ../nbs/26_ssm.ipynb #95365ebd
+class _Conv(torch.autograd.Function): # x (K,M,E,L), weight (K,E,W), bias (K,E) or None
+    @staticmethod
+    def forward(ctx, x, weight, bias, silu):
+        ctx.save_for_backward(x, weight, bias)
+        ctx.silu = silu
+        return conv_forward(x, weight, bias, silu).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d):
+        x,weight,bias = ctx.saved_tensors
+        dx,dw,db = conv_backward(x, weight, bias, ctx.silu, d)
+        return dx.to(x.dtype), dw.to(weight.dtype), None if bias is None else db.to(bias.dtype), None
+
+def _compiles(x): # whether numba takes what goes into a scan, too
+    return real(x) and x.device.type == 'cpu' and x.dtype != torch.float64 and not torch.compiler.is_compiling() and scan_path('cpu') == 'numba'
+
 # %% ../nbs/26_ssm.ipynb #725a8693
 def causal_conv1d(x, # (batch,E,L), or (K,batch,E,L) with weights per direction
                   weight, # (E,W) or (E,1,W), with K in front for directions; the last tap meets the present
@@ -690,6 +703,7 @@ def causal_conv1d(x, # (batch,E,L), or (K,batch,E,L) with weights per direction
                          f'{tuple(weight.shape)}{"" if bias is None else f" and bias {tuple(bias.shape)}"} do not '
                          f'fit x {tuple(x.shape)}; '
                          'expected (E,W) or (E,1,W) and (E), with K in front for x (K,batch,E,L)')
+    if _compiles(x): return _Conv.apply(x, w, bias, silu) if both else _Conv.apply(x[None], w[None], None if bias is None else bias[None], silu)[0]
     if both:
         return torch.stack([causal_conv1d(a, b, None if bias is None else bias[k], silu) for k,
                             (a,b) in enumerate(zip(x, w))])

@@ -60,19 +60,19 @@ class _Permute(torch.autograd.Function): # of tokens; undone in the backward pas
     @staticmethod
     def forward(ctx, x, order, inverse):
         ctx.save_for_backward(order, inverse)
-        return x.gather(-1, order.unsqueeze(-2).expand_as(x))
+        return x.gather(-2, order.unsqueeze(-1).expand_as(x))
     @staticmethod
     def backward(ctx, g):
         order,inverse = ctx.saved_tensors
         return _Permute.apply(g, inverse, order), None, None
 
 # %% ../../nbs/models/32_videomamba.ipynb #fe9e976b
-def enter(x, route, swap): # (B,E,L) in the model's order -> in the order of the route
+def enter(x, route, swap): # (B,L,E) in the model's order -> in the order of the route
     if route[0]: x = _Permute.apply(x, *swap)
-    return x.flip(-1) if route[1] else x
+    return x.flip(-2) if route[1] else x
 
 def leave(x, route, swap): # the reverse of `enter`
-    if route[1]: x = x.flip(-1)
+    if route[1]: x = x.flip(-2)
     return _Permute.apply(x, *swap[::-1]) if route[0] else x
 
 # %% ../../nbs/models/32_videomamba.ipynb #8a73ef84
@@ -133,22 +133,22 @@ def per_route(self:Mixer, name, part=None): # a parameter of every route, stacke
 
 # %% ../../nbs/models/32_videomamba.ipynb #bc46e4b3
 @patch
-def _arguments(self:Mixer, swap, a, conv, conv_bias, x_proj, dt_proj, A_log, D, bias): # (B,E,L), parameters of every route -> those of the scan
-    a = torch.stack([enter(a, r, swap) for r in self.routes])                                       # (K B E L)
-    a = causal_conv1d(a, conv, conv_bias)
-    dt,B,C = (x_proj[:,None] @ a).split(self.widths, 2)
-    return a, dt_proj[:,None] @ dt, -wide(A_log).exp(), B, C, wide(D), None, wide(bias)
+def _arguments(self:Mixer, swap, a, conv, conv_bias, x_proj, dt_proj, A_log, D, bias): # (B,L,E), parameters of every route -> those of the scan
+    a = torch.stack([enter(a, r, swap) for r in self.routes])                                       # (K B L E)
+    a = causal_conv1d(a.mT, conv, conv_bias)                                                        # (K B E L), channels innermost in memory
+    dt,B,C = (a.mT @ x_proj[:,None].mT).split(self.widths, -1)
+    return a, (dt @ dt_proj[:,None].mT).mT, -wide(A_log).exp(), B.mT, C.mT, wide(D), None, wide(bias)
 
 @patch
 def forward(self:Mixer, x, swap=None): # (B,L,d); `time_first` of the tokens, where a route needs it -> (B,L,d)
-    a,z = self.in_proj(x).transpose(1,2).chunk(2, 1)                                                # (B E L)
+    a,z = self.in_proj(x).chunk(2, -1)                                                              # (B L E)
     of = [self.per_route(*n) for n in (('conv1d', 'weight'), ('conv1d', 'bias'), ('x_proj', 'weight'), ('dt_proj', 'weight'), ('A_log',), ('D',), ('dt_proj', 'bias'))]
     lean = self.training and torch.is_grad_enabled() and not self.scan._forward_hooks               # who watches the scan sees its arguments
     y = scan_through(partial(self._arguments, swap), a, *of, softplus=True) if lean else self.scan(*self._arguments(swap, a, *of))
-    y = sum(leave(v, r, swap) for v,r in zip(y, self.routes))
+    y = sum(leave(v.mT, r, swap) for v,r in zip(y, self.routes))
     # two orders: their mean
     if len(self.routes) > len(self.sides): y = y*(len(self.sides)/len(self.routes))
-    return self.out_proj((y*F.silu(z)).transpose(1,2))
+    return self.out_proj(y*F.silu(z))
 
 # %% ../../nbs/models/32_videomamba.ipynb #01517dc2
 class RMSNorm(nn.RMSNorm):
@@ -651,6 +651,6 @@ def scan_maps(self:Trunk, video, # (1,T,3,S,S) normalised
     "How much of token s (column) each scan of a layer brings into token t (row), tokens in the model's order"
     with capture_scans(self, [layer]) as got: deque(self.streams(self.embed(video)), 0)
     g,routes,swap = got[layer],self.layers[layer].mixer.routes,time_first(self.card.grid, device=video.device)
-    z = torch.stack([enter(g['z'], r, swap) for r in routes]) if gate else None
+    z = torch.stack([enter(g['z'].mT, r, swap).mT for r in routes]) if gate else None
     maps = scan_matrix(g['delta'], g['A'], g['B'], g['C'], z=z, reduce=reduce)[:,0]
     return torch.stack([leave(leave(a, r, swap).mT, r, swap).mT for a,r in zip(maps, routes)])
