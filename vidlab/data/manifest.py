@@ -540,6 +540,8 @@ def kept_rows(source, # files and options, as json can say them
     m = make()
     if len(m) < KEPT_FROM: return m
     kept.put('rows', m.cols, root=str(m.root), report=m.report, names=m.names, by=m.by)
+    g = m.groups()
+    kept.put('groups', {k: getattr(g, k) for k in ('code', 'order', 'offset', 'first', 'view')})
     kept.alone()
     return _mapped(kept, {}) if kept.get('rows') else m
 
