@@ -1,5 +1,5 @@
 "One of the two processes of test_sharded.py: every system trained with DDP and in parts, checkpoints in parts and back; prints what it found as lines of JSON. Usage: torchrun --nproc-per-node=2 sharded_ranks.py FOLDER [SYSTEM ...]"
-import json, sys
+import json, sys, time
 from pathlib import Path
 
 import torch
@@ -113,6 +113,46 @@ class Scaled(nn.Module):
     eval_step = score = forward
 
 
+class Stack(nn.Module):
+    "64 MiB of weights in 16 blocks"
+    def __init__(self):
+        super().__init__()
+        self.model, self.needs = nn.ModuleDict(dict(layers=nn.ModuleList([nn.Linear(1024, 1024) for _ in range(16)]))), ()
+    def forward(self, x):
+        for layer in self.model['layers']: x = layer(x)
+        return dict(loss=x.pow(2).mean())
+    eval_step = score = forward
+
+
+def stalls(folder, turns=9):
+    "A save that is waited for, and what a step waits for of one that is not, in turns: median seconds"
+    def begin(save):
+        task = Stack()
+        opt = torch.optim.AdamW(task.parameters())
+        return Learner(task, opt, Noise(task), folder/str(save), 1, make_engine(device='cpu'), parallel='fsdp', async_save=save)
+    def back(learn): learn.task(torch.randn(8, 1024))['loss'].backward()
+    def took(f):
+        t = time.perf_counter()
+        f()
+        return time.perf_counter() - t
+    now, aside = begin(False), begin(True)
+    for learn in (now, aside):
+        back(learn)
+        learn.opt.step()
+        learn.save()                                                # groups and memory, once
+    whole, stall = [], []
+    for _ in range(turns):
+        dist.barrier()
+        whole.append(took(now.save))
+        aside.writing.join()
+        dist.barrier()
+        began = took(aside.save)
+        back(aside)
+        stall.append(began + took(aside.copied.wait))
+    aside.written()
+    return dict(whole=sorted(whole)[turns//2], stall=sorted(stall)[turns//2])
+
+
 def single():
     "A loss that each process has for itself: the number that all of them hold must learn from all clips"
     out = []
@@ -135,7 +175,7 @@ if __name__ == '__main__':
     folder = Path(sys.argv[1])
     make_engine(device='cpu')
     for s in sys.argv[2:]:
-        found = equal(folder, s) if s in SYSTEMS else single() if s == 'single' else checkpoints(folder/s, s == 'async')
+        found = equal(folder, s) if s in SYSTEMS else single() if s == 'single' else stalls(folder/s) if s == 'stall' else checkpoints(folder/s, s == 'async')
         if dist.get_rank() == 0: print('found', json.dumps({s: found}), flush=True)
     dist.barrier()
     dist.destroy_process_group()

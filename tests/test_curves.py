@@ -3,7 +3,7 @@
 `python tests/test_curves.py` writes the values of the torch that is installed into curves.json, beside those of the others: do it for a new version of torch, or after a change that means to move
 numbers, and say in the commit which recipes moved and why. Recipes run as they are, but in fp32 on one thread, from random weights, on a few small clips and at a twentieth of the rate: at the full one,
 batches of four are so wild that another order of a sum is another loss after three steps."""
-import dataclasses, json, os, sys, tempfile
+import dataclasses, functools, json, os, sys, tempfile
 from pathlib import Path
 
 import pytest, torch
@@ -13,16 +13,23 @@ if __name__ == '__main__': sys.path.insert(0, str(HERE.parent))
 from vidlab.build import build_learner
 from vidlab.config import config_from, list_recipes
 from vidlab.core import RunFolder, seed_everything
-from vidlab.data.shapes import make_shapes
+from vidlab.data import shapes
 from vidlab.learner import make_engine
 from vidlab.registry import lookup
 
 PINNED, STEPS = HERE/'curves.json', 20
 VERSION = torch.__version__.split('+')[0]
-WITHIN = 1e-3          # of the loss; at the full rate two threads alone moved it by more, at a twentieth of it other machines have not been tried
+WITHIN = 1.5e-5        # of the loss; other instructions (SSE, AVX2, AVX-512 of ATen, oneDNN and MKL) and two threads moved it by at most 4.7e-6, a rate 1.01 times as large by 1e-3 in most recipes, weight decay left out by 4e-5
 NEWER = 2e-2           # for a version that has no values of its own yet
 RECIPES = [r for r in list_recipes() if r.startswith('shapes_') and lookup('task', config_from(r).task).trains() and not r.endswith('_zeroshot')]
 SIZES = dict(clips=dict(train=16, val=1, test=1), narrated=dict(train=16, val=1, test=1), long=dict(train=4, val=1, test=1))
+
+
+def make_data(folder):
+    "Clips without loss: what the encoder leaves out of others is not the same twice, and moved losses by up to 2.5e-3"
+    with pytest.MonkeyPatch.context() as mp:
+        mp.setattr(shapes, 'encode', functools.partial(shapes.encode, crf=0))
+        return shapes.make_shapes(folder, kinds=tuple(SIZES), sizes=SIZES)
 
 
 def curve(recipe, data, folder): # 20 losses
@@ -47,7 +54,7 @@ def curve(recipe, data, folder): # 20 losses
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-    return make_shapes(tmp_path_factory.mktemp('curves'), kinds=tuple(SIZES), sizes=SIZES)
+    return make_data(tmp_path_factory.mktemp('curves'))
 
 
 def pinned(): # values, limit, what to say
@@ -74,7 +81,7 @@ def test_losses_are_those_that_were_pinned(recipe, data, tmp_path):
     got = curve(recipe, data, tmp_path)
     off = [abs(a - b)/max(abs(b), 1e-6) for a, b in zip(got, want[recipe], strict=True)]
     step = next((i for i, o in enumerate(off) if o > limit), None)
-    assert step is None, f'{recipe}: step {step} has loss {got[step]:.6f}, pinned is {want[recipe][step]:.6f} ({said}): see the head of this file'
+    assert step is None, f'{recipe}: step {step} has loss {got[step]:.8g}, pinned is {want[recipe][step]:.8g} ({said}): see the head of this file'
 
 
 def test_every_recipe_is_pinned():
@@ -87,8 +94,8 @@ def test_every_recipe_is_pinned():
 if __name__ == '__main__':
     known = json.loads(PINNED.read_text()) if PINNED.exists() else {}
     with tempfile.TemporaryDirectory() as d:
-        home = make_shapes(Path(d)/'data', kinds=tuple(SIZES), sizes=SIZES)
-        known[VERSION] = {r: [float(f'{x:.6g}') for x in curve(r, home, Path(d)/r)] for r in RECIPES}
+        home = make_data(Path(d)/'data')
+        known[VERSION] = {r: [float(f'{x:.8g}') for x in curve(r, home, Path(d)/r)] for r in RECIPES}
     lines = {v: ',\n'.join(f'  {json.dumps(r)}: {json.dumps(c)}' for r, c in sorted(curves.items())) for v, curves in sorted(known.items())}
     PINNED.write_text('{\n' + ',\n'.join(f'{json.dumps(v)}: {{\n{text}\n}}' for v, text in lines.items()) + '\n}\n')
     print(f'{len(RECIPES)} recipes of torch {VERSION} in {PINNED.name}')

@@ -411,14 +411,34 @@ def test_what_autograd_keeps_does_not_grow_with_the_batch(name):
 @pytest.mark.long
 @pytest.mark.skipif(not os.access('/proc/self/clear_refs', os.W_OK), reason='the high-water mark of memory cannot be reset here')
 def test_memory_does_not_grow_with_the_batch(tmp_path):
-    "A batch of 256 in parts of 32 takes at most 1.3 times what one of 32 takes; every tensor is a mapping of its own, so that holes in the heap do not count"
+    "A batch of 256 in parts of 32 takes at most 1.3 times what one of 32 takes, in glibc's heap as it is: the median of three fresh processes, whose holes fall out differently"
     (tmp_path/'peaks.py').write_text(PEAKS)
-    here = Path(__file__).resolve().parent
-    env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(here.parent), os.environ.get('PYTHONPATH', '')]), TESTS=str(here), MALLOC_MMAP_THRESHOLD_='65536')
-    said = subprocess.run([sys.executable, str(tmp_path/'peaks.py'), 'clip4clip meanP'], env=env, capture_output=True, text=True, timeout=600)
-    assert said.returncode == 0, said.stderr[-3000:]
-    small, large, twice = map(float, said.stdout.split())
-    assert large < 1.3*small and twice > 1.5*small, said.stdout
+    here, ratio = Path(__file__).resolve().parent, []
+    env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(here.parent), os.environ.get('PYTHONPATH', '')]), TESTS=str(here))
+    for _ in range(3):
+        said = subprocess.run([sys.executable, str(tmp_path/'peaks.py'), 'clip4clip meanP'], env=env, capture_output=True, text=True, timeout=600)
+        assert said.returncode == 0, said.stderr[-3000:]
+        small, large, twice = map(float, said.stdout.split())
+        ratio.append(large/small)
+        assert twice > 1.5*small, said.stdout
+    assert sorted(ratio)[1] < 1.3, ratio
+
+
+def test_gradients_keep_their_place_from_step_to_step():
+    "They are moved there after the first part; parameters that get none have none, and what was added up before stays"
+    task, engine = made('clip4clip text frozen'), make_engine(device='cpu')
+    pull, b = Pull(task), noise(task, 6)
+    for _ in range(2):
+        torch.manual_seed(0)
+        cached_backward(pull, task, b, 2, engine, put(engine))
+        got = grads(task)
+        moved = {n for n, p in task.named_parameters() if p.grad is not None and p.grad is pull.room[p]}
+        assert got.keys() - moved == {'model.clip.logit_scale'} and all(p in pull.room or not p.requires_grad for p in task.parameters())       # the loss pulls that one, with the last part
+        torch.manual_seed(0)
+        cached_backward(pull, task, b, 2, engine, put(engine))              # the second batch of a step
+        for n, p in task.named_parameters():
+            if p.grad is not None: torch.testing.assert_close(p.grad, 2*got[n], rtol=1e-5, atol=1e-8)
+        task.zero_grad()
 
 
 # -- patches that training leaves out

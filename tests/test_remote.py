@@ -391,3 +391,28 @@ def test_two_processes_train_as_on_the_folder(folder, bucket, outputs):
     "gloo, each with its part of every batch"
     whole = losses(folder, 2)[0]
     assert len(whole) == 6 and losses(bucket, 2)[0] == whole
+
+@pytest.mark.parametrize('where', ['http', pytest.param('bucket', marks=pytest.mark.long)])
+def test_a_run_by_address_that_is_stopped_goes_on_as_if_nothing_had_been(folder, request, outputs, monkeypatch, where):
+    "In the middle of the second epoch, on a machine that has kept nothing of what it fetched: losses, weights and the state of the optimiser are those of the run that was not stopped, and of the one on the folder"
+    import os, shutil, signal
+    from vidlab.ckpt import load_checkpoint
+    from vidlab.core import cache_dir
+    from vidlab.learner import Learner
+    address, more = request.getfixturevalue(where), dict(batch_size=2, head='seqTransf', temporal_layers=1, augment='rrc')
+    whole, here = losses(folder, **more)
+    step = Learner.one_step
+    def stopped(learn, *a):
+        if learn.step == 8: os.kill(os.getpid(), signal.SIGTERM)          # in the ninth of twelve steps
+        return step(learn, *a)
+    with monkeypatch.context() as stop:
+        stop.setattr(Learner, 'one_step', stopped)
+        cut, there = losses(address, **more)
+    assert there.status()['state'] == 'stopped' and there.status()['epoch'] == 1 and len(cut) == 9 and cut == whole[:9]
+    shutil.rmtree(cache_dir('remote'))
+    again, there = losses(address, resume=str(there.path), **more)
+    assert len(whole) == 12 and there.status()['state'] == 'done' and again == whole
+    a, b = (load_checkpoint(f/'ckpt'/'last') for f in (here, there))
+    assert all((a['weights'][k] == b['weights'][k]).all() for k in a['weights'])
+    moments, theirs = a['state']['optimizer']['state'], b['state']['optimizer']['state']
+    assert moments.keys() == theirs.keys() and all((moments[i][k] == theirs[i][k]).all() for i in moments for k in moments[i])

@@ -165,6 +165,13 @@ def test_a_step_waits_for_little_of_a_save(tmp_path):
     assert ratio < .05, (stall, whole)
 
 
+@pytest.mark.long
+def test_a_step_waits_for_little_of_a_save_in_parts(tmp_path):
+    "96 MiB in each of two processes: `save` itself, with the end of the one before, and what the optimiser waits for"
+    found = ranks(tmp_path, 'stall')['stall']
+    assert found['stall'] < .05*found['whole'], found
+
+
 def test_the_newest_of_those_that_stay(tmp_path):
     learner(tmp_path, keep_every=1, keep_last=2).fit()
     assert sorted(p.name for p in (tmp_path/'ckpt').iterdir()) == ['epoch3', 'epoch4', 'last']

@@ -224,8 +224,9 @@ def keep_features(cfg:RunConfig, ds:Clips, task, engine):
 
 # %% ../nbs/48_build.ipynb #594b8a39
 def _shards(ds): # (samples,) the shard of each; None: the files do not lie in shards
-    try: return shard_of(ds.manifest)[ds.rows]
+    try: of = shard_of(ds.manifest)
     except ValueError: return None
+    return of if ds.n_samples == len(of) else of[ds.rows]
 
 def _fitting(size, n, engine): # clips of a batch, the training samples there are
     "A batch is no larger than the training set; it is said when that makes it smaller"

@@ -121,7 +121,7 @@ class Pull(nn.Module):
     def __init__(self, task, engine=None):
         super().__init__()
         check_task(task, engine)
-        self.task = task
+        self.task, self.room = task, {}
 
     def forward(self, part:dict, # on the device
                 grads:dict, # of its features
@@ -135,6 +135,18 @@ class Pull(nn.Module):
 def _grads_of(grads, lo, hi, first): # those of a part; what has no rows is pulled once
     return {k: g[lo:hi] if g.ndim else g for k,g in grads.items() if g.ndim or first}
 
+def _room(pull, task) -> dict: # parameter -> memory for its gradient, kept from step to step
+    "On a CPU: where gradients lie while parts are made"
+    for p in task.parameters():
+        if p.requires_grad and p.device.type == 'cpu' and p not in pull.room: pull.room[p] = torch.empty_like(p)
+    return pull.room
+
+def _settle(task, room):
+    "Gradients come one by one, between what a backward pass sets free; there they would be in the way of the next part"
+    for p in task.parameters():
+        if p.grad is None or (r := room.get(p)) is None or p.grad is r: continue
+        p.grad = r.copy_(p.grad)
+
 def cached_backward(wrapped, # `Pull`, as `accelerate` gives it back
                     task, # the bare one in it
                     batch:dict, most:int, # clips of a part
@@ -143,7 +155,7 @@ def cached_backward(wrapped, # `Pull`, as `accelerate` gives it back
                     last:bool=True # this is the last of them: processes synchronise
                    ) -> dict: # what `compare` says
     "Add the gradients of the loss of a whole batch to those of the parameters"
-    parts = cut(task.whole(batch), most)
+    parts,room = cut(task.whole(batch), most),_room(getattr(wrapped, 'module', wrapped), task)
     features,states = cached_features(task, parts, engine, put)
     out,grads,own = feature_grads(task, features, engine)
     tick('forward')
@@ -156,6 +168,7 @@ def cached_backward(wrapped, # `Pull`, as `accelerate` gives it back
                 with engine.autocast(): pull = wrapped(put(part), _grads_of(grads, lo, hi, not i), own if end else {})
                 trained = pull.requires_grad
                 if trained: engine.backward(pull/of)
+        if not i: _settle(task, room)
         lo = hi
         tick('part', 0)
     _draw_from(after, engine.device)

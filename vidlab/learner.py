@@ -383,28 +383,25 @@ def _kept(self:Learner, best) -> list: # names
 def save(self:Learner, best:bool=False # also as `best`
         ):
     "Write `ckpt/last` (and `best`); a collective of all processes"
-    from accelerate.utils import gather_object
     self._judge(self.open)
     self.written()
-    rngs, names = gather_object([rng_state()]), self._kept(best)
+    names = self._kept(best)
     if self.main and self.folder.owner: self.folder.owner.check()
     card = dict(self.card, step=self.step, epoch=self.epoch, metrics=self.metrics)
-    write = self._in_parts(rngs, names, card) if self.parts else self._whole(rngs, names, card)
+    write = self._in_parts(names, card) if self.parts else self._whole(names, card)
     if self.async_save:
         self.copied.clear()
         self.writing = Writing(write, self.copied)
-    else: write()
-    if self.parts and not self.async_save: self._closed()
+    else:
+        write()
+        self.engine.wait_for_everyone()
     tick('save')
-    self.engine.wait_for_everyone()
 
 @patch
 def written(self:Learner):
     "Wait for the checkpoint that is being written; an error in its thread is one here"
     writing, self.writing = self.writing, None
-    if writing is None: return
-    writing.done()
-    if self.parts: self._closed()
+    if writing is not None: writing.done()
 
 # %% ../nbs/40_learner.ipynb #1253b3a5
 class Writing(threading.Thread):
@@ -440,11 +437,16 @@ def _state(self:Learner, rngs, optimizer) -> dict:
                 scaler=self.engine.scaler.state_dict() if self.engine.scaler is not None else None)
 
 @patch
-def _whole(self:Learner, rngs, names, card): # -> function that writes
+def _buffers(self:Learner, before=''): return [f'{before}{k}' for k,_ in self._model().named_buffers()]
+
+@patch
+def _whole(self:Learner, names, card): # -> function that writes
+    from accelerate.utils import gather_object
+    rngs = gather_object([rng_state()])
     if not self.main: return lambda: None
     now = dict(weights=self._model().state_dict(), optimizer=self._optimizer().state_dict(), **(dict(ema=self.ema.module.state_dict()) if self.ema else {}))
     # a forward pass changes buffers, so these are copied now; all else stays as it is until the optimiser's next step
-    if self.async_save: now['weights'] |= _copied({k: now['weights'][k] for k,_ in self._model().named_buffers() if k in now['weights']})
+    if self.async_save: now['weights'] |= _copied({k: now['weights'][k] for k in self._buffers() if k in now['weights']})
     state = self._state(rngs, None)
     def write():
         own = now
@@ -464,37 +466,47 @@ def _aside(self:Learner, names, weights, card):
 
 # %% ../nbs/40_learner.ipynb #90e6d284
 @patch
-def _in_parts(self:Learner, rngs, names, card): # -> function that writes
+def _in_parts(self:Learner, names, card): # -> function that writes
     import torch.distributed.checkpoint as dcp
-    weights = whole_state(self._model().state_dict(), self.main) if names else None
+    weights, aside = whole_state(self._model().state_dict(), self.main) if names else None, card
     opt, last = self._optimizer(), self.folder/'ckpt'/'last'
-    self.unclosed = self._state(rngs, plain_of(opt)), dict(card, parts=self.engine.num_processes)
-    new = open_checkpoint(last) if self.main else last.with_name('.last.new')
-    self.engine.wait_for_everyone()
-    started = (dcp.async_save if self.async_save else dcp.save)(tensors_of(self._model(), opt), checkpoint_id=new/'shards', **self._group())
+    rng, rngs = rng_state(), [None]*self.engine.num_processes
+    state, card = self._state(rngs, plain_of(opt)), dict(card, parts=self.engine.num_processes)
+    now, group = tensors_of(self._model(), opt), self._group()
+    if self.async_save: now |= _copied({k: now[k] for k in self._buffers('weights/') if k in now})
     def write():
-        if self.main and names: self._aside(names, weights, card)
-        if self.async_save: started.result()
+        own = self._staged(now) if self.async_save else now
+        self.copied.set()
+        if self.main:
+            self._aside(names, weights, aside)
+            open_checkpoint(last)
+        dist.all_gather_object(rngs, rng, group=group)          # nobody writes before the folder is there
+        dcp.save(own, checkpoint_id=last.with_name('.last.new')/'shards', process_group=group)
+        if self.main: self._close(last, state, card)
+        dist.barrier(group)                                     # it is whole for all of them
     return write
 
 @patch
-def _group(self:Learner) -> dict:
+def _group(self:Learner): # None: that of the run
     "Processes that write talk over a group of their own, on the CPU, so that nothing gets between the messages of the step"
-    if not self.async_save: return {}
+    if not self.async_save: return None
     if not hasattr(self, 'writers'): self.writers = dist.new_group(backend='gloo')
-    return dict(process_group=self.writers)
+    return self.writers
 
 @patch
-def _closed(self:Learner):
+def _staged(self:Learner, tensors) -> dict: # the same on the CPU; parts stay parts
+    "A copy of this process's parts, in memory that is kept from save to save"
+    from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+    self.copies = self.copies or DefaultStager(StagingOptions(False, False, False, False))
+    return self.copies.stage(tensors)
+
+@patch
+def _close(self:Learner, last, state, card):
     "A checkpoint in parts is whole when every process has written"
-    self.engine.wait_for_everyone()
-    if self.main:
-        state, card = self.unclosed
-        new = (self.folder/'ckpt'/'last').with_name('.last.new')
-        torch.save(state, new/'state.pt')
-        write_json(new/'card.json', card)
-        close_checkpoint(self.folder/'ckpt'/'last')
-    self.engine.wait_for_everyone()
+    new = last.with_name('.last.new')
+    torch.save(state, new/'state.pt')
+    write_json(new/'card.json', card)
+    close_checkpoint(last)
 
 @patch
 def whole(self:Learner):

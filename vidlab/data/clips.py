@@ -138,10 +138,10 @@ class Clips(Dataset):
         "Token ids of texts, as the samples have them"
         return tokenize(texts, self.max_words, self.cut, self.tokenizer)
 
-    def __len__(self): return len(self.rows)*self.n_views
+    def __len__(self): return self.n_samples*self.n_views
     def __repr__(self):
         views = f' x {self.clips} clips x {self.crops} crops' if self.n_views > 1 else ''
-        return f'Clips({len(self.rows)} {self.unit}s{views} of {self.n_clips} clips, {self.sampler}, size={self.size})'
+        return f'Clips({self.n_samples} {self.unit}s{views} of {self.n_clips} clips, {self.sampler}, size={self.size})'
 
 # %% ../../nbs/data/15_clips.ipynb #abcc805f
 @patch
@@ -182,15 +182,34 @@ def _mirrored(self:Clips):
 @patch
 def _number(self:Clips):
     "Number clips, rows within a clip, and samples"
-    g = self.groups = self.manifest.groups()
-    self.sids, self.first = g.code, g.first                     # clip of a row, first row of a clip
-    self.views = np.empty(len(self.manifest), np.int64)         # number of a row within its clip
-    self.views[g.order] = np.arange(len(self.manifest)) - np.repeat(g.offset[:-1], g.counts)
+    self.groups = self.manifest.groups()
     self.windows = 'window' in self.manifest.cols
-    self.rows = np.arange(len(self.manifest)) if self.unit != 'clip' or self.windows else self.first
+    self._left = None                                           # rows that are left, where some are taken out
 
 @patch(as_prop=True)
-def n_clips(self:Clips): return len(self.first)
+def sids(self:Clips) -> np.ndarray: return self.groups.code      # clip of each row
+
+@patch(as_prop=True)
+def first(self:Clips) -> np.ndarray: return self.groups.first    # first row of each clip
+
+@patch(as_prop=True)
+def n_clips(self:Clips): return len(self.groups)
+
+@patch(as_prop=True)
+def _by_clip(self:Clips): return self.unit == 'clip' and not self.windows
+
+@patch(as_prop=True)
+def n_samples(self:Clips) -> int: # without views
+    return len(self._left) if self._left is not None else self.n_clips if self._by_clip else len(self.manifest)
+
+@patch(as_prop=True)
+def rows(self:Clips) -> np.ndarray: # (n_samples,) row of each sample
+    if self._left is not None: return self._left
+    return self.first if self._by_clip else np.arange(len(self.manifest))
+
+@patch
+def row_of(self:Clips, i:int) -> int: # as `rows[i]`, which would count through all of them
+    return int(i) if self._left is None and not self._by_clip else int(self.rows[i])
 
 @patch(as_prop=True)
 def n_views(self:Clips): return self.clips*self.crops
@@ -199,7 +218,7 @@ def n_views(self:Clips): return self.clips*self.crops
 def place(self:Clips, i:int) -> int: # of a sample among those of all rows; it stays when rows are left out
     "Number of a sample"
     i, view = divmod(i, self.n_views)
-    return int(self.rows[i])*self.n_views + view
+    return self.row_of(i)*self.n_views + view
 
 # %% ../../nbs/data/15_clips.ipynb #a8c7aef2
 def listed_pictures(ix:VideoIndex, # of a folder
@@ -308,9 +327,9 @@ def _texts(self:Clips, row:dict, gen
 @patch
 def _named(self:Clips, r:int, gen, view:int) -> tuple: # row of the manifest, sid, view and label of the sample
     "Whose clip a sample is; in training a clip takes one of its captions"
-    if self.unit == 'clip' and self.train and not self.windows: r = int(gen.choice(self.groups.rows(self.sids[r])))
+    if self._by_clip and self.train: r = int(gen.choice(self.groups.rows(self.sids[r])))
     row = self.manifest.row(r)
-    out = dict(sid=int(self.sids[r]), view=0 if self.unit == 'clip' and not self.windows else int(self.views[r]))
+    out = dict(sid=int(self.sids[r]), view=0 if self._by_clip else int(self.groups.view[r]))
     if self.n_views > 1: out['view'] = out['view']*self.n_views + view_number(view, self.clips, self.crops)
     out |= {k: row[k] for k in ('label', 'target') if row.get(k) is not None}
     if isinstance(out.get('label'), list): out['label'] = self._row_of_labels(out['label'])
@@ -339,7 +358,7 @@ def __getitem__(self:Clips, key # index, or (epoch, index)
     epoch, i = key if isinstance(key, tuple) else (0, key)
     i, view = divmod(range(len(self))[i], self.n_views)
     gen = rng(self.seed, epoch, i, 1)
-    row, out = self._named(int(self.rows[i]), gen, view)
+    row, out = self._named(self.row_of(i), gen, view)
     try:
         row, said = self._texts(row, gen)
         if self.unit != 'clip' or self.train: out |= said
@@ -372,7 +391,7 @@ def check(self:Clips, workers:int=2 # indexing processes
             + ". Mend them, take them out of the manifest, or set on_bad='miss' to count them as missed")
     if self.train and self.unread:
         ok = np.array([str(p) not in self.unread for p in paths])
-        self.rows = self.rows[ok[self.sids[self.rows]]]
+        self._left = self.rows[ok[self.sids[self.rows]]]
     if self.narration: self._check_narration()
     else: self._check_times(verdict)
     return self.unread
@@ -413,7 +432,7 @@ def _check_times(self:Clips, seen:dict # path -> row of the audit
             + '; '.join(f'{p}: {why}' for p,why in list(named.items())[:20])
             + ". Mend their times, take them out of the manifest, or set on_bad='miss' to count them as missed")
     self.unread |= named
-    if self.train: self.rows = self.rows[~np.isin(self.sids[self.rows], self.sids[list(bad)])]
+    if self.train: self._left = self.rows[~np.isin(self.sids[self.rows], self.sids[list(bad)])]
 
 # %% ../../nbs/data/15_clips.ipynb #d756f399
 @patch
@@ -431,7 +450,7 @@ def _check_narration(self:Clips):
                       stacklevel=3)
     if self.train and bad:
         self.unread |= {str(self.manifest.row(r)['path']): f'read transcripts: {why}' for r,why in bad.items()}
-        self.rows = self.rows[~np.isin(self.rows, list(bad))]
+        self._left = self.rows[~np.isin(self.rows, list(bad))]
 
 # %% ../../nbs/data/15_clips.ipynb #05b1bde0
 def collate(samples:list # dicts, lists of dicts or `Unread`
@@ -573,7 +592,7 @@ def fetch(self:Clips, key # as of a sample
     "Bring the file of a sample to this machine"
     if self.kept is not None or self.frames is not None: return
     i = (key[1] if isinstance(key, tuple) else key)//self.n_views
-    path = os.path.join(self.manifest.root, self.manifest.column('path')[int(self.rows[i])].as_py())
+    path = os.path.join(self.manifest.root, self.manifest.column('path')[self.row_of(i)].as_py())
     with contextlib.suppress(VideoError, OSError): fetch_member(path, tries=1)
 
 class Ahead:

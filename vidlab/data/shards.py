@@ -271,6 +271,15 @@ def _joined(files, tables, root):
             if k != 'member'}
     return dict(path=pa.concat_arrays(path)) | cols
 
+def _states(files): # path, size and date of each shard; None where one cannot be asked for
+    def one(tar):
+        st = stat_tar(tar)
+        return [full_path(tar), st.st_size, st.st_mtime_ns]
+    try:
+        if not is_url(files[0]): return [one(f) for f in files]
+        with ThreadPoolExecutor(16) as pool: return list(pool.map(one, files))
+    except OSError: return None
+
 def _own_columns(columns, split):
     "More columns, under names that the shards do not give"
     from vidlab.data.manifest import COLUMNS
@@ -294,22 +303,28 @@ def from_shards(shards, # folder, pattern with {00000..00031} or *, one .tar, or
                ):                  # Manifest
     "Samples of tar shards: one row per caption, `path` names the member"
     from vidlab.core import unknown
-    from vidlab.data.manifest import Manifest
+    from vidlab.data.manifest import Manifest, kept_rows
     if missing not in ('error', 'drop'): raise unknown('missing policy for shards', missing, ('error', 'drop'))
     columns = _own_columns(columns, split)
     files = shard_files(shards)
     root = _root(files)
-    tables = _tables(files, (caption, columns, media), workers, cache, timeout)
-    report = _judge(files, tables, root, missing, missing_limit)
-    cols = _joined(files, tables, root)
-    if split: cols['split'] = pa.repeat(pa.scalar(split, pa.large_string()), len(cols['path']))
-    return Manifest.build(cols, root, str(shards), missing='keep', report=report)
+    def checked():
+        tables = _tables(files, (caption, columns, media), workers, cache, timeout)
+        report = _judge(files, tables, root, missing, missing_limit)
+        cols = _joined(files, tables, root)
+        if split: cols['split'] = pa.repeat(pa.scalar(split, pa.large_string()), len(cols['path']))
+        return Manifest.build(cols, root, str(shards), missing='keep', report=report)
+    state = _states(files) if cache else None
+    return kept_rows(['shards', str(shards), root, caption, columns, media, split, missing, missing_limit], state, checked) if state else checked()
 
 # %% ../../nbs/data/17_shards.ipynb #0d89b5a4
 def shard_of(manifest # rows from `from_shards` (or any manifest whose paths all name members)
             ) -> np.ndarray: # (rows,) int64, numbers from 0 in the order of first appearance
     "The shard of each row"
-    path = manifest.column('path')
+    if manifest.kept: return manifest.kept.columns('shard', lambda: dict(shard=_shard_of(manifest.column('path'))))['shard']
+    return _shard_of(manifest.column('path'))
+
+def _shard_of(path):
     out = pc.match_substring_regex(path, r'\.tar::')
     if not pc.all(out).as_py():
         i = pc.index(out, False).as_py()
@@ -325,7 +340,8 @@ class WindowOrder:
                 ):
         if window < 1: raise ValueError(f'window={window}: at least one shard')
         self.window, self.counts = window, np.bincount(shard)
-        self.by_shard = np.argsort(shard, kind='stable')               # samples of one shard after those of another
+        ordered = not (np.diff(shard) < 0).any()
+        self.by_shard = None if ordered else np.argsort(shard, kind='stable')      # samples of one shard after those of another; None: they lie so
         self.begin = np.cumsum(self.counts) - self.counts
 
     def __call__(self, seed:int, epoch:int): return EpochOrder(self, seed, epoch)
@@ -336,7 +352,7 @@ class EpochOrder:
         from vidlab.core import rng
         self.order, g = order, rng(seed, epoch)
         self.turn = g.permutation(len(order.counts))                                # shards in their order
-        self.draw = g.random(len(order.by_shard))
+        self.draw = g.random(int(order.counts.sum()))
         size = np.add.reduceat(order.counts[self.turn], np.arange(0, len(self.turn), order.window)) if len(self.turn) else []
         self.ends = np.cumsum(size).astype(np.int64)                                # of the windows
         self.kept = {}
@@ -346,7 +362,8 @@ class EpochOrder:
 
     def _window(self, k): # samples of a window, in order
         o, shards = self.order, self.turn[k*self.order.window:(k + 1)*self.order.window]
-        i = np.sort(np.concatenate([o.by_shard[o.begin[s]:o.begin[s] + o.counts[s]] for s in shards]))
+        of = (lambda a, b: np.arange(a, b)) if o.by_shard is None else (lambda a, b: o.by_shard[a:b])
+        i = np.sort(np.concatenate([of(o.begin[s], o.begin[s] + o.counts[s]) for s in shards]))
         return i[np.argsort(k + self.draw[i], kind='stable')]
 
     def __getitem__(self, part:slice # of the epoch
