@@ -11,7 +11,7 @@ from vidlab.build import build_model
 from vidlab.config import config_from
 from vidlab.registry import create_model
 from vidlab.results import noise_task
-from vidlab.ssm import use_path
+from vidlab.ssm import scan_path, use_path
 
 # of every kind of model that the recipes of the embedded data set train; breaks: graphs that a library breaks
 RECIPES = ['shapes_meanP', 'shapes_seqLSTM', 'shapes_seqTransf', 'shapes_tightTransf', 'shapes_stan', 'shapes_mugstan', 'shapes_tdsclip', 'shapes_probe', 'shapes_videomamba',
@@ -58,9 +58,9 @@ def no_graphs_stay():
 
 @pytest.mark.parametrize('recipe', [pytest.param(r, marks=() if r in QUICK else pytest.mark.long) for r in RECIPES])
 def test_one_graph_with_the_same_losses(recipe):
-    "What Dynamo sees of a model, without a compiler behind it: to the last bit"
+    "What Dynamo sees of a model, without a compiler behind it: to the last bit, but for a convolution that is compiled by numba alone and PyTorch's in a graph"
     want, got, graphs, breaks = both(recipe, backend='eager')
-    assert got == want
+    assert got == (pytest.approx(want, rel=1e-6) if 'videomamba' in recipe and scan_path() == 'numba' else want)
     assert (graphs == 1 and not breaks) if recipe not in BREAKS else sum(breaks.values()) <= BREAKS[recipe], breaks
 
 
