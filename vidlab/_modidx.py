@@ -3435,6 +3435,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'vidlab.train._Shown.show': ('train.html#_shown.show', 'vidlab/train.py'),
                               'vidlab.train._again': ('train.html#_again', 'vidlab/train.py'),
                               'vidlab.train._attempt': ('train.html#_attempt', 'vidlab/train.py'),
+                              'vidlab.train._cause': ('train.html#_cause', 'vidlab/train.py'),
                               'vidlab.train._children': ('train.html#_children', 'vidlab/train.py'),
                               'vidlab.train._counted': ('train.html#_counted', 'vidlab/train.py'),
                               'vidlab.train._describe': ('train.html#_describe', 'vidlab/train.py'),
