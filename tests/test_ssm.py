@@ -277,7 +277,8 @@ def test_arguments_made_again_give_the_same_gradients(path, cast):
     with use_path(path), torch.autocast('cpu', torch.bfloat16, enabled=cast):
         assert all(torch.equal(a, b) for a, b in zip(grads(True), grads(False)))
         kept = {t: saved_bytes(lambda: m.train(t)(x), m)/(2*96*L*(2 if cast else 4)) for t in (True, False)}
-    assert kept[True] < .6*kept[False] and kept[True] < (10.5 if cast else 8.5), kept
+    share = .6 if cast and path == 'numba' else .57                # there the other way keeps less, too: nothing is cast
+    assert kept[True] < share*kept[False] and kept[True] < (10.5 if cast else 8.5), kept
 
 
 # Triton
