@@ -17,7 +17,7 @@ from torch import nn
 from fastcore.basics import patch
 from .core import CLIP_MEAN, CLIP_STD, cache_dir, file_hash, progress, unknown
 from .ckpt import read_weights, load_into, rename, WeightsError
-from .layers import PatchConv, TemporalPatch, use_attend
+from .layers import PatchConv, TemporalPatch, use_attend, use_mlp
 from open_clip.model import CLIP, CLIPVisionCfg, CLIPTextCfg
 from open_clip.transformer import PatchDropout
 
@@ -101,7 +101,7 @@ class CLIPBackbone(CLIP):
         super().__init__(embed_dim, vision, text, quick_gelu=quick_gelu,
                          # selects the LayerNorm that computes in float32; weights stay float32
                          cast_dtype=torch.float16)
-        use_attend(self).visual.conv1 = PatchConv.of(self.visual.conv1)
+        use_mlp(use_attend(self)).visual.conv1 = PatchConv.of(self.visual.conv1)
         self.card = ClipCard(embed_dim=embed_dim, image_size=image_size, patch=patch, vision_width=vision_width,
                              vision_layers=vision_layers,
                              vision_heads=vision_heads, text_width=text_width, text_layers=text_layers,

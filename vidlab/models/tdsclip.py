@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from ..core import unknown
 from ..ckpt import LoadReport, WeightsError, load_into, read_weights, rename
 from ..contract import Card, VideoModel, unmasked
-from ..layers import LayerNorm, MultiHeadAttention, TemporalPatch, TemporalTransformer, unit
+from ..layers import MLP, LayerNorm, MultiHeadAttention, TemporalPatch, TemporalTransformer, unit
 from ..clip import CLIPBackbone, clip_rules, towers_of
 from ..registry import register_model
 
@@ -105,7 +105,7 @@ class SideBlock(nn.Module):
         super().__init__()
         self.td = TDAdapter(dim, reduction)
         self.ln,self.attn = LayerNorm(dim),MultiHeadAttention(dim, heads or max(1, dim//64))
-        self.bn,self.mlp = nn.BatchNorm2d(dim),nn.Sequential(nn.Linear(dim, 4*dim), nn.GELU(), nn.Linear(4*dim, dim))
+        self.bn,self.mlp = nn.BatchNorm2d(dim),MLP(nn.Linear(dim, 4*dim), nn.GELU(), nn.Linear(4*dim, dim))
         self.grad_checkpointing = False
 
     def attention(self, v, cls, pos): # (B,T,N,D), (B,T,D), (N,D) -> (B,T,N,D)

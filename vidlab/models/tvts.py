@@ -21,7 +21,7 @@ from ..core import IMAGENET_MEAN, IMAGENET_STD, from_hub, need, unknown
 from ..attend import Attend
 from ..ckpt import LoadReport, OfficialRun, WeightsError, cpu_state, load_into, read_file, read_weights, rename, state_dict_of
 from ..contract import Card, VideoModel, unmasked
-from ..layers import LayerNorm, PatchEmbed, key_padding
+from ..layers import MLP, LayerNorm, PatchEmbed, key_padding
 from ..clip import CLIPBackbone, create_clip
 from ..registry import register_model
 
@@ -51,7 +51,7 @@ class Block(nn.Module):
         self.norm1 = LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, heads, qkv_bias)
         self.norm2 = LayerNorm(dim, eps=1e-6)
-        self.mlp = nn.Sequential(OrderedDict(fc1=nn.Linear(dim, hidden), act=nn.GELU(), fc2=nn.Linear(hidden, dim)))
+        self.mlp = MLP(OrderedDict(fc1=nn.Linear(dim, hidden), act=nn.GELU(), fc2=nn.Linear(hidden, dim)))
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x, mask=None): # (B,N,D) -> (B,N,D)
