@@ -44,6 +44,13 @@ def outputs(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def warm_ranks(monkeypatch):
+    "`launch` starts its processes as children of one that has imported already; fresh ones are seen by tests that send signals to them"
+    import warm
+    monkeypatch.setattr('vidlab.train.subprocess', warm)
+
+
+@pytest.fixture
 def cache(tmp_path, monkeypatch):
     "What is kept between calls goes to a folder of the test"
     monkeypatch.setenv('VIDLAB_CACHE', str(tmp_path/'cache'))

@@ -63,7 +63,7 @@ def test_pretraining_then_finetuning(shapes):
 
 
 @pytest.mark.long
-def test_two_processes_pretrain_as_one(shapes):
+def test_two_processes_pretrain_as_one(shapes, warm_ranks):
     "The published tap leaves the last block without a gradient; masks are drawn clip by clip, the same for one process and for two"
     cfg = small(shapes, 'shapes_videomamba_pretrain', tap='official', mask='tube', val_split='', drop_path=0.)
     one, two = run(cfg), launch(cfg, 2)
