@@ -1,5 +1,5 @@
 """Options, paths, fixtures and small videos shared by all tests."""
-import importlib, os, sys
+import gc, importlib, os, sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,6 +14,15 @@ import vidlab                          # noqa: before torch, whose threads it se
 settings.register_profile('same', derandomize=True)    # the same examples each time: what passed here passes on the next machine
 settings.register_profile('new')                       # other examples each time: HYPOTHESIS_PROFILE=new
 settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE', 'same'))
+
+
+gc.disable()                           # until all tests are collected: nothing of what they import is garbage
+
+
+def pytest_collection_finish(session):
+    "What is imported is never looked through again for garbage; the larger the heap, the longer that takes"
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_addoption(parser):

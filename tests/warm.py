@@ -1,8 +1,10 @@
 """Processes that need not import: a server has imported the heavy libraries once, and `Popen` and `run` of this module ask it to fork instead of starting from nothing, which costs five seconds of a core.
 
 A child has the code, words, environment, folder and descriptors that a started one would have, and `vidlab` from the folder that its PYTHONPATH names first. That commands start from nothing is seen
-elsewhere, with `subprocess`: by `test_cli.py`, `test_light.py`, `test_package.py` and one test of each other kind. Of a run in processes: `monkeypatch.setattr('vidlab.train.subprocess', warm)`."""
-import atexit, functools, importlib, json, os, select, signal, socket, struct, subprocess, sys, tempfile, threading, time
+elsewhere, with `subprocess`: by `test_cli.py`, `test_light.py`, `test_package.py` and one test of each other kind. Of a run in processes: `monkeypatch.setattr('vidlab.train.subprocess', warm)`.
+
+A fork of what has imported so much is safe on Linux alone; elsewhere `Popen` and `run` are those of `subprocess`."""
+import atexit, functools, gc, importlib, json, os, select, signal, socket, struct, subprocess, sys, tempfile, threading, time
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, STDOUT, CompletedProcess, TimeoutExpired      # noqa: F401 so that this module can stand where `subprocess` stands
 
@@ -15,9 +17,7 @@ PLACE = 'VIDLAB_WARM'                                           # the server's a
 # -- the server: a process of one thread, so no lock is held by a thread that a child does not have
 def serve(listener, lifeline):
     "Fork a child for each request and tell how it ended; comes back in the children, with the request, and ends with the process that started it"
-    import gc
     assert len(os.listdir('/proc/self/task')) == 1, 'an import has started threads'
-    gc.freeze()                                                 # what is imported stays shared with the children
     heard, wake = os.pipe()
     for fd in (heard, wake): os.set_blocking(fd, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -120,7 +120,7 @@ def server() -> str: # its address
     atexit.register(end)
     return place
 
-class Popen:
+class Forked:
     "As `subprocess.Popen` for a command that begins with this Python"
     def __init__(self, args, stdin=None, stdout=None, stderr=None, env=None, cwd=None, text=False, start_new_session=False):
         self.args, self.returncode, theirs = [str(a) for a in args], None, []
@@ -142,8 +142,10 @@ class Popen:
         self._told.connect(place)
         socket.send_fds(self._told, [struct.pack('q', len(request))], [into, out, err])
         self._told.sendall(request)
-        self.pid, = struct.unpack('q', _exactly(self._told, 8))
+        said = _exactly(self._told, 8)
         for fd in theirs: os.close(fd)
+        if not said: raise RuntimeError('the server of tests/warm.py ended before it had a child; what it said stands above')
+        self.pid, = struct.unpack('q', said)
 
     def wait(self, timeout=None):
         if self.returncode is None:
@@ -185,17 +187,19 @@ class Popen:
             if f: f.close()
         self.wait()
 
-def run(args, capture_output=False, timeout=None, check=False, input=None, **kw) -> CompletedProcess:
+def run_forked(args, capture_output=False, timeout=None, check=False, input=None, **kw) -> CompletedProcess:
     "As `subprocess.run`"
     if capture_output: kw |= dict(stdout=PIPE, stderr=PIPE)
     if input is not None: kw |= dict(stdin=PIPE)
-    with Popen(args, **kw) as p:
+    with Forked(args, **kw) as p:
         try: out, err = p.communicate(input, timeout)
         except BaseException:
             p.kill()
             raise
     if check and p.returncode: raise subprocess.CalledProcessError(p.returncode, p.args, out, err)
     return CompletedProcess(p.args, p.returncode, out, err)
+
+Popen, run = (Forked, run_forked) if sys.platform == 'linux' else (subprocess.Popen, subprocess.run)
 
 def ranks(args, n=2, timeout=300, **env) -> list: # what each said
     "The processes of one job, as a launcher starts them; raises with what they said unless all succeed"
@@ -208,10 +212,13 @@ def ranks(args, n=2, timeout=300, **env) -> list: # what each said
     try: logs = [p.communicate(timeout=timeout)[0] for p in procs]
     finally:
         for p in procs: p.kill()
-    assert all(p.returncode == 0 for p in procs), '\n'.join(logs)[-4000:]
+    assert all(p.returncode == 0 for p in procs), '\n'.join(f'--- process {r}, exit code {p.returncode}\n{log}' for r, (p, log) in enumerate(zip(procs, logs)))
     return logs
 
 
 if __name__ == '__main__':
+    gc.disable()                                                # nothing of what is imported is garbage
     for name in IMPORTED: importlib.import_module(name)
+    gc.freeze()                                                 # and it stays shared with the children
+    gc.enable()
     finish(serve(*(socket.socket(fileno=int(fd)) for fd in sys.argv[1:])))
