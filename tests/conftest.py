@@ -66,6 +66,15 @@ def cache(tmp_path, monkeypatch):
     return tmp_path/'cache'
 
 
+@pytest.fixture(scope='session')
+def rendered(tmp_path_factory):
+    "Small embedded data sets, `rendered(clips=dict(train=8, val=4, test=4))`: each is made once for all workers, so nobody writes into it"
+    from vidlab.data.shapes import make_shapes
+    own = tmp_path_factory.getbasetemp()
+    root = (own.parent if 'PYTEST_XDIST_WORKER' in os.environ else own)/'rendered'
+    return lambda **sizes: make_shapes(root, kinds=tuple(sizes), sizes=sizes)
+
+
 @pytest.fixture
 def run(cache, monkeypatch, capsys):
     "The `main` of a data tool in this process; (exit code, stdout, stderr)"

@@ -97,11 +97,11 @@ def test_an_installed_copy_reads_any_video(site, tmp_path):
     for name, codec in (('a.mp4', 'libx264'), ('b c.avi', 'mpeg4')): encode(here/name, codec=codec)
     (here/'half.mp4').write_bytes((here/'a.mp4').read_bytes()[:600])
     code = ("import vidlab; from vidlab.data.tables import class_list\n"
-            "m = vidlab.load('videomamba', preset='tiny', max_frames=2, device='cpu', on_bad='miss')\n"
+            "m = vidlab.load('clip4clip', preset='tiny', weights='random', max_frames=2, device='cpu', on_bad='miss')\n"
             "v = m.embed_videos('.')\n"
             "print(len(class_list('kinetics400')), tuple(v.shape), v.isnan().any(1).tolist(), vidlab.__file__)")
     env = {k: v for k, v in os.environ.items() if k != 'VIDLAB_OUTPUTS'} | dict(PYTHONPATH=str(site), VIDLAB_CACHE=str(tmp_path/'cache'))
     r = subprocess.run([sys.executable, '-c', code], cwd=here, capture_output=True, text=True, env=env)
-    assert r.stdout.splitlines()[-1:] == [f'400 (3, 96) [False, False, True] {site}/vidlab/__init__.py'], r.stdout + r.stderr[-2000:]
+    assert r.stdout.splitlines()[-1:] == [f'400 (3, 64) [False, False, True] {site}/vidlab/__init__.py'], r.stdout + r.stderr[-2000:]
     r = subprocess.run([sys.executable, '-m', 'vidlab.cli', 'check_videos', '.'], cwd=here, capture_output=True, text=True, env=env)
     assert r.returncode == 1 and 'half.mp4' in r.stdout + r.stderr, r.stdout + r.stderr[-2000:]

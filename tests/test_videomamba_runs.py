@@ -4,14 +4,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from vidlab.core import read_json, seed_everything
-from vidlab.data.shapes import make_shapes
 from vidlab.ssm import scan_path
 from vidlab.train import build_learner, build_task, config_from, latest_run, launch, list_recipes, make_clips, make_config, run, run_eval, start_folder
 from vidlab.learner import make_engine
 
 
 @pytest.fixture(scope='session')
-def shapes(tmp_path_factory): return make_shapes(tmp_path_factory.mktemp('shapes'), kinds=('clips', 'long'), sizes=dict(clips=dict(train=24, val=8, test=8), long=dict(train=8, val=4, test=4)))
+def shapes(rendered): return rendered(clips=dict(train=24, val=8, test=10), long=dict(train=8, val=4, test=4))      # as in test_ready.py
 
 pytestmark = pytest.mark.usefixtures('outputs')
 
