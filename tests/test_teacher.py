@@ -1,5 +1,4 @@
 "Masks of pretraining and the CLIP teacher, against loops and against open_clip's own tower."
-
 import numpy as np
 import pytest
 import torch
