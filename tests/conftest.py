@@ -1,5 +1,5 @@
 """Options, paths, fixtures and small videos shared by all tests."""
-import importlib, os, sys
+import gc, importlib, os, sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,6 +14,15 @@ import vidlab                          # noqa: before torch, whose threads it se
 settings.register_profile('same', derandomize=True)    # the same examples each time: what passed here passes on the next machine
 settings.register_profile('new')                       # other examples each time: HYPOTHESIS_PROFILE=new
 settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE', 'same'))
+
+
+gc.disable()                           # until all tests are collected: nothing of what they import is garbage
+
+
+def pytest_collection_finish(session):
+    "What is imported is never looked through again for garbage; the larger the heap, the longer that takes"
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_addoption(parser):
@@ -44,10 +53,26 @@ def outputs(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def warm_ranks(monkeypatch):
+    "`launch` starts its processes as children of one that has imported already; fresh ones are seen by tests that send signals to them"
+    import warm
+    monkeypatch.setattr('vidlab.train.subprocess', warm)
+
+
+@pytest.fixture
 def cache(tmp_path, monkeypatch):
     "What is kept between calls goes to a folder of the test"
     monkeypatch.setenv('VIDLAB_CACHE', str(tmp_path/'cache'))
     return tmp_path/'cache'
+
+
+@pytest.fixture(scope='session')
+def rendered(tmp_path_factory):
+    "Small embedded data sets, `rendered(clips=dict(train=8, val=4, test=4))`: each is made once for all workers, so nobody writes into it"
+    from vidlab.data.shapes import make_shapes
+    own = tmp_path_factory.getbasetemp()
+    root = (own.parent if 'PYTEST_XDIST_WORKER' in os.environ else own)/'rendered'
+    return lambda **sizes: make_shapes(root, kinds=tuple(sizes), sizes=sizes)
 
 
 @pytest.fixture

@@ -8,5 +8,5 @@ jobs=$(python -c 'from vidlab.machine import cores; print(max(2, min(8, cores())
 OMP_NUM_THREADS=$jobs python -c 'from vidlab.data.shapes import make_shapes; from vidlab.tinyclip import tiny_clip; make_shapes(); tiny_clip()' &    # what many pages start from
 python -m pytest -q tests/test_project.py
 wait $!
-nbdev-test --n-workers "$jobs" --timing
+python tests/pages.py "$jobs"
 python -m pytest -q -n "$jobs" --dist worksteal --timeout 300 tests --ignore tests/test_project.py

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import warm
 from vidlab.data.annots import Manifest
 from vidlab.data.clips import Clips, Loader, Mixed, TooManyUnread
 from vidlab.data import decode
@@ -124,7 +125,7 @@ def test_a_script_without_a_guard(rows, tmp_path, own):
     csv = str(Path(rows.root)/'train.csv')
     code = SCRIPT.format(csv=csv, kind='Mine' if own == 'class' else 'Clips', own=OWN.get(own, ''), more=", decoder='mine'" if own == 'decoder' else '')
     (tmp_path/'script.py').write_text(code)
-    r = subprocess.run([sys.executable, tmp_path/'script.py'], capture_output=True, text=True, timeout=200, env=dict(os.environ, PYTHONPATH=str(Path(__file__).parents[1])))
+    r = (warm if own else subprocess).run([sys.executable, tmp_path/'script.py'], capture_output=True, text=True, timeout=200, env=dict(os.environ, PYTHONPATH=str(Path(__file__).parents[1])))
     assert r.returncode == 0 and r.stdout.split('\n')[:2] == ['this script runs', f'forks {bool(own)} 13'], r.stderr
 
 @pytest.mark.slow
@@ -138,7 +139,7 @@ it = iter(dl); next(it)
 from multiprocessing import forkserver
 print(*[w.pid for w in dl.dl._iterator._workers], forkserver._forkserver._forkserver_pid or '', flush=True)
 time.sleep(100)""")
-    p = subprocess.Popen([sys.executable, tmp_path/'script.py'], stdout=subprocess.PIPE, text=True, env=dict(os.environ, PYTHONPATH=str(Path(__file__).parents[1])))
+    p = (warm if own else subprocess).Popen([sys.executable, tmp_path/'script.py'], stdout=subprocess.PIPE, text=True, env=dict(os.environ, PYTHONPATH=str(Path(__file__).parents[1])))
     p.stdout.readline()
     pids = p.stdout.readline().split()
     assert len(pids) == (2 if own else 3)

@@ -1,6 +1,7 @@
 "The contract of every model, and two models from outside: one page each in a copy of the tree, nothing else touched."
-import os, subprocess, sys, textwrap
+import os, sys, textwrap
 import pytest
+import warm
 from outside import add_pages
 from vidlab.contract import check_model
 from vidlab.data.shapes import make_shapes
@@ -139,6 +140,9 @@ def shapes(tmp_path_factory): return make_shapes(tmp_path_factory.mktemp('shapes
 HEAD = '''
 import json, sys, torch
 import vidlab, vidlab.train as T
+sys.path.append(sys.argv[3])
+import warm
+T.subprocess = warm                                         # `launch`
 from safetensors.torch import load_file
 from vidlab.callbacks import CALLBACKS
 from vidlab.contract import check_model
@@ -183,7 +187,7 @@ def execute(tree, shapes, tmp_path, script, model, **more):
     code = f'MODEL, MORE = {model!r}, {more!r}\n' + HEAD + textwrap.dedent(script)
     env = {**os.environ, 'PYTHONPATH': str(tree), 'VIDLAB_OUTPUTS': str(tmp_path/'outputs'), 'OMP_NUM_THREADS': '1'}
     (tmp_path/'steps.py').write_text(code)
-    r = subprocess.run([sys.executable, str(tmp_path/'steps.py'), str(shapes), str(tree)], capture_output=True, text=True, cwd=tree, env=env)
+    r = warm.run([sys.executable, str(tmp_path/'steps.py'), str(shapes), str(tree), str(warm.ROOT/'tests')], capture_output=True, text=True, cwd=tree, env=env)
     assert r.returncode == 0, r.stdout[-2000:] + r.stderr[-5000:]
 
 

@@ -1,6 +1,7 @@
 "A data set from outside: one page in a copy of the tree, nothing else touched."
-import json, os, re, shutil, subprocess, sys, textwrap
+import json, os, re, shutil, sys, textwrap
 import pytest
+import warm
 from outside import add_pages
 
 
@@ -38,10 +39,10 @@ def videos(tmp_path):
 
 def python(tree, code, *args):
     env = {**os.environ, 'PYTHONPATH': str(tree), 'VIDLAB_OUTPUTS': str(tree/'outputs'), 'OMP_NUM_THREADS': '1'}
-    return subprocess.run([sys.executable, '-c', textwrap.dedent(code), *map(str, args)], cwd=tree, env=env, capture_output=True, text=True)
+    return warm.run([sys.executable, '-c', textwrap.dedent(code), *map(str, args)], cwd=tree, env=env, capture_output=True, text=True)
 
 def tool(tree, *args):
-    return subprocess.run([sys.executable, tree/'data_tools'/'make_manifest.py', *map(str, args)], cwd=tree, env={**os.environ, 'PYTHONPATH': str(tree)}, capture_output=True, text=True)
+    return warm.run([sys.executable, tree/'data_tools'/'make_manifest.py', *map(str, args)], cwd=tree, env={**os.environ, 'PYTHONPATH': str(tree)}, capture_output=True, text=True)
 
 def test_it_is_a_data_set(tree, videos):
     "Listed, made by name; its classes, pairs and breakdown go with every part of it"

@@ -60,7 +60,7 @@ def rows(folder, kind, key): return {r['step']: r[key] for r in folder.metrics()
 
 @pytest.mark.long
 @pytest.mark.parametrize('kind', ['retrieval', 'masked'])
-def test_two_then_one_then_four_processes(shapes, watched, kind):
+def test_two_then_one_then_four_processes(shapes, watched, kind, warm_ranks):
     "Stopped in the middle of an epoch both times; a contrast over all processes, and masks that are drawn for every clip"
     more = dict(epochs=3, ema=.8, save_every=0, lr=3e-4, schedule='cosine', warmup=.3, seed=5)
     if kind == 'retrieval': cfg = small(shapes, batch_size=4, accum=1, **more)

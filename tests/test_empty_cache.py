@@ -3,6 +3,7 @@ import os, signal, subprocess, sys, time
 from pathlib import Path
 import pytest
 import torch
+import warm
 from vidlab import clip, tinyclip
 from vidlab.core import file_hash, leave_signs, signs
 from vidlab.data.shapes import make_shapes
@@ -19,7 +20,7 @@ print(tinyclip.tiny_clip(steps=4, per_class=1)['sha256'])
 
 def start(code, cache, cwd):
     env = {**os.environ, 'VIDLAB_CACHE': str(cache), 'PYTHONPATH': str(ROOT)}
-    return subprocess.Popen([sys.executable, '-c', code], cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return warm.Popen([sys.executable, '-c', code], cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_two_at_once_make_one(cache, tmp_path):
@@ -49,11 +50,10 @@ def test_a_killed_maker_leaves_nothing_in_the_way(cache, tmp_path):
 def test_asking_makes_it_and_leaves_the_random_state(cache, monkeypatch, tmp_path):
     "In a process of its own: nothing of the one who asks is touched, and whoever watches that one sees that it lives"
     root = make_shapes(cache/'small', 'stills', sizes=dict(stills=dict(train=90, val=1, test=90)))
-    real = subprocess.Popen
     few = f"from vidlab import tinyclip as t; from pathlib import Path; t.make_shapes = lambda kinds: Path({str(root)!r}); t.tiny_clip(steps=2, per_class=1)"
     def popen(cmd, **kw):
         assert cmd[1:] == ['-m', 'vidlab.tinyclip']
-        return real([cmd[0], '-c', few], **kw)
+        return warm.Popen([cmd[0], '-c', few], **kw)
     monkeypatch.setattr(clip.subprocess, 'Popen', popen)
     torch.manual_seed(7)
     before = torch.get_rng_state()

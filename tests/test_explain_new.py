@@ -214,7 +214,8 @@ def looked_at(folder, recipe):
     assert {p.stem for p in (folder/'figs').glob('*.png')} >= {kept.stem, 'test1_frames'} | ({'test1_order', 'test1_transcripts'} if recipe == 'shapes_tvts' else set())
 
 @pytest.mark.slow
-@pytest.mark.parametrize('recipe,attention', [('shapes_videomamba', execute), ('shapes_tvts', papermill), ('shapes_long_regression', execute)])
+@pytest.mark.parametrize('recipe,attention', [('shapes_videomamba', execute), ('shapes_tvts', execute), ('shapes_long_regression', execute),
+                                              pytest.param('shapes_tvts', papermill, marks=pytest.mark.long)])
 def test_pages(recipe, attention, runs, tmp_path):
     folder, done = runs[recipe], lambda: set((Path(os.environ['VIDLAB_OUTPUTS'])/recipe).glob('*'))
     if attention is papermill: assert (r := papermill('attention.ipynb', tmp_path/'attention.ipynb', '-p', 'run', str(folder.path), '-p', 'sid', '1')).returncode == 0, r.stderr[-3000:]

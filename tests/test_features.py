@@ -53,7 +53,7 @@ def test_retrieval(shapes, decoded):
     np.testing.assert_allclose(losses(kept), losses(plain), rtol=1e-3)
 
 @pytest.mark.long
-def test_two_processes_on_kept_features(shapes, decoded):
+def test_two_processes_on_kept_features(shapes, decoded, warm_ranks):
     kw = dict(model='clip4clip', task='retrieval', head='seqTransf', temporal_layers=1, freeze='visual', lr=1e-3, test_split='', seed=43)
     losses = lambda folder: [r['loss'] for r in folder.metrics() if r['kind'] == 'step']
     np.testing.assert_allclose(losses(launch(config(shapes, **kw), 2)), losses(run(config(shapes, **kw))), rtol=1e-3)

@@ -3,6 +3,7 @@ import json, math, os, subprocess, sys
 from pathlib import Path
 
 import pytest, torch
+import warm
 from torch import nn
 
 from vidlab.build import build_model
@@ -350,17 +351,7 @@ TWICE = ['clip4clip tightTransf', 'mugstan', 'tvts']                         # a
 def test_two_processes_have_the_gradients_of_one(names, tmp_path):
     "Uneven batches of two ranks in parts, accumulated, dropout on: as in one graph; without dropout: as one process with all clips"
     (tmp_path/'rank.py').write_text(RANKS)
-    import socket
-    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
-    here = Path(__file__).resolve().parent
-    env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(here.parent), os.environ.get('PYTHONPATH', '')]), TESTS=str(here), WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port),
-               LOCAL_WORLD_SIZE='2', ACCELERATE_USE_CPU='true')
-    procs = [subprocess.Popen([sys.executable, str(tmp_path/'rank.py'), str(tmp_path), json.dumps(names)], env=dict(env, RANK=str(r), LOCAL_RANK=str(r)),
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for r in (0, 1)]
-    try: logs = [p.communicate(timeout=600)[0] for p in procs]
-    finally:
-        for p in procs: p.kill()
-    assert all(p.returncode == 0 for p in procs), '\n'.join(logs)[-3000:]
+    warm.ranks([tmp_path/'rank.py', tmp_path, json.dumps(names)], timeout=600, TESTS=str(Path(__file__).resolve().parent))
     ranks = [torch.load(tmp_path/f'out{r}.pt', weights_only=True) for r in (0, 1)]
     for name in names:
         task = made(name)

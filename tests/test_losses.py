@@ -1,9 +1,10 @@
 """Gathering over two real processes: both backward rules, uneven batches, and the claim that DDP averaging gives the full-batch gradient."""
-import os, subprocess, sys
+import os, sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 
 CODE = '''
 import os, sys, torch, torch.distributed as dist
@@ -42,12 +43,7 @@ os._exit(0)                              # gloo's threads can abort an ordinary 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
     d = tmp_path_factory.mktemp('gather'); (d/'rank.py').write_text(CODE)
-    env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get('PYTHONPATH', '')]))
-    procs = [subprocess.Popen([sys.executable, str(d/'rank.py'), str(r), str(d)], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for r in (0, 1)]
-    try: logs = [p.communicate(timeout=120)[0] for p in procs]
-    finally:
-        for p in procs: p.kill()
-    assert all(p.returncode == 0 for p in procs), '\n'.join(logs)
+    warm.ranks([d/'rank.py', '{rank}', d])
     return [torch.load(d/f'out{r}.pt', weights_only=True) for r in (0, 1)]
 
 

@@ -1,9 +1,10 @@
 """The Mug head against loops over single words and frames, in blocks, with padding, within its memory, and over two processes."""
-import os, subprocess, sys
+import os, sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 
 from vidlab import mug
 from vidlab.mug import MODES, MugHead, alignment
@@ -159,7 +160,7 @@ run(200, True); print(peak() - at)
 @pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='reads the memory of a process from /proc')
 def test_memory_of_a_whole_evaluation():
     "1000 x 1000 texts and videos of 32 words and frames: 4 GB per tensor if computed at once. 200 x 200 with a gradient: 160 MB per tensor, about eight of them"
-    out = subprocess.run([sys.executable, '-c', MEMORY], env=dict(os.environ, PYTHONPATH=str(ROOT)), capture_output=True, text=True, timeout=300)
+    out = warm.run([sys.executable, '-c', MEMORY], env=dict(os.environ, PYTHONPATH=str(ROOT)), capture_output=True, text=True, timeout=300)
     assert out.returncode == 0, out.stderr
     evaluation, training = map(float, out.stdout.split())
     assert evaluation < 400 and training < 400, f'{evaluation:.0f} MB in evaluation, {training:.0f} MB more in training'
@@ -202,12 +203,7 @@ os._exit(0)                              # gloo's threads can abort an ordinary 
 def test_two_processes_are_one_batch(tmp_path):
     "Uneven halves on two ranks, gathered with gradient, averaged: the gradient of the joined batch"
     (tmp_path/'rank.py').write_text(RANK)
-    env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]))
-    procs = [subprocess.Popen([sys.executable, str(tmp_path/'rank.py'), str(r), str(tmp_path)], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for r in (0, 1)]
-    try: logs = [p.communicate(timeout=120)[0] for p in procs]
-    finally:
-        for p in procs: p.kill()
-    assert all(p.returncode == 0 for p in procs), '\n'.join(logs)
+    warm.ranks([tmp_path/'rank.py', '{rank}', tmp_path])
     scope = {}; exec(NET, scope)
     for mode in ('simple', 'drl_wti'):
         net = scope['Net'](mode); loss = net(*scope['batch']()); loss.backward()

@@ -155,7 +155,7 @@ def test_other_forms(form, mini): dry_run(OTHERS[form], mini, form)
 
 @pytest.mark.long
 @pytest.mark.parametrize('recipe', ['msrvtt9k_meanP_b32', 'yttemporal_tvts', 'k400_videomamba_m_pretrain', 'ssv2_tdsclip_b16', 'lvu_videomamba_view_count'])
-def test_starts_in_two_processes(recipe, mini):
+def test_starts_in_two_processes(recipe, mini, warm_ranks):
     "One of each task that trains"
     f = launch(small(recipe, mini), 2)
     assert f.status()['state'] == 'done' and [r for r in f.metrics() if r['kind'] == 'step']

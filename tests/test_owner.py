@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import kills
+import warm
 import vidlab.train
 from vidlab import cli
 from vidlab.build import latest_run, runs_of, weights_path
@@ -183,7 +184,7 @@ def test_reading_makes_no_folders(outputs, tmp_path):
 
 
 def killed(tmp_path, every, first):
-    r = subprocess.run([sys.executable, str(ROOT/'tests'/'kills.py'), str(tmp_path), str(every), str(first)], capture_output=True, text=True, cwd=ROOT,
+    r = warm.run([sys.executable, str(ROOT/'tests'/'kills.py'), str(tmp_path), str(every), str(first)], capture_output=True, text=True, cwd=ROOT,
                        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)})
     assert r.returncode == 0, r.stderr[-3000:]
     return json.loads(r.stdout.splitlines()[-1])

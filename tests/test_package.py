@@ -35,6 +35,14 @@ def made(tmp_path_factory):
     return top, build('sdist', top/'copy', top/'sdist'), build('wheel', top/'copy', top/'wheel')
 
 
+@pytest.fixture(scope='module')
+def site(made):
+    "A folder with the package as pip installs it"
+    to = made[0]/'site'
+    subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', '--disable-pip-version-check', '--no-deps', '--no-index', '--no-compile', '--target', to, made[2]], check=True)
+    return to
+
+
 def listed(wheel):
     with zipfile.ZipFile(wheel) as z: return sorted(n for n in z.namelist() if not n.endswith('RECORD'))
 
@@ -66,15 +74,13 @@ def test_the_sdist_builds_the_same_wheel(made):
     assert listed(build('wheel', source, top/'again')) == listed(wheel)
 
 
-def test_an_installed_copy_needs_no_checkout(made, tmp_path):
-    top, _, wheel = made
-    site, here = tmp_path/'site', tmp_path/'here'
+def test_an_installed_copy_needs_no_checkout(site, tmp_path):
+    here = tmp_path/'here'
     here.mkdir()
     (here/'settings.ini').write_text('[DEFAULT]\n')                 # a folder that merely looks like a project
-    subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--no-index', '--target', site, wheel], check=True)
     code = ('import pathlib, vidlab, vidlab.core as c\n'
             'from vidlab.config import list_recipes, recipes_dir\n'
-            'assert pathlib.Path(c.__file__).is_relative_to(pathlib.Path("../site").resolve()), c.__file__\n'
+            f'assert pathlib.Path(c.__file__).is_relative_to({str(site)!r}), c.__file__\n'
             'assert (c.pages_dir()/"train.ipynb").exists() and recipes_dir() == c.pages_dir()/"recipes"\n'
             'assert c.project_root() == pathlib.Path.cwd() and c.outputs_dir() == pathlib.Path.cwd()/"outputs"\n'
             'print(len(list_recipes()), vidlab.__version__)')
@@ -84,19 +90,18 @@ def test_an_installed_copy_needs_no_checkout(made, tmp_path):
     assert r.returncode == 0 and r.stdout.split() == [str(len(list_recipes())), settings()['version']], r.stderr
 
 
-def test_an_installed_copy_reads_any_video(made, tmp_path):
+def test_an_installed_copy_reads_any_video(site, tmp_path):
     "From the wheel alone: class lists, the tool that checks videos, vectors of three files, the third half a file"
-    site, here = tmp_path/'site', tmp_path/'here'
+    here = tmp_path/'here'
     here.mkdir()
     for name, codec in (('a.mp4', 'libx264'), ('b c.avi', 'mpeg4')): encode(here/name, codec=codec)
     (here/'half.mp4').write_bytes((here/'a.mp4').read_bytes()[:600])
-    subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--no-index', '--target', site, made[2]], check=True)
     code = ("import vidlab; from vidlab.data.tables import class_list\n"
-            "m = vidlab.load('videomamba', preset='tiny', max_frames=2, device='cpu', on_bad='miss')\n"
+            "m = vidlab.load('clip4clip', preset='tiny', weights='random', max_frames=2, device='cpu', on_bad='miss')\n"
             "v = m.embed_videos('.')\n"
             "print(len(class_list('kinetics400')), tuple(v.shape), v.isnan().any(1).tolist(), vidlab.__file__)")
     env = {k: v for k, v in os.environ.items() if k != 'VIDLAB_OUTPUTS'} | dict(PYTHONPATH=str(site), VIDLAB_CACHE=str(tmp_path/'cache'))
     r = subprocess.run([sys.executable, '-c', code], cwd=here, capture_output=True, text=True, env=env)
-    assert r.stdout.splitlines()[-1:] == [f'400 (3, 96) [False, False, True] {site}/vidlab/__init__.py'], r.stdout + r.stderr[-2000:]
+    assert r.stdout.splitlines()[-1:] == [f'400 (3, 64) [False, False, True] {site}/vidlab/__init__.py'], r.stdout + r.stderr[-2000:]
     r = subprocess.run([sys.executable, '-m', 'vidlab.cli', 'check_videos', '.'], cwd=here, capture_output=True, text=True, env=env)
     assert r.returncode == 1 and 'half.mp4' in r.stdout + r.stderr, r.stdout + r.stderr[-2000:]

@@ -6,7 +6,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from vidlab.data.files import VideoError
-from vidlab.data.shapes import make_shapes
 from vidlab.ready import load
 from vidlab.registry import create_model, list_models
 from vidlab.train import config_from, load_manifest, run
@@ -14,8 +13,7 @@ from vidlab.train import config_from, load_manifest, run
 pytestmark = pytest.mark.usefixtures('outputs')
 
 @pytest.fixture(scope='session')
-def shapes(tmp_path_factory):
-    return make_shapes(tmp_path_factory.mktemp('shapes'), kinds=('clips', 'long'), sizes=dict(clips=dict(train=24, val=8, test=10), long=dict(train=8, val=4, test=4)))
+def shapes(rendered): return rendered(clips=dict(train=24, val=8, test=10), long=dict(train=8, val=4, test=4))
 
 def trained(shapes, recipe, **kw):
     cfg = config_from(recipe, **dict(dict(data_path=str(shapes), epochs=1, batch_size=8, eval_batch_size=4, workers=0, precision='fp32', device='cpu', start=''), **kw))

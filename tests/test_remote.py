@@ -387,7 +387,7 @@ def test_a_run_by_address_is_the_run_on_the_folder(folder, http, outputs):
     assert len(whole) == 6 and losses(http)[0] == whole
 
 @pytest.mark.long
-def test_two_processes_train_as_on_the_folder(folder, bucket, outputs):
+def test_two_processes_train_as_on_the_folder(folder, bucket, outputs, warm_ranks):
     "gloo, each with its part of every batch"
     whole = losses(folder, 2)[0]
     assert len(whole) == 6 and losses(bucket, 2)[0] == whole

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import warm
 from vidlab.core import RunFolder, read_json
 from vidlab.data.shapes import make_shapes
 from vidlab.train import config_from, launch, make_config, run, run_eval, start_folder
@@ -33,7 +34,7 @@ def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for 
 def losses(folder): return [r['loss'] for r in folder.metrics() if r['kind'] == 'step']
 
 def spawn(folder, **env):
-    return subprocess.Popen([sys.executable, '-m', 'vidlab.train', str(folder.path)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    return warm.Popen([sys.executable, '-m', 'vidlab.train', str(folder.path)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                             env={**os.environ, **env})
 
 # ---------------------------------------------------------------------------------------------------- resume
@@ -86,7 +87,7 @@ def test_without_validation_the_last_averaged_weights_are_measured_and_named(sha
 
 @pytest.mark.slow
 @pytest.mark.parametrize('head', ['seqTransf', pytest.param('tightTransf', marks=pytest.mark.long)])
-def test_two_processes_train_as_one(shapes, head):
+def test_two_processes_train_as_one(shapes, head, warm_ranks):
     "Same losses and weights as one process on the joined batch, and the same evaluation"
     kw = dict(epochs=1, head=head, dropout=0.) if head == 'tightTransf' else dict(epochs=1, head=head)
     one, two = run(small(shapes, **kw)), launch(small(shapes, **kw), 2)
@@ -212,21 +213,26 @@ def test_papermill_cost(tmp_path):
     assert 'shapes_tdsclip : shapes_probe' in (tmp_path/'cost.ipynb').read_text()
 
 @pytest.mark.slow
-def test_papermill_compare(shapes, tmp_path):
+@pytest.mark.parametrize('kernel', ['here', pytest.param('papermill', marks=pytest.mark.long)])
+def test_papermill_compare(shapes, tmp_path, kernel):
     "The page of `make run`, on a few clips"
-    r = papermill('compare.ipynb', tmp_path/'compare.ipynb', *pairs(data_path=shapes, epochs=1, workers=0, batch_size=8))
-    assert r.returncode == 0, r.stderr[-3000:]
+    words = dict(data_path=str(shapes), epochs=1, workers=0, batch_size=8)
+    if kernel == 'here': execute('compare.ipynb', **words)
+    else: assert (r := papermill('compare.ipynb', tmp_path/'compare.ipynb', *pairs(**words))).returncode == 0, r.stderr[-3000:]
     text = (tmp_path/'outputs'/'compare'/'summary.txt').read_text()
     for word in ('shapes_meanP', 'shapes_seqTransf', 'shapes_stan', 'shapes_mugstan', 't2v R1', 'v2t MnR', 'clips/s', 'peak MiB', 'executed notebook', 'ckpt/best'): assert word in text, word
     figs = next((tmp_path/'outputs'/'compare').glob('*/figs'))
     assert {p.stem for p in figs.glob('*.png')} >= {'curves', 'patches', 'branch', 'time', 'words'}      # of the last recipe, Mug-STAN
 
-@pytest.mark.slow
-@pytest.mark.parametrize('arg', [('epcohs', '2', 'epochs'), pytest.param(('recipe', 'shapes_smok', 'shapes_smoke'), marks=pytest.mark.long)])
-def test_papermill_typo(tmp_path, arg):
-    name, value, near = arg
-    r = papermill('train.ipynb', tmp_path/'out.ipynb', *pairs(**{name: value}))
-    assert r.returncode != 0 and f"did you mean '{near}'" in r.stderr
+@pytest.mark.parametrize('name,value,near', [('epcohs', '2', 'epochs'), ('recipe', 'shapes_smok', 'shapes_smoke')])
+@pytest.mark.parametrize('kernel', ['here', pytest.param('papermill', marks=pytest.mark.long)])
+def test_papermill_typo(tmp_path, name, value, near, kernel):
+    "In this process the cells with what papermill would put in; papermill itself takes a kernel's start"
+    if kernel == 'here':
+        with pytest.raises(ValueError, match=f"did you mean '{near}'"): execute('train.ipynb', **{name: value})
+    else:
+        r = papermill('train.ipynb', tmp_path/'out.ipynb', *pairs(**{name: value}))
+        assert r.returncode != 0 and f"did you mean '{near}'" in r.stderr
 
 
 INTERRUPTED = """
@@ -248,5 +254,5 @@ print(folder.status()['state'], *(p.name for p in folder.path.glob('error_*')))
 def test_launched_and_interrupted_before_the_first_step(shapes, outputs):
     "Ctrl-C while the processes start: the run is stopped, not failed, and can be gone on with"
     words = dict(data_path=str(shapes), clip='random', batch_size=8, workers=0, device='cpu', epochs=50)
-    r = subprocess.run([sys.executable, '-c', INTERRUPTED, repr(words)], capture_output=True, text=True)
+    r = warm.run([sys.executable, '-c', INTERRUPTED, repr(words)], capture_output=True, text=True)
     assert r.stdout.split()[-1:] == ['stopped'], r.stdout + r.stderr[-2000:]

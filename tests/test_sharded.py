@@ -1,9 +1,10 @@
 "A model in parts on several processes equals one in one piece; checkpoints in parts, whole again by one call; checkpoints that are written while training goes on."
-import json, subprocess, sys, threading, time
+import json, threading, time
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 
 import kills
 from sharded_ranks import SYSTEMS
@@ -19,10 +20,8 @@ pytestmark = pytest.mark.usefixtures('outputs')
 
 def ranks(tmp_path, *what):
     "What two processes found"
-    r = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', str(ROOT/'tests'/'sharded_ranks.py'), str(tmp_path), *what], capture_output=True, text=True, cwd=ROOT)
-    assert r.returncode == 0, r.stderr[-4000:]
     out = {}
-    for line in r.stdout.splitlines():
+    for line in '\n'.join(warm.ranks([ROOT/'tests'/'sharded_ranks.py', tmp_path, *what])).splitlines():
         if line.startswith('found '): out |= json.loads(line[6:])
     assert set(out) == set(what)
     return out
@@ -54,7 +53,7 @@ def test_checkpoints_in_parts_and_whole_lead_to_the_same(tmp_path):
 
 
 @pytest.mark.long
-def test_a_run_in_parts(shapes):
+def test_a_run_in_parts(shapes, warm_ranks):
     "Two processes with evaluation, best epoch and test numbers; then one process goes on with it"
     kw = dict(epochs=2, seed=3)
     one, two = run(small(shapes, **kw)), launch(small(shapes, parallel='fsdp', async_save=True, save_every=1, **kw), 2)

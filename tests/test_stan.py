@@ -112,7 +112,7 @@ def test_retrieval_run_and_evaluation_from_its_checkpoint(shapes):
 
 @pytest.mark.long
 @pytest.mark.parametrize('model', ['stan', 'mugstan'])
-def test_two_processes_train_as_one(shapes, model):
+def test_two_processes_train_as_one(shapes, model, warm_ranks):
     cfg = small(shapes, model=model, drop_path=0., test_split='', val_split='')
     one, two = run(cfg), launch(cfg, 2)
     assert losses(two) == pytest.approx(losses(one), rel=1e-4)

@@ -1,6 +1,7 @@
 "A task from outside: one page in a copy of the tree, nothing else touched, through runs, tables, figures, the run pages and the cost of a step."
-import os, subprocess, sys, textwrap
+import os, sys, textwrap
 import pytest
+import warm
 from outside import add_pages
 from vidlab.core import RunFolder
 from vidlab.data.annots import Manifest
@@ -98,7 +99,7 @@ def execute(page, **given):
 def execute(tree, shapes, home, script):
     env = {**os.environ, 'PYTHONPATH': str(tree), 'VIDLAB_OUTPUTS': str(home/'outputs'), 'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'Agg'}
     (home/'steps.py').write_text(HEAD + textwrap.dedent(script))
-    r = subprocess.run([sys.executable, str(home/'steps.py'), str(shapes), str(tree), str(home)], capture_output=True, text=True, cwd=tree, env=env)
+    r = warm.run([sys.executable, str(home/'steps.py'), str(shapes), str(tree), str(home)], capture_output=True, text=True, cwd=tree, env=env)
     assert r.returncode == 0, r.stdout[-2000:] + r.stderr[-5000:]
 
 

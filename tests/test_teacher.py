@@ -1,13 +1,11 @@
 "Masks of pretraining and the CLIP teacher, against loops and against open_clip's own tower."
-import os, subprocess, sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pages import execute
 from vidlab.attend import attention_names
 from vidlab.clip import CLIPBackbone
 from vidlab.core import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, rng
@@ -221,13 +219,10 @@ def test_pca_colours():
     assert aligned_blocks(32, 6, 2) == [21, 23, 25, 27, 29, 31]
 
 @pytest.mark.slow
-def test_page_of_one_video(tmp_path):
+def test_page_of_one_video(outputs, tmp_path):
     "The run page with its own video, an untrained teacher and other settings"
     from vidlab.data.shapes import encode, shapes_item
     encode(tmp_path/'a.mp4', shapes_item('clips', 'test', 0)[0])
-    root, args = Path(__file__).parents[1], dict(clip='tiny', weights='random', video=tmp_path/'a.mp4', frames=4, layers=3, norm='none', input='imagenet', ratio=.5)
-    r = subprocess.run([sys.executable, '-m', 'papermill', str(root/'nbs'/'runs'/'teacher.ipynb'), str(tmp_path/'out.ipynb'), '--no-progress-bar', *(x for k, v in args.items() for x in ('-p', k, str(v)))],
-                       capture_output=True, text=True, cwd=tmp_path, env={**os.environ, 'VIDLAB_OUTPUTS': str(tmp_path/'outputs')})
-    assert r.returncode == 0, r.stderr[-3000:]
+    execute('teacher.ipynb', clip='tiny', weights='random', video=str(tmp_path/'a.mp4'), frames=4, layers=3, norm='none', input='imagenet', ratio=.5)
     npz = np.load(next((tmp_path/'outputs').glob('teacher/*/figs/teacher.npz')))
     assert npz['features'].shape == (3, 1 + 4*16, 64) and npz['hidden'].sum() == 4*8 and npz['blocks'].tolist() == [0, 1, 2]

@@ -37,7 +37,7 @@ def test_published_recipes():
 
 
 @pytest.mark.long
-def test_two_processes_contrast_the_joined_batch(shapes):
+def test_two_processes_contrast_the_joined_batch(shapes, warm_ranks):
     still = dict(TEXT['text'], dropout=0., attention_dropout=0.)
     cfg = small(shapes, **dict(TEXT, text=still), text_weights='random', more=[], drop_tokens=0., lr=1e-4, val_split='', test_split='')
     one, two = run(cfg), launch(cfg, 2)
@@ -56,7 +56,7 @@ def test_run_and_its_numbers(shapes):
 
 
 @pytest.mark.slow
-def test_captions_and_narration_take_turns(shapes, tmp_path):
+def test_captions_and_narration_take_turns(shapes, tmp_path, warm_ranks):
     "Caption batches leave the sort head without a gradient, in two processes too"
     cfg = small(shapes, **TEXT, text_weights='random', more=[dict(kind='clips', data='shapes', data_path=str(shapes), pieces=0, max_frames=4, batch_size=8)], mixing='alternate', val_split='', test_split='', drop_tokens=.5)
     for f in (run(cfg), launch(cfg, 2)):

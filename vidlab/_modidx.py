@@ -1370,6 +1370,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                             'vidlab.data.sets.retrieval.read_msrvtt': ( 'data/sets/retrieval.html#read_msrvtt',
                                                                                         'vidlab/data/sets/retrieval.py')},
             'vidlab.data.sets.shapes': { 'vidlab.data.sets.shapes._pairs': ('data/sets/shapes.html#_pairs', 'vidlab/data/sets/shapes.py'),
+                                         'vidlab.data.sets.shapes.narrated_examples': ( 'data/sets/shapes.html#narrated_examples',
+                                                                                        'vidlab/data/sets/shapes.py'),
                                          'vidlab.data.sets.shapes.shapes': ('data/sets/shapes.html#shapes', 'vidlab/data/sets/shapes.py'),
                                          'vidlab.data.sets.shapes.time_pair': ( 'data/sets/shapes.html#time_pair',
                                                                                 'vidlab/data/sets/shapes.py')},

@@ -791,13 +791,13 @@ def show_answers(answers, # of a `Searcher`
     return show_rows([answer_frames(answers.attrs['root'], a, cols) for a in rows], None, said, question, cols)
 
 # %% ../nbs/61_search.ipynb #ec968872
-def example_folder(n:int=8 # videos
+def example_folder(n:int=8 # videos, at most 8
                   ) -> tuple: # folder; model for it and its options
     "Some narrated videos of the embedded data set"
-    from vidlab.data.sets.shapes import shapes
+    from vidlab.data.sets.shapes import narrated_examples
     from vidlab.tinyclip import tiny_clip
     tiny_clip()
-    m,home = shapes(kind='narrated', split='test'),cache_dir('example_videos')
+    m,home = narrated_examples(),cache_dir('example_videos')
     for r in (m.row(i) for i in range(n)):
         link = home/Path(r['path']).name
         if not link.exists(): os.symlink(r['path'], link)

@@ -3,11 +3,12 @@
 A module in this folder registers its checks with `@kind(system, name)`; a check takes the case (the parsed JSON) and
 its tensors (`weight/..`, `input/..`, `output/..`, `grad/..`; None for a case without a safetensors file) and raises
 AssertionError where vidlab disagrees. Everything is read from the case; its name carries no information."""
-import importlib, os, pkgutil, subprocess, sys, traceback
+import importlib, os, pkgutil, sys, traceback
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import warm
 
 KINDS = {}     # (system, kind) -> check
 BROKEN = {}    # module -> traceback of its failed import
@@ -81,14 +82,7 @@ def part(tensors, prefix):
 
 def run_ranks(module, world, folder, timeout=300):
     "Run `python -m module RANK WORLD FOLDER` once per rank, side by side; raises with their logs unless all succeed"
-    here = Path(__file__).resolve().parent.parent
-    env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(here), str(here.parent), os.environ.get('PYTHONPATH', '')]))
-    procs = [subprocess.Popen([sys.executable, '-m', module, str(r), str(world), str(folder)], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-             for r in range(world)]
-    try: logs = [p.communicate(timeout=timeout)[0] for p in procs]
-    finally:
-        for p in procs: p.kill()
-    assert all(p.returncode == 0 for p in procs), '\n'.join(logs)
+    warm.ranks(['-m', module, '{rank}', world, folder], world, timeout, PYTHONPATH=os.pathsep.join(map(str, (warm.ROOT, warm.ROOT/'tests'))))
 
 
 @contextmanager

@@ -589,7 +589,7 @@ def _audit_row(path, deep, timeout, cache, child):
 # %% ../../nbs/data/11_decode.ipynb #f51eab64
 def audit(paths, # files and folders of pictures
           deep:bool=False, # decode every frame
-          workers:int=None, # child processes (default: all cores)
+          workers:int=None, # child processes (default: one for each core, but eight files or more for each)
           timeout:float=20., # seconds without a sign of life
           cache:bool=True, # take known verdicts from the cache
           each=None # called with every row as it comes
@@ -597,15 +597,20 @@ def audit(paths, # files and folders of pictures
     "Verdict of each file and why: 'ok', 'warn', 'bad', or 'unknown' where the reader failed and not the file"
     from concurrent.futures import ThreadPoolExecutor
     paths, own, made = list(paths), threading.local(), []
+    few = not (deep or workers)
+    kept = [_child()] if few else []
     def one(p):
         if not hasattr(own, 'child'):
-            own.child = Child()
-            made.append(own.child)
+            try: own.child = kept.pop()
+            except IndexError:
+                own.child = Child()
+                made.append(own.child)
         row = _audit_row(p, deep, timeout, cache, own.child)
         if each: each(row)
         return row
+    most = -(-len(paths)//8) if few else len(paths)
     try:
-        with ThreadPoolExecutor(max(1, min(workers or cores(), len(paths)))) as pool:
+        with ThreadPoolExecutor(max(1, min(workers or cores(), most))) as pool:
             return list(pool.map(one, paths))
     finally:
         for c in made: c.kill()

@@ -109,7 +109,8 @@ def fill(ds:Clips, features:FrameFeatures, encode, # batch -> (B,T,D) features
         ):
     "Compute the features that are missing"
     places = np.array([ds.place(i) for i in range(len(ds))])
-    at = np.flatnonzero(np.isin(places, features.lacking(places)))[rank::world]
+    at = np.arange(rank, len(places), world)                    # shared first: what lacks is less as soon as another process has begun
+    at = at[np.isin(places[at], features.lacking(places[at]))]
     if not len(at): return
     missing = _Missing(ds, at)
     if workers: missing.slots = ds.slots = DecodeSlots(workers)
