@@ -18,6 +18,7 @@ import torch
 from fastcore.basics import patch
 
 from ..core import CLIP_MEAN, CLIP_STD, unknown
+from .pixels import operate
 
 # %% ../../nbs/data/12_transforms.ipynb #20124e0c
 ROUNDINGS = ('torchvision', 'mmcv', 'slowfast')
@@ -442,19 +443,7 @@ class RandAugment:
 
 # %% ../../nbs/data/12_transforms.ipynb #4edf4ee6
 @patch
-def apply(self:RandAugment, frames, tfm, ops):
-    from PIL import Image
-    from timm.data.auto_augment import NAME_TO_OP
-    if not ops: return frames
-    out, kernel = np.empty(frames.shape, np.uint8), Image.Resampling[self.kernel.upper()]
-    for o,f in zip(out, np.ascontiguousarray(frames)):
-        im = Image.fromarray(f)
-        for name,*args in ops:
-            if name.startswith('Posterize') and args[0] < 1:
-                im = Image.new('RGB', im.size)      # no bit left: black, which newer PIL refuses
-            else: im = NAME_TO_OP[name](im, *args, fillcolor=(128, 128, 128), resample=kernel)
-        o[:] = im
-    return out
+def apply(self:RandAugment, frames, tfm, ops): return operate(frames, ops, self.kernel) if ops else frames
 
 # %% ../../nbs/data/12_transforms.ipynb #912d8fb0
 STEPS = {'rrc': RandomResizedCrop, 'scale': Scale, 'centre': Centre, 'crop': RandomCrop, 'sized': RandomSizedCrop,
