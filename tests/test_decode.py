@@ -147,6 +147,26 @@ def test_exact(kind, tmp_path):
             assert repr(path) in str(e.value)
 
 
+def test_groups_of_a_long_video_side_by_side(tmp_path, monkeypatch):
+    "Frames far apart are read by several decoders at once: the same bytes, in order, and damage in one part falls back for all"
+    path = encode(tmp_path/'a.mp4', g=10)
+    true, ix, parts, real = sequential(path), index_video(path), [], D._parts
+    monkeypatch.setattr(D, 'cores', lambda: 3)
+    monkeypatch.setattr(D, '_parts', lambda *a: parts.append(real(*a)) or parts[-1])
+    assert np.array_equal(read_frames(ix, [35, 3, 17, 17]), [true[i] for i in (35, 3, 17, 17)]) and len(parts[-1]) == 1
+    monkeypatch.setattr(D, 'LONG', 4)
+    for idx in ([35, 3, 17, 17], range(40), [39]):
+        assert np.array_equal(read_frames(ix, list(idx)), [true[i] for i in idx])
+    assert [len(p) for p in parts[1:]] == [3, 3, 1] and all(len({k for p in o for k, _ in p}) == sum(map(len, o)) for o in parts)
+    assert read_frames(ix, [3, 17, 35], size=(12, 16)).shape == (3, 12, 16, 3)
+    def broken(ix, groups, row, canvas):
+        if groups[0][0]: raise D._Damage('planted')
+        return one(ix, groups, row, canvas)
+    one = D._read_part
+    monkeypatch.setattr(D, '_read_part', broken)
+    assert np.array_equal(read_frames(ix, [35, 3]), [true[35], true[3]])
+
+
 def test_times(tmp_path):
     vfr = [33*t if t < 20 else 2000 + 100*t for t in range(40)]
     ix = index_video(encode(tmp_path/'v.mp4', times=vfr))

@@ -14,10 +14,16 @@ def test_imports_are_light(code, most, beside):
     "One of three tries: a machine that is busy makes each slower"
     assert any(cpu(code) - (cpu(beside) if beside else 0) < most for _ in range(3))
 
-@pytest.mark.parametrize('page,heavy', [('train', 'open_clip transformers torchvision timm'), ('viz', 'torch'), ('config', 'torch matplotlib'), ('cli', 'torch')])
+@pytest.mark.parametrize('page,heavy', [*((p, 'open_clip transformers torchvision timm') for p in ('train', 'results', 'tasks', 'search', 'predict', 'ready', 'explain', 'data.clips')), ('viz', 'torch'), ('config', 'torch matplotlib'), ('cli', 'torch')])
 def test_what_an_import_leaves_out(page, heavy):
     found = subprocess.run([sys.executable, '-c', f'import sys, vidlab.{page}; print(*(m for m in {heavy.split()} if m in sys.modules))'], capture_output=True, text=True, check=True)
     assert found.stdout.split() == []
+
+def test_a_worker_brings_little():
+    "Words become tokens and RandAugment is drawn without the packages that hold their tables"
+    code = ('import sys, numpy as np; from vidlab.data.clips import Loader; from vidlab.data.text import tokenize; from vidlab.data.transforms import ClipTransform; tokenize(["a caf\u00e9 &amp; more"], 8); '
+            'ClipTransform(8, "rand-p1-n9")(np.zeros((4, 9, 9, 3), "u1"), True, np.random.default_rng(0)); print(*({"open_clip", "torchvision", "timm", "transformers"} & {*sys.modules}))')
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split() == []
 
 def test_names_are_at_hand():
     names = [n for n in dir(vidlab) if n[0] != '_']

@@ -25,7 +25,7 @@ from .config import (FIELDS, Recipe, RunConfig, changed, check_page, config_from
                            make_config, options_of, page_config, page_parameters, read_recipe, replaced)
 from .core import (RunFolder, env_record, file_hash, find_path, leave_signs, progress, project_root, read_json, say, seed_everything,
                          signs, tick, tilde, write_json)
-from .data.clips import check_batch
+from .data.clips import check_batch, fork_server
 from .data.names import is_word
 from .evaluate import evaluate, save_eval
 from .learner import Stopped, make_engine, stop_at_once, stop_signals
@@ -243,6 +243,7 @@ def _engine(cfg): return make_engine(cfg.precision, cfg.device, lookup('task', c
 def run(cfg:RunConfig, resume:str='' # run folder to go on with, under the same parameters, or 'auto'
        ) -> RunFolder:
     "Train, then measure the best epoch on the test split"
+    if cfg.workers: fork_server()              # gets ready meanwhile
     cfg = with_start(cfg)
     engine = _engine(cfg)
     with stop_at_once(), own_folder(cfg, resume) as folder, told(folder), tied_to(int(os.environ.get('JPY_PARENT_PID', 0)), folder):

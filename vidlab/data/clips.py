@@ -499,7 +499,7 @@ def fork_server(preload=() # modules besides those of the loader itself
     context = torch.multiprocessing.get_context('forkserver')
     paths = os.pathsep.join(os.path.abspath(p) for p in sys.path)
     with _environment(**QUIET, PYTHONPATH=paths, PYTHONSAFEPATH='1'), _unnamed_main():
-        context.set_forkserver_preload(['vidlab.data.clips', 'torchvision.transforms.v2', 'av', *preload])
+        context.set_forkserver_preload(['vidlab.data.clips', 'av', 'PIL.Image', 'ftfy', 'regex', *preload])
         forkserver.ensure_running()
     return context
 
@@ -687,7 +687,7 @@ def _texts(self:Loader):
 @patch
 def _preload(self:Loader):
     "Modules that are worth importing before workers are forked from the server"
-    return (['open_clip.tokenizer'] if self.ds.tokenizer == 'clip' else ['transformers']) if self._texts() else []
+    return ['transformers'] if self.ds.tokenizer != 'clip' and self._texts() else []
 
 # %% ../../nbs/data/15_clips.ipynb #701fad50
 @patch

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 import os, shutil, tempfile
 import torch
-from ..core import cache_dir, from_hub, need, text_hash, unknown, write_json
+from ..core import alone, cache_dir, from_hub, need, text_hash, unknown, write_json
 
 # %% ../../nbs/data/13_text.ipynb #ea200a9b
 START, END = 49406, 49407
@@ -21,16 +21,14 @@ _SPECIAL = {'<|startoftext|>': START, '<|endoftext|>': END}
 def _bpe():
     "open_clip's byte pair tokenizer (loaded on first use) and the word pattern of the original CLIP"
     import regex
-    from open_clip.tokenizer import SimpleTokenizer
     words = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-    return SimpleTokenizer(), regex.compile(words, regex.IGNORECASE)
+    return alone('open_clip.tokenizer').SimpleTokenizer(), regex.compile(words, regex.IGNORECASE)
 
 # %% ../../nbs/data/13_text.ipynb #1fed0369
 def clean(text:str) -> str:
     "Repaired, unescaped, white space collapsed, lower case: what CLIP's tokenizer sees"
     if not (text.isascii() and text.isprintable() and '&' not in text):
-        from open_clip.tokenizer import basic_clean
-        text = basic_clean(text)
+        text = alone('open_clip.tokenizer').basic_clean(text)
     return ' '.join(text.split()).lower()
 
 # %% ../../nbs/data/13_text.ipynb #c51dfd19

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 
-from ..core import CLIP_MEAN, CLIP_STD, unknown
+from ..core import CLIP_MEAN, CLIP_STD, alone, unknown
+from .pixels import operate
 
 # %% ../../nbs/data/12_transforms.ipynb #20124e0c
 ROUNDINGS = ('torchvision', 'mmcv', 'slowfast')
@@ -406,11 +407,11 @@ def rand_args(op:str, # name in timm's table
               gen # numpy Generator, for the sign
              ) -> tuple: # what the operation takes
     "Arguments of an operation at a magnitude, as timm scales them"
-    from timm.data.auto_augment import LEVEL_TO_ARG
     if op in SIGNED:
         v = level/10*SIGNED[op]*(-1 if gen.random() > .5 else 1)
         return (max(.1, 1 + v),) if op.endswith('Increasing') else (v,)
-    return LEVEL_TO_ARG[op](level, {}) if LEVEL_TO_ARG[op] else ()
+    scale = alone('timm.data.auto_augment').LEVEL_TO_ARG[op]
+    return scale(level, {}) if scale else ()
 
 # %% ../../nbs/data/12_transforms.ipynb #1e46b532
 @dataclass
@@ -432,8 +433,7 @@ class RandAugment:
         return gen.uniform(0, self.m) if self.mstd > 100 else gen.normal(self.m, self.mstd)
 
     def draw(self, h, w, tfm, gen):
-        from timm.data.auto_augment import rand_augment_choices
-        names, out = rand_augment_choices('rand', increasing=bool(self.inc)), []
+        names, out = alone('timm.data.auto_augment').rand_augment_choices('rand', increasing=bool(self.inc)), []
         for i in gen.integers(len(names), size=self.n):
             if self.p < 1 and gen.random() > self.p: continue
             level = self._level(gen)
@@ -442,19 +442,7 @@ class RandAugment:
 
 # %% ../../nbs/data/12_transforms.ipynb #4edf4ee6
 @patch
-def apply(self:RandAugment, frames, tfm, ops):
-    from PIL import Image
-    from timm.data.auto_augment import NAME_TO_OP
-    if not ops: return frames
-    out, kernel = np.empty(frames.shape, np.uint8), Image.Resampling[self.kernel.upper()]
-    for o,f in zip(out, np.ascontiguousarray(frames)):
-        im = Image.fromarray(f)
-        for name,*args in ops:
-            if name.startswith('Posterize') and args[0] < 1:
-                im = Image.new('RGB', im.size)      # no bit left: black, which newer PIL refuses
-            else: im = NAME_TO_OP[name](im, *args, fillcolor=(128, 128, 128), resample=kernel)
-        o[:] = im
-    return out
+def apply(self:RandAugment, frames, tfm, ops): return operate(frames, ops, self.kernel) if ops else frames
 
 # %% ../../nbs/data/12_transforms.ipynb #912d8fb0
 STEPS = {'rrc': RandomResizedCrop, 'scale': Scale, 'centre': Centre, 'crop': RandomCrop, 'sized': RandomSizedCrop,

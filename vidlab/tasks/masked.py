@@ -12,7 +12,6 @@ from ..core import rng
 from ..masks import take_visible, visible_tokens
 from ..registry import register_task
 from .base import ERROR, Evaluation, Task, generators
-from ..teacher import align_loss, create_teacher
 
 # %% ../../nbs/tasks/50_masked.ipynb #31965920
 class MaskedTask(Task):
@@ -46,6 +45,7 @@ class MaskedTask(Task):
 @patch
 def make_teacher(self:MaskedTask, arch, weights, size, interval, input):
     "The frozen CLIP, fitting the student"
+    from vidlab.teacher import create_teacher                          # open_clip behind it takes seconds to import
     c = self.model.card
     t = create_teacher(arch, weights, layers=c.aligned, interval=interval or c.interval, attention=self.mask == 'attention', norm=c.normalize,
                        image_size=size, input=input, mean=c.mean, std=c.std, tubelet=c.tubelet)
@@ -67,10 +67,12 @@ def compare(self:MaskedTask, batch:dict, gens:list): # student and teacher at th
 # %% ../../nbs/tasks/50_masked.ipynb #9b613d64
 @patch
 def forward(self:MaskedTask, batch:dict) -> dict: # loss
+    from vidlab.teacher import align_loss
     return dict(loss=self.loss_ratio*align_loss(*self.compare(batch, generators(self.seed, batch['sid'])), self.align))
 
 @patch
 def eval_step(self:MaskedTask, batch:dict) -> dict: # sid, view, align (B)
+    from vidlab.teacher import align_loss
     s,t = self.compare(batch, [rng(self.seed, *k) for k in zip(batch['sid'].tolist(), batch['view'].tolist())])
     each = [align_loss(s[:, i:i+1], t[:, i:i+1], self.align) for i in range(s.shape[1])]
     return dict(sid=batch['sid'], view=batch['view'], align=torch.stack(each))
