@@ -687,7 +687,7 @@ def _texts(self:Loader):
 @patch
 def _preload(self:Loader):
     "Modules that are worth importing before workers are forked from the server"
-    return ['transformers'] if self.ds.tokenizer != 'clip' and self._texts() else []
+    return ['transformers'] if self._texts() and self.ds.tokenizer != 'clip' else []
 
 # %% ../../nbs/data/15_clips.ipynb #701fad50
 @patch
