@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vidlab.attend import Attend, attention_map
 from vidlab.core import RunFolder, env_record, tilde
-from vidlab.cost import Trial, _clock, matmul_peak, ways_cost, ways_of
+from vidlab.cost import Trial, _clock, in_turns, matmul_peak, ways_cost, ways_of
 from vidlab.data.shapes import make_shapes
 from vidlab.learner import Learner, NotFinite, make_engine, to_device
 from vidlab.optim import make_optimizer
@@ -247,12 +247,6 @@ def scan_errors(precision, device, paths):
             yield Row(f'scan, {what}: largest error', p, precision, far, 'of the maximum', 'reference in fp64', 0., said(far <= tol), worst)
 
 
-def in_turns(calls, device, rounds=4):
-    "Median milliseconds of each, in turns, after a round that does not count"
-    took = [{n: _clock(f, device) for n, f in calls.items()} for _ in range(rounds)]
-    return {n: statistics.median(t[n] for t in took[1:]) for n in calls}
-
-
 @check(45)
 def scan(device, left):
     "Every path of the scan against the recurrence, and its time beside that of the path that is taken"
@@ -262,7 +256,7 @@ def scan(device, left):
     yield from each(('fp32', 'bf16'), 'scan', left, scan_errors, device, paths)
     for clips in (1, 8) if device.type == 'cuda' else (1,):              # one clip: Triton cuts its sequences into spans
         args = scan_case(device, clips)
-        ms = in_turns({p: lambda p=p, args=args: scanned(p, args) for p in paths}, device)
+        ms = 1e3*in_turns({p: lambda p=p, args=args: scanned(p, args) for p in paths}, 3, device=device).median()
         for p in paths: yield Row('scan, forward and backward', p, 'fp32', ms[p], 'ms', mine, ms[mine], note=f'clips: {clips}')
     for p in PATHS:
         if status[p]: yield Row('scan, forward and backward', p, ok='not here', note=status[p])
@@ -295,7 +289,7 @@ def attention_rows(case, device):
         far = float((y.double() - want).abs().max()/want.abs().max())
         yield Row(f'attention of a {size}: largest error', name, precision, far, 'of the maximum', 'fp64', 0., said(far <= 2e-2))
     del want
-    ms = in_turns(there, device)
+    ms = 1e3*in_turns(there, 3, device=device).median()
     for n, v in ms.items(): yield Row(f'attention of a {size}, forward and backward', n, precision, v, 'ms', 'explicit', ms['explicit'])
 
 

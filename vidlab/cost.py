@@ -138,9 +138,12 @@ def kept_bytes(build, # () -> module, as it trains
         return saved_bytes(lambda: call(model), model)
 
 # %% ../nbs/43_cost.ipynb #fecdf6f6
+def _wait(device): torch.device(device).type == 'cuda' and torch.cuda.synchronize()
+
 def in_turns(things:dict, # name -> () -> anything
              rounds:int=5, # measurements of each, after one that does not count
-             clock=time.perf_counter # or time.process_time: what other processes do is left out, and waiting as well
+             clock=time.perf_counter, # or time.process_time: what other processes do is left out, and waiting as well
+             device='cpu' # where they run; a GPU is waited for
             ) -> pd.DataFrame: # seconds: a row for each round, a column for each thing
     "How long several things take, measured in turns"
     rows = []
@@ -149,6 +152,7 @@ def in_turns(things:dict, # name -> () -> anything
         for name,f in things.items():
             begun = clock()
             f()
+            _wait(device)
             rows[-1][name] = clock() - begun
     return pd.DataFrame(rows[1:])
 
@@ -162,7 +166,7 @@ def times_faster(seconds, # of `in_turns`
 def _clock(f, device): # milliseconds
     t = time.perf_counter()
     f()
-    if device.type == 'cuda': torch.cuda.synchronize()
+    _wait(device)
     return 1e3*(time.perf_counter() - t)
 
 # %% ../nbs/43_cost.ipynb #990b38e6

@@ -100,14 +100,18 @@ def use_attend(model:nn.Module) -> nn.Module: # the same model
     return model
 
 # %% ../nbs/19_layers.ipynb #06c6d116
-def _through(act, h, d): # gradient of what came out of an activation -> of what came in
-    if isinstance(act, nn.GELU): return torch.ops.aten.gelu_backward(d, h, approximate=act.approximate)
-    s = torch.sigmoid(1.702*h)
-    return d*s + torch.ops.aten.sigmoid_backward(d*h, s)*1.702
+def _active(act, h): # in place where it can be: memory is what takes the time
+    return act(h) if isinstance(act, nn.GELU) else (1.702*h).sigmoid_().mul_(h)
+
+def _again(act, h, d): # what came out of an activation; gradient of what came out, which is used up -> of what came in
+    if isinstance(act, nn.GELU): return act(h), torch.ops.aten.gelu_backward(d, h, approximate=act.approximate)
+    s = (1.702*h).sigmoid_()
+    through = torch.ops.aten.sigmoid_backward(d*h, s)
+    return h*s, d.mul_(s).add_(through.mul_(1.702))
 
 class _ActLinear(torch.autograd.Function): # linear(act(h)), of which h is kept
     @staticmethod
-    def forward(h, weight, bias, act): return F.linear(act(h), weight, bias)
+    def forward(h, weight, bias, act): return F.linear(_active(act, h), weight, bias)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -119,8 +123,8 @@ class _ActLinear(torch.autograd.Function): # linear(act(h)), of which h is kept
     def backward(ctx, d):
         (h,weight),(of_h,of_weight,of_bias,_) = ctx.saved_tensors,ctx.needs_input_grad
         rows = d.flatten(0, -2)
-        return (_through(ctx.act, h, d @ weight) if of_h else None, rows.mT @ ctx.act(h).flatten(0, -2) if of_weight else None,
-                rows.sum(0) if of_bias else None, None)
+        y,of_in = _again(ctx.act, h, d @ weight) if of_h else (_active(ctx.act, h), None)
+        return of_in, rows.mT @ y.flatten(0, -2) if of_weight else None, rows.sum(0) if of_bias else None, None
 
 # %% ../nbs/19_layers.ipynb #39f35bd1
 ACTS = nn.GELU, QuickGELU

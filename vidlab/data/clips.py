@@ -295,8 +295,8 @@ def _video(self:Clips, row:dict, gen, # row of the manifest, generator of this s
     draws = [self.transform.draw(ix.height, ix.width, gen) if self.train else [] for _ in range(self.repeats)]
     t, pad, out = len(idx), self.sampler.max_frames, []
     for d, frames in zip(draws, self._squares(ix, idx, draws, crop)):
-        video = frames.new_zeros(pad, *frames.shape[1:])
-        video[:t] = frames
+        video = frames.new_empty(pad, *frames.shape[1:])       # zeroed only where no frame comes
+        video[:t],video[t:] = frames,0
         times = torch.zeros(pad)
         times[:t] = torch.from_numpy(np.asarray(ix.times)[idx]).float()
         out.append((dict(video=video, video_mask=torch.arange(pad) < t, frame_time=times), self.transform.mirrored(d)))

@@ -560,8 +560,9 @@ def normalise(video:torch.Tensor, # (..., 3, H, W) uint8, or float in 0..1
     top = 255. if video.dtype == torch.uint8 else 1.
     mean, std = (torch.tensor(o, dtype=torch.float64).view(-1, 1, 1) for o in (mean, std))
     scale, shift = ((o).float().to(video.device) for o in (1/(top*std), -mean/std))
-    x = torch.addcmul(shift, video.float(), scale)
-    if mask is not None: x = x.masked_fill(~mask.bool()[..., None, None, None], 0.)
+    x = video.float()
+    x = torch.addcmul(shift, x, scale, out=x if video.dtype == torch.uint8 else None)     # in place where `x` is ours
+    if mask is not None: x.masked_fill_(~mask.bool()[..., None, None, None], 0.)
     return x.to(dtype)
 
 # %% ../../nbs/data/12_transforms.ipynb #6097ae76

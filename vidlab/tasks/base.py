@@ -133,9 +133,7 @@ def prep(self:Task, batch:dict # as the loader gives it, on the device
     "Normalise pixels; everything else passes"
     v = batch.get('video')
     if v is None or v.is_floating_point(): return batch
-    v = normalise(v, self.model.card.mean, self.model.card.std)
-    if (m := batch.get('video_mask')) is not None: v = v * m[..., None, None, None]
-    return {**batch, 'video': v}
+    return {**batch, 'video': normalise(v, self.model.card.mean, self.model.card.std, batch.get('video_mask'))}
 
 # %% ../../nbs/tasks/10_base.ipynb #65992b7a
 def generators(seed:int, # of the run
