@@ -270,6 +270,7 @@ def train_loader(cfg:RunConfig, card, engine, manifest=None, # rows of `data` th
     further = {str(i + 1): one(further_set(cfg, i)) for i in range(len(cfg.more))}
     return Mixed({'0': one(cfg, manifest), **further}, seed=cfg.seed, order=cfg.mixing)
 
+# %% ../nbs/48_build.ipynb #7828b541
 def complete(m:Manifest, cfg:RunConfig, split:str):
     "An error for rows that the task can neither train on nor measure"
     told = cfg.pieces and {'asr', 'transcripts'} & set(m.cols)        # their words are texts
@@ -298,6 +299,7 @@ def _kind_of_labels(m, cfg, split):
     raise ValueError(f"data {cfg.data!r}, split {split!r}: the labels are {said} (id {m.row(i)['id']}: {m.row(i)['label']}), "
                      f'and task {cfg.task!r} wants one class a clip: {hint}')
 
+# %% ../nbs/48_build.ipynb #6dc271ef
 def eval_loaders(cfg:RunConfig, split:str, card, engine, manifest=None, # rows that are loaded already
                  classes:list=None, # as in `load_manifest`
                  task=None # as in `make_loader`

@@ -422,6 +422,7 @@ class Writing(threading.Thread):
         self.join()
         if self.error: raise self.error
 
+# %% ../nbs/40_learner.ipynb #80d99f6e
 def _copied(o, into=None): # nested dicts and lists with tensors; an earlier copy, whose memory is used again
     if isinstance(o, torch.Tensor):
         fits = isinstance(into, torch.Tensor) and (into.shape, into.dtype) == (o.shape, o.dtype)
@@ -439,6 +440,7 @@ def _state(self:Learner, rngs, optimizer) -> dict:
 @patch
 def _buffers(self:Learner, before=''): return [f'{before}{k}' for k,_ in self._model().named_buffers()]
 
+# %% ../nbs/40_learner.ipynb #f74e2fb9
 @patch
 def _whole(self:Learner, names, card): # -> function that writes
     from accelerate.utils import gather_object

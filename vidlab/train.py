@@ -376,6 +376,7 @@ def _ended(code): # of a process
 
 def _ranks(folder): return (int(f.name) for f in (folder/SIGNS).glob('*') if f.name.isdigit())
 
+# %% ../nbs/50_train.ipynb #c3652dca
 ALONE = 'has lost the processes of another machine'
 
 def _died(procs, folder) -> str: # '' while all is well
@@ -390,6 +391,7 @@ def _died(procs, folder) -> str: # '' while all is well
     silent = silent or gone
     return f'rank {silent[0]} {_ended(codes[silent[0]])}'
 
+# %% ../nbs/50_train.ipynb #0a297998
 WAITS = re.compile('torch/distributed/|nn/parallel/distributed|autograd/graph|accelerate/')      # where a process waits for the others
 
 def _stack(p, file) -> str: # '' where it does not answer
@@ -412,6 +414,7 @@ def _hangs(procs, folder, limit, began) -> str: # '' while there are signs
     said = f'{who}: no process has given a sign for {limit:g} s (`hang`), the last of it came after {last[behind[0]]["done"] or "start"!r}'
     return '\n'.join([said, *(f'rank {r}: {stacks[r] or "does not answer"}' for r in behind)])
 
+# %% ../nbs/50_train.ipynb #49927ed8
 def _end_all(procs, after):
     "Ask all processes to end, and end those that still live `after` seconds later"
     for p in procs:

@@ -100,6 +100,7 @@ def _column(self:Kept, name, k, about, done):
     try: return _read_column(file, about['numbers'])
     except (OSError, pa.ArrowInvalid) as e: raise Damaged(f'{file}: {e}') from None
 
+# %% ../../nbs/data/02_kept.ipynb #3ba3d224
 @patch
 def get(self:Kept, name:str # of a piece
        ) -> tuple: # columns, values; None: there is no such piece
@@ -122,6 +123,7 @@ def there(self:Kept, name:str # of a piece
     if found := self.get(name): return found
     raise RuntimeError(f'{self.folder}: the rows kept there are gone or damaged while a process still reads them; start again, they are made anew')
 
+# %% ../../nbs/data/02_kept.ipynb #9b5233d9
 @patch
 def columns(self:Kept, name:str, # of a piece
             make # -> dict of columns

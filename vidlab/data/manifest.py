@@ -474,6 +474,7 @@ def shares(self:Manifest, other:Manifest) -> list: # paths, sorted
     path = many.cols['path']
     return sorted(mine & full(many, path.filter(pc.is_in(pc.replace_substring_regex(path, r'(?s)^.*/', ''), last))))
 
+# %% ../../nbs/data/14_manifest.ipynb #2022c456
 def _print(path, size): # of a file
     "Its size and three pieces of its bytes: nothing but a copy has the same"
     with contextlib.suppress(OSError), open(path, 'rb') as f:
@@ -498,6 +499,7 @@ def copies(self:Manifest, other:Manifest) -> list: # (path, path in the other), 
     found = ((seen.get(_print(p, n)), p) for p,n in theirs.items() if n in twice and p not in mine)
     return sorted(o for o in found if o[0])
 
+# %% ../../nbs/data/14_manifest.ipynb #4f60762f
 def _twice(t, m) -> dict: # rows that train, others -> videos of both, captions of both and of how many
     out = dict(videos=t.shares(m))
     if {'text'} <= t.cols.keys() & m.cols.keys():
@@ -825,6 +827,7 @@ def _stems(folder) -> dict: # name without the ending of a video -> names
         if os.path.splitext(n)[1].lower() in VIDEO: out[_stem(n)].append(n)
     return out
 
+# %% ../../nbs/data/14_manifest.ipynb #a1898926
 def _elsewhere(gone, root) -> dict: # name without the ending of a video -> paths
     "Where files of the missing names lie below the root"
     want, found = {_stem(re.split(r'[\\/]', p)[-1]) for p in gone}, defaultdict(list)
@@ -834,6 +837,7 @@ def _elsewhere(gone, root) -> dict: # name without the ending of a video -> path
         if n > 5000: break
     return found
 
+# %% ../../nbs/data/14_manifest.ipynb #59b4bf64
 def _there(m, missing, limit, source):
     "The policy for videos that are not there"
     videos = pc.unique(m.cols['path']).to_pylist()
