@@ -46,11 +46,10 @@ def start_tiny(seed:int=0) -> CLIPBackbone:
 def _shifted(x, pixels, gen): # (N,3,S,S) uint8
     "Each picture moved by a random offset, its border repeated"
     S = x.shape[-1]
-    padded = F.pad(x.float(), (pixels,)*4, mode='replicate').byte()
     d = torch.randint(2*pixels+1, (2, len(x), 1), generator=gen)
-    rows, cols = (torch.arange(S) + o for o in d)
-    return padded[torch.arange(len(x))[:, None, None, None], torch.arange(3)[None, :, None, None],
-                  rows[:, None, :, None], cols[:, None, None, :]]
+    rows, cols = ((torch.arange(S) + o - pixels).clamp(0, S - 1) for o in d)
+    return x[torch.arange(len(x))[:, None, None, None], torch.arange(3)[None, :, None, None],
+             rows[:, None, :, None], cols[:, None, None, :]]
 
 # %% ../nbs/52_tinyclip.ipynb #dff2add2
 def clip_loss(model, images, ids, per_class:int): # normalised (k*C,3,S,S), captions (C,L)
@@ -113,7 +112,7 @@ def train_tiny(root, # folder of `make_shapes`
         bar.step()
     bar.close()
     xt, yt, _ = load_stills(root, 'test')
-    return model.eval(), still_accuracy(model.eval(), xt, yt, ids)
+    return model.eval(), still_accuracy(model, xt, yt, ids)
 
 # %% ../nbs/52_tinyclip.ipynb #b8303171
 def _wanted(root, settings):
