@@ -39,7 +39,8 @@ NUMBA = importlib.util.find_spec('numba') is not None
 @functools.cache
 def _compiled(name, *calls): # a function of this page, and those of it that it calls
     for c in calls: globals()[c] = _compiled(c)
-    return need('numba').njit(nogil=True, cache=True)(globals()[name])
+    kept = not calls or __name__ != '__main__'              # in the page what is kept would not see that another cell has changed
+    return need('numba').njit(nogil=True, cache=kept)(globals()[name])
 
 # %% ../../nbs/data/01_pixels.ipynb #pix00007
 CURVES = ('Invert', 'Posterize', 'PosterizeIncreasing', 'Solarize', 'SolarizeIncreasing', 'SolarizeAdd', 'Brightness',
