@@ -460,6 +460,7 @@ def build_learner(cfg:RunConfig, folder:RunFolder, engine) -> Learner: # its `la
     learn.later = {f'{w} split {s!r}': loaders for w,s,loaders in (('val', cfg.val_split, val), ('test', cfg.test_split, test)) if loaders}
     return learn
 
+# %% ../nbs/48_build.ipynb #7408e362
 def evaluate_with(learn:Learner, loaders:dict, every:int=1 # epochs
                  ) -> dict: # metrics; none where it is not time yet
     "Evaluate the averaged weights when there are some, else the current ones"

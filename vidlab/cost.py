@@ -138,7 +138,8 @@ def kept_bytes(build, # () -> module, as it trains
         return saved_bytes(lambda: call(model), model)
 
 # %% ../nbs/43_cost.ipynb #fecdf6f6
-def _wait(device): torch.device(device).type == 'cuda' and torch.cuda.synchronize()
+def _wait(device):
+    if torch.device(device).type == 'cuda': torch.cuda.synchronize()
 
 def in_turns(things:dict, # name -> () -> anything
              rounds:int=5, # measurements of each, after one that does not count

@@ -106,8 +106,7 @@ class Video(nn.Module):
         self.model = model
 
     def pixels(self, video, mask):
-        v = normalise(video, self.model.card.mean, self.model.card.std)
-        return v if mask is None else v*mask[..., None, None, None]
+        return normalise(video, self.model.card.mean, self.model.card.std, mask)
 
     def forward(self, video, mask=None): # (B,T,3,S,S) uint8, (B,T) bool -> (B,D)
         real = video.new_ones(video.shape[:2], dtype=torch.bool) if mask is None else mask

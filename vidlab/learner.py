@@ -128,6 +128,7 @@ def _averaged(model, decay, cpu):
     from timm.utils import ModelEmaV3
     return ModelEmaV3(model, decay=decay, device=torch.device('cpu') if cpu else None)
 
+# %% ../nbs/40_learner.ipynb #87a65fb6
 class Learner:
     "Train a task; what happened lies in the run folder"
     def __init__(self, task, # vidlab.tasks.Task
@@ -488,6 +489,7 @@ def _in_parts(self:Learner, names, card): # -> function that writes
         dist.barrier(group)                                     # it is whole for all of them
     return write
 
+# %% ../nbs/40_learner.ipynb #5c161c1a
 @patch
 def _group(self:Learner): # None: that of the run
     "Processes that write talk over a group of their own, on the CPU, so that nothing gets between the messages of the step"

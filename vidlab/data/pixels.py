@@ -55,16 +55,18 @@ def _by_table(frames, name, args):
 # %% ../../nbs/data/01_pixels.ipynb #adeb3a02
 def _grey(r, g, b): return np.uint32(19595*r + 38470*g + 7471*b + 32768) >> np.uint32(16)
 
-def _count(frames, counts, greys): # (T,H,W,3) -> (T,3,256), (T,)
+def _count(frames, counts): # (T,H,W,3) -> (T,3,256)
     T, H, W, _ = frames.shape
     for t in range(T):
         for i in range(H):
             for j in range(W):
-                r, g, b = np.uint32(frames[t, i, j, 0]), np.uint32(frames[t, i, j, 1]), np.uint32(frames[t, i, j, 2])
-                counts[t, 0, r] += 1
-                counts[t, 1, g] += 1
-                counts[t, 2, b] += 1
-                greys[t] += _grey(r, g, b)
+                for c in range(3): counts[t, c, frames[t, i, j, c]] += 1
+
+def _sum_grey(frames, sums): # (T,H,W,3) -> (T,)
+    T, H, W, _ = frames.shape
+    for t in range(T):
+        for i in range(H):
+            for j in range(W): sums[t] += _grey(np.uint32(frames[t, i, j, 0]), np.uint32(frames[t, i, j, 1]), np.uint32(frames[t, i, j, 2]))
 
 def _look_up(frames, tables, out): # tables (T,3,256)
     T, H, W, _ = frames.shape
@@ -94,13 +96,16 @@ def _mixed(mean, factor): # table (1,256)
     from PIL import Image
     return np.asarray(Image.blend(Image.new('L', (256, 1), mean), Image.fromarray(np.arange(256, dtype=np.uint8)[None]), factor))
 
-def _looked(frames, name, args):
+def _curves(frames, name, args): # (T,3,256), or (T,1,256) for all colours alike
     T, H, W, _ = frames.shape
-    counts, greys, out = np.zeros((T, 3, 256), int), np.zeros(T, int), np.empty(frames.shape, np.uint8)
-    _compiled('_count', '_grey')(frames, counts, greys)
-    if name == 'AutoContrast': tables = _apart(counts)
-    elif name == 'Equalize': tables = _equal(counts)
-    else: tables = np.stack([_mixed(int(g/(H*W) + .5), *args) for g in greys]).repeat(3, 1)
+    if name in ('AutoContrast', 'Equalize'):
+        _compiled('_count')(frames, counts := np.zeros((T, 3, 256), int))
+        return (_apart if name == 'AutoContrast' else _equal)(counts)
+    _compiled('_sum_grey', '_grey')(frames, sums := np.zeros(T, int))
+    return np.stack([_mixed(int(g/(H*W) + .5), *args) for g in sums])
+
+def _looked(frames, name, args):
+    tables, out = np.broadcast_to(_curves(frames, name, args), (len(frames), 3, 256)), np.empty(frames.shape, np.uint8)
     _compiled('_look_up')(frames, tables.astype(np.uint8), out)
     return out
 
