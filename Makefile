@@ -3,8 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/$(if $(NEWEST),newest,ready)
 export PYTHONUNBUFFERED = 1
-# a thread that waits must not hold a core that another process needs
-export OMP_WAIT_POLICY ?= passive
+# kernels have this from the start: memory in large pages, see nbs/04_machine.ipynb
+LARGE_PAGES = GLIBC_TUNABLES="$${GLIBC_TUNABLES-$$($(BIN)/python -c 'from vidlab.machine import LARGE_PAGES; print(LARGE_PAGES)')}"
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .PHONY: run test lab env export constraints clean python $(if $(NEWEST),.venv/newest)
@@ -18,7 +18,7 @@ test: $(READY)         ## export in sync, every page, every test
 	bash tests/run_all.sh
 
 lab: $(READY)          ## JupyterLab on the start page
-	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --ServerApp.root_dir='$(CURDIR)' nbs/tour/start.ipynb
+	$(LARGE_PAGES) $(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --ServerApp.root_dir='$(CURDIR)' nbs/tour/start.ipynb
 
 env: $(READY)          ## only set up .venv; NEWEST=1: with the newest of everything instead of the tested versions
 

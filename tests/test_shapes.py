@@ -38,11 +38,11 @@ OLD = dict(stills=(1144566, '3582ecaeb9ac'), clips=(20049782, 'dc9482b64671'), n
 
 @pytest.mark.parametrize('kind', OLD)
 def test_what_was_rendered_before_stays_as_it_is(kind):
-    "Pixels, rows and the name of the folder, as they were before things had a truth and scenes were added"
+    "Pixels before encoding and rows, as they were before things had a truth and scenes were added; the name of the folder, as of version 6"
     frames, row = sh.shapes_item(kind, 'test', 1)
     assert abs(int(frames.astype(np.int64).sum()) - OLD[kind][0]) < 20      # a few roundings may fall otherwise on another machine
     assert hashlib.sha256(json.dumps(row, default=str).encode()).hexdigest()[:12] == OLD[kind][1]
-    assert sh.shapes_folder('x').name == 'seed0-ce51de49' and sh.shapes_folder('x', sizes={'clips': {'train': 12}}).name == 'seed0-0536fde3'
+    assert sh.shapes_folder('x').name == 'seed0-ebe0632f' and sh.shapes_folder('x', sizes={'clips': {'train': 12}}).name == 'seed0-172f0964'
 
 
 @pytest.mark.parametrize('kind', sh.KINDS)
@@ -91,12 +91,28 @@ def test_masks_of_any_size_agree():
     assert sh.masks(t, [1]).sum() == 0                                          # not there in another frame
 
 
-def test_truth_of_an_older_folder_is_made_when_asked_for(folder):
+def test_truth_is_made_when_asked_for(folder, monkeypatch):
     path = folder/'clips'/'val.truth.parquet'
-    before = sh.shapes_truth(folder, 'clips', 'val')
+    path.unlink(missing_ok=True)
+    made = sh.shapes_truth(folder, 'clips', 'val')
+    assert path.exists() and made.equals(sh.shapes_truth(folder, 'clips', 'val'))
     path.unlink()
-    assert before.equals(sh.shapes_truth(folder, 'clips', 'val')) and path.exists()
+    monkeypatch.setenv('VIDLAB_CACHE_SAID', 'yes')
+    monkeypatch.setattr('vidlab.core.atomic_write', lambda *a: (_ for _ in ()).throw(PermissionError(13, 'Permission denied')))
+    assert made.equals(sh.shapes_truth(folder, 'clips', 'val')) and not path.exists()      # of a folder that is not ours
     with pytest.raises(ValueError, match='make_shapes'): sh.shapes_truth(folder.parent, 'clips')
+
+
+def test_the_same_frames_are_the_same_file(tmp_path):
+    "Whatever lies in memory beside them"
+    gen, junk = np.random.default_rng(0), []
+    def of(frames):
+        junk.append(np.full(int(gen.integers(1000, 100000)), gen.integers(255), np.uint8))
+        sh.encode(tmp_path/'a.mp4', frames)
+        return (tmp_path/'a.mp4').read_bytes()
+    for i in range(12):
+        frames = sh.shapes_item('clips', 'train', i)[0]
+        assert len({of(frames) for _ in range(8)}) == 1, i
 
 
 def test_rendering_does_not_touch_global_random_state():

@@ -8,10 +8,11 @@ __all__ = []
 # %% ../nbs/06___init__.ipynb #5eefa781
 import importlib, pkgutil
 from .help import document_pages
-from .machine import set_threads
+from .machine import set_memory, set_threads
 
 # %% ../nbs/06___init__.ipynb #ad6b425d
 set_threads()
+set_memory()
 document_pages()
 
 # %% ../nbs/06___init__.ipynb #2a411778

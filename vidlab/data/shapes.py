@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 import numpy as np
-from ..core import atomic_write, cache_dir, progress, read_json, rng, text_hash, unknown, write_json
+from ..core import atomic_write, cache_dir, keep_cached, progress, read_json, rng, text_hash, unknown, write_json
 from ..machine import cores, one_at_a_time
 
 # %% ../../nbs/data/16_shapes.ipynb #4adf8fdf
@@ -315,7 +315,7 @@ def encode(path, # the file to make (.mp4)
     import av
     with av.open(str(path), 'w') as box:
         s = box.add_stream('libx264', rate=fps,
-                           options=dict(crf=str(crf), preset='veryfast', g=str(gop), bf=str(bframes), threads='1'))
+                           options=dict(crf=str(crf), preset='veryfast', g=str(gop), bf=str(bframes), threads='1', mbtree='0'))
         s.width, s.height, s.pix_fmt = frames.shape[2], frames.shape[1], 'yuv420p'
         s.codec_context.thread_count = 1                            # files, not frames, are encoded side by side
         for f in frames: box.mux(s.encode(av.VideoFrame.from_ndarray(f, format='rgb24')))
@@ -328,7 +328,7 @@ COUNTS = dict(stills=dict(train=8100, val=90, test=360), clips=dict(train=2052, 
 ADDED = ('scenes',)                # kinds that came later
 KINDS = dict(stills=still_item, clips=clip_item, narrated=narrated_item, long=long_item, scenes=scene_item)
 SPLITS = ('train', 'val', 'test')
-VERSION = 5        # raise when a change here changes pixels or captions
+VERSION = 6        # raise when a change here changes pixels or captions
 
 # %% ../../nbs/data/16_shapes.ipynb #eecbf706
 def shapes_settings(seed:int=0, # of everything
@@ -379,8 +379,8 @@ def _item(kind, split, i, seed): # frames, row, things
 
 # %% ../../nbs/data/16_shapes.ipynb #f337ab22
 def _write_item(kind, split, i, seed, folder):
-    "Render and store one item; returns its row, a hash of its frames, and its truth"
-    frames, row, things = _item(kind, split, i, seed)
+    "Render and store one item; returns its row and a hash of its frames"
+    frames, row, _ = _item(kind, split, i, seed)
     path = folder/row['path']
     if kind == 'stills':
         from PIL import Image
@@ -389,7 +389,7 @@ def _write_item(kind, split, i, seed, folder):
         # a key frame every second: few frames of many are read
         encode(path, frames, LONG_FPS, gop=LONG_FPS, bframes=0)
     else: encode(path, frames, FPS)
-    return row, hashlib.sha256(frames).digest(), truth_rows(row, things, fps_of(kind))
+    return row, hashlib.sha256(frames).digest()
 
 # %% ../../nbs/data/16_shapes.ipynb #0ca83a07
 def write_manifest(path, rows:list # dicts with the same keys
@@ -403,24 +403,24 @@ def write_manifest(path, rows:list # dicts with the same keys
     with atomic_write(path) as f: f.write(s.getvalue())
 
 # %% ../../nbs/data/16_shapes.ipynb #f9e948e8
-def _write_truth(folder, split, rows): # of the items, as of `truth_rows`
-    import pyarrow as pa, pyarrow.parquet as pq
+def _truth_table(rows): # of the items, as of `truth_rows`
+    import pyarrow as pa
     short = lambda v: v.astype(np.float32) if v.dtype == np.float64 else v
-    table = pa.concat_tables([pa.table({c: pa.array(short(v)) for c, v in r.items()}) for r in rows])
-    with atomic_write(folder/f'{split}.truth.parquet', 'wb') as f: pq.write_table(table, f)
+    return pa.concat_tables([pa.table({c: pa.array(short(v)) for c, v in r.items()}) for r in rows])
 
 def shapes_truth(folder, # that `make_shapes` made
                  kind:str='scenes', split:str='test' # as `shapes_item`
                 ): # DataFrame: id, thing, frame, time, shape, color, size, motion, said, x, y, r, x0, y0, x1, y1, seen, moves, word_start, word_end
     "Where every thing is in every frame, and which words name it"
-    import pandas as pd
+    import pandas as pd, pyarrow.parquet as pq
     home = Path(folder)/kind
     if not (home/'stamp.json').exists(): raise ValueError(f'{home}: no {kind} of the embedded data set; render them with make_shapes')
-    if not (path := home/f'{split}.truth.parquet').exists():
-        said = read_json(home/'stamp.json')
-        items = (_item(kind, split, i, said['seed'])[1:] for i in range(counts_of(said)[kind][split]))
-        _write_truth(home, split, [truth_rows(*one, fps_of(kind)) for one in items])
-    return pd.read_parquet(path)
+    if (path := home/f'{split}.truth.parquet').exists(): return pd.read_parquet(path)
+    said = read_json(home/'stamp.json')
+    items = (_item(kind, split, i, said['seed'])[1:] for i in range(counts_of(said)[kind][split]))
+    table = _truth_table([truth_rows(*one, fps_of(kind)) for one in items])
+    keep_cached(path, lambda f: pq.write_table(table, f))
+    return table.to_pandas()
 
 # %% ../../nbs/data/16_shapes.ipynb #ddf92aad
 def _make_kind(kind, folder, settings, workers):
@@ -432,10 +432,9 @@ def _make_kind(kind, folder, settings, workers):
         with ThreadPoolExecutor(workers) as pool:
             done = list(progress(pool.map(lambda j: _write_item(*j), jobs), desc=f'rendering {kind}', total=len(jobs)))
         for s in SPLITS:
-            write_manifest(tmp/f'{s}.csv', [r for r,*_ in done if r['split'] == s])
-            _write_truth(tmp, s, [t for r,_,t in done if r['split'] == s])
+            write_manifest(tmp/f'{s}.csv', [r for r,_ in done if r['split'] == s])
         write_json(tmp/'stamp.json', dict(settings, kind=kind,
-                                          frames_sha256=hashlib.sha256(b''.join(h for _,h,_ in done)).hexdigest()))
+                                          frames_sha256=hashlib.sha256(b''.join(h for _,h in done)).hexdigest()))
         tmp.chmod(0o755)
         try: os.replace(tmp, folder/kind)
         except OSError:
@@ -447,7 +446,7 @@ def _make_kind(kind, folder, settings, workers):
 def make_shapes(root=None, # parent folder; default `cache_dir('shapes')`
                 kinds=('stills','clips'), # some of stills, clips, narrated, long, scenes
                 seed:int=0, # another seed, another set
-                workers:int=None, # threads; default: one per core
+                workers:int=None, # threads; default: one per core for videos, one for stills, which hardly leave Python
                 sizes:dict=None # counts that differ from `COUNTS`, e.g. {'clips': {'train': 216}}
                ) -> Path: # the folder with <kind>/{train,val,test}.csv
     "Render what is missing of the embedded data set and return its folder"
@@ -460,5 +459,5 @@ def make_shapes(root=None, # parent folder; default `cache_dir('shapes')`
         if (folder/k/'stamp.json').exists(): continue
         with one_at_a_time(folder.with_name(f'{folder.name}-{k}'), f'{k} of the embedded data set') as alone:
             for old in folder.glob(f'.{k}-*') if alone else (): shutil.rmtree(old, ignore_errors=True)   # of one that was killed
-            if not (folder/k/'stamp.json').exists(): _make_kind(k, folder, settings, workers or cores())
+            if not (folder/k/'stamp.json').exists(): _make_kind(k, folder, settings, workers or (1 if k == 'stills' else cores()))
     return folder
