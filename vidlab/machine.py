@@ -68,7 +68,7 @@ def threads_each(processes:int # of one run on this machine
     return int(said) if said and said != os.environ.get('VIDLAB_THREADS') else max(1, cores()//processes)
 
 # %% ../nbs/04_machine.ipynb #1904cfe3
-LARGE_PAGES = f'glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold={64<<20}:glibc.malloc.trim_threshold={256<<20}'
+LARGE_PAGES = f'glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold={64<<20}:glibc.malloc.trim_threshold={2<<30}'
 
 def set_memory():
     "How the processes that are started from here take memory; what the user has set stays"
