@@ -10,8 +10,8 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .PHONY: run test lab env export constraints clean python $(if $(NEWEST),.venv/newest)
 
 run: $(READY)          ## train CLIP4Clip meanP and seqTransf on the embedded data set, print the comparison
-	@echo 'The first time, small videos are rendered and a tiny CLIP is trained (2 to 4 min).'
-	@echo 'Then two models are trained and compared: about 5 minutes on two idle cores.'
+	@echo 'The first time, small videos are rendered and a tiny CLIP is trained (2 to 4 minutes).'
+	@echo 'Then two models are trained and compared: 3 to 5 minutes on two idle cores.'
 	$(BIN)/vidlab compare shapes_meanP shapes_seqTransf
 
 test: $(READY)         ## export in sync, every page, every test
