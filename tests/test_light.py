@@ -1,7 +1,8 @@
 "`import` costs no more than it needs, the most needed names are at hand, and help shows every parameter."
-import importlib, inspect, pkgutil, resource, subprocess, sys
+import importlib, inspect, os, pkgutil, resource, subprocess, sys
 import pytest
 import vidlab
+from vidlab.machine import LARGE_PAGES
 
 def cpu(code): # CPU seconds of a fresh process
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -41,6 +42,13 @@ def test_a_worker_brings_little():
     code = ('import sys, numpy as np; from vidlab.data.clips import Loader; from vidlab.data.text import tokenize; from vidlab.data.transforms import ClipTransform; tokenize(["a caf\u00e9 &amp; more"], 8); '
             'ClipTransform(8, "rand-p1-n9")(np.zeros((4, 9, 9, 3), "u1"), True, np.random.default_rng(0)); print(*({"open_clip", "torchvision", "timm", "transformers"} & {*sys.modules}))')
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split() == []
+
+@pytest.mark.parametrize('said', ['', 'glibc.malloc.arena_max=2'])
+def test_what_is_started_takes_memory_in_large_pages(said):
+    "Unless the user has said otherwise"
+    env = {k: v for k, v in os.environ.items() if k != 'GLIBC_TUNABLES'} | ({'GLIBC_TUNABLES': said} if said else {})
+    found = subprocess.run([sys.executable, '-c', 'import os, vidlab; print(os.environ["GLIBC_TUNABLES"])'], env=env, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == (said or LARGE_PAGES)
 
 def test_names_are_at_hand():
     names = [n for n in dir(vidlab) if n[0] != '_']
