@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/$(if $(NEWEST),newest,ready)
 export PYTHONUNBUFFERED = 1
 # kernels have this from the start: memory in large pages, see nbs/04_machine.ipynb
-LARGE_PAGES = GLIBC_TUNABLES="$${GLIBC_TUNABLES-$$($(BIN)/python -c 'from vidlab.machine import LARGE_PAGES; print(LARGE_PAGES)')}"
+LARGE_PAGES = GLIBC_TUNABLES="$$($(BIN)/python -c 'import os, vidlab; print(os.environ["GLIBC_TUNABLES"])')"
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .PHONY: run test lab env export constraints clean python $(if $(NEWEST),.venv/newest)

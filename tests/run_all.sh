@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 # two processes of one thread each: on few cores that is faster than one with many, and nothing waits for a core that another holds
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
-GLIBC_TUNABLES=${GLIBC_TUNABLES-$(python -c 'from vidlab.machine import LARGE_PAGES; print(LARGE_PAGES)')}
+GLIBC_TUNABLES=$(python -c 'import os, vidlab; print(os.environ["GLIBC_TUNABLES"])')    # as in processes that vidlab starts
 export GLIBC_TUNABLES
 jobs=$(python -c 'from vidlab.machine import cores; print(max(2, min(8, cores())))')
 OMP_NUM_THREADS=$jobs python -c 'from vidlab.data.shapes import make_shapes; from vidlab.tinyclip import tiny_clip; make_shapes(); tiny_clip()' &    # what many pages start from

@@ -26,7 +26,7 @@ SIZES = dict(clips=dict(train=16, val=1, test=1), narrated=dict(train=16, val=1,
 
 
 def make_data(folder):
-    "Clips without loss: what the encoder leaves out of others is not the same twice, and moved losses by up to 2.5e-3"
+    "Clips without loss: what an encoder leaves out is its own affair, and moved losses by up to 2.5e-3"
     with pytest.MonkeyPatch.context() as mp:
         mp.setattr(shapes, 'encode', functools.partial(shapes.encode, crf=0))
         return shapes.make_shapes(folder, kinds=tuple(SIZES), sizes=SIZES)
