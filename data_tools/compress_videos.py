@@ -153,10 +153,9 @@ def compress_videos(
     "Make the small copies"
     from concurrent.futures import ThreadPoolExecutor
     from vidlab.machine import cores
-    import threading
     from data_tools.check_videos import TABLES, find, listed
     from vidlab.core import atomic_write, progress, read_json, write_json
-    from vidlab.data.child import Child
+    from vidlab.data.child import Crew
     src, out = Path(source).absolute(), Path(out).absolute()
     if not src.exists(): raise ValueError(f'{source!r}: no such file or folder')
     if not 0 < fps <= 240: raise ValueError(f'--fps {fps}: above 0, at most 240')
@@ -178,19 +177,15 @@ def compress_videos(
                          'take another folder, or --redo')
     out.mkdir(parents=True, exist_ok=True)
     write_json(stamp, made_with)
-    targets, own, kids = plan([os.path.abspath(p) for p in sources], base, out), threading.local(), []
+    targets = plan([os.path.abspath(p) for p in sources], base, out)
     bar, counts = progress(desc='compressed', total=len(targets)), dict(made=0, kept=0, failed=0)
-    def work(pair):
-        if not hasattr(own, 'child'): own.child = Child(); kids.append(own.child)
-        row = _one(*pair, (fps, short, crf), redo, own.child, timeout)
-        counts[row['status']] += 1
-        bar.note = ' '.join(f'{v} {k}' for k, v in counts.items()); bar.step()
-        return row
-    try:
-        with ThreadPoolExecutor(min(workers or cores(), len(targets))) as pool:
-            rows = list(pool.map(work, targets.items()))
-    finally:
-        for c in kids: c.kill()
+    with Crew() as crew, ThreadPoolExecutor(min(workers or cores(), len(targets))) as pool:
+        def work(pair):
+            row = _one(*pair, (fps, short, crf), redo, crew(), timeout)
+            counts[row['status']] += 1
+            bar.note = ' '.join(f'{v} {k}' for k, v in counts.items()); bar.step()
+            return row
+        rows = list(pool.map(work, targets.items()))
     bar.close()
     with atomic_write(report or out/'compress_report.csv') as f:
         w = csv.writer(f)

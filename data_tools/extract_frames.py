@@ -209,9 +209,8 @@ def extract_frames(
     "Write the folders of pictures"
     from concurrent.futures import ThreadPoolExecutor
     from vidlab.machine import cores
-    import threading
     from vidlab.core import atomic_write, progress, read_json, unknown, write_json
-    from vidlab.data.child import Child
+    from vidlab.data.child import Crew
     from vidlab.data.files import CLOCK, PICTURES
     from vidlab.data.manifest import checked_template
     from vidlab.data.tables import FORMATS
@@ -236,22 +235,16 @@ def extract_frames(
     write_json(stamp, made_with)
     for n in names if redo else ():                   # all of them first: an interrupted run must not keep old ones
         if (out/n/CLOCK).exists(): shutil.rmtree(out/n)
-    own, kids, counts = threading.local(), [], dict(made=0, kept=0, failed=0)
+    counts = dict(made=0, kept=0, failed=0)
     bar = progress(desc='clips', total=len(clips))
-
-    def work(c):
-        if not hasattr(own, 'child'): own.child = Child(); kids.append(own.child)
-        known = m.row(first[c])
-        row = _one(known['path'], *clips[c][1:], out/names[c], (fps, short, quality, template), own.child, timeout, known)
-        counts[row['status']] += 1
-        bar.note = ' '.join(f'{v} {k}' for k, v in counts.items()); bar.step()
-        return row
-
-    try:
-        with ThreadPoolExecutor(min(workers or cores(), len(clips))) as pool:
-            rows = list(pool.map(work, range(len(clips))))
-    finally:
-        for c in kids: c.kill()
+    with Crew() as crew, ThreadPoolExecutor(min(workers or cores(), len(clips))) as pool:
+        def work(c):
+            known = m.row(first[c])
+            row = _one(known['path'], *clips[c][1:], out/names[c], (fps, short, quality, template), crew(), timeout, known)
+            counts[row['status']] += 1
+            bar.note = ' '.join(f'{v} {k}' for k, v in counts.items()); bar.step()
+            return row
+        rows = list(pool.map(work, range(len(clips))))
     bar.close()
     finish(m, out, name, code, names, rows, whole, lists)
     with atomic_write(report or out/'frames_report.csv') as f:

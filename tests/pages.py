@@ -1,5 +1,5 @@
-"""Pages as the tests run them. `python tests/pages.py PROCESSES` runs all of them as `nbdev-test` does, in processes that need not import what nearly every page does."""
-import gc, importlib, json, subprocess, sys
+"Run pages as tests start them"
+import json, subprocess, sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -17,14 +17,3 @@ def execute(page, **given):
         if c['cell_type'] == 'code': exec(''.join(c['source']), names)
         if 'parameters' in c['metadata'].get('tags', []): names.update(given)
     return names
-
-def main(processes):
-    from nbdev.test import nbdev_test
-    sys.path[0] = str(ROOT)                                     # no page finds a module of the tests
-    gc.disable()                                                # nothing of what is imported is garbage
-    for name in ('open_clip', 'pandas', 'timm.optim', 'torchvision.transforms.v2', 'vidlab.train'): importlib.import_module(name)
-    gc.freeze()                                                 # it stays shared with the processes that are forked, and is not searched again
-    gc.enable()
-    nbdev_test(n_workers=int(processes), timing=True)
-
-if __name__ == '__main__': main(*sys.argv[1:])

@@ -632,3 +632,23 @@ def test_the_folder_may_change(tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path/name)
         here = read_frames(index_video('clip.mp4'), [0, 5], contained=True)
         assert np.array_equal(here, read_frames(index_video(tmp_path/name/'clip.mp4'), [0, 5]))
+
+
+def test_a_graph_serves_the_next_clip_too(tmp_path, monkeypatch):
+    "It is built once for all files of a kind; a frame that was interrupted on its way does not come out in place of the next"
+    built, whole = [], D._to_rgb
+    class Graph:
+        def __init__(self, *a): self.inner, self.stops = whole(*a), False; built.append(self)
+        def pull(self): return self.inner.pull()
+        def push(self, f):
+            self.inner.push(f)
+            if self.stops: raise KeyboardInterrupt
+    ixs = [index_video(encode(tmp_path/f'{n}.mp4', n=n)) for n in (6, 12, 18)]
+    want = [read_frames(ix, [1, 5], 'pyav', size=(32, 32)) for ix in ixs]
+    monkeypatch.setattr(D, '_to_rgb', Graph)
+    monkeypatch.setattr(D, '_graphs', D._Graphs())
+    def same(): return all((read_frames(ix, [1, 5], 'pyav', size=(32, 32)) == w).all() for ix, w in zip(ixs, want))
+    assert same() and len(built) == 1
+    built[0].stops = True
+    with pytest.raises(KeyboardInterrupt): read_frames(ixs[0], [3], 'pyav', size=(32, 32))
+    assert same() and len(built) == 2

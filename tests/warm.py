@@ -10,7 +10,7 @@ from subprocess import DEVNULL, PIPE, STDOUT, CompletedProcess, TimeoutExpired  
 
 ROOT = Path(__file__).resolve().parents[1]
 IMPORTED = ('vidlab.train vidlab.results vidlab.explain vidlab.tinyclip vidlab.models vidlab.tasks vidlab.data.sets vidlab.data.transforms vidlab.ready '
-            'open_clip timm.utils timm.optim torchvision.transforms.v2 safetensors.torch av').split()
+            'open_clip timm.utils timm.optim torchvision.transforms.v2 safetensors.torch av pandas nbdev.test').split()
 PLACE = 'VIDLAB_WARM'                                           # the server's address, for those that its children start
 
 

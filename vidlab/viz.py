@@ -21,21 +21,23 @@ from .core import RunFolder, atomic_write
 # %% ../nbs/51_viz.ipynb #4dc6575b
 class Picture(Figure):
     "A figure outside pyplot's registry, nothing to close, that a notebook shows without `%matplotlib`"
-    def coded(self, kind='png', **how) -> bytes: # twice the pixels it takes on the page, so that labels stay sharp
+    def drawn(self): # PIL picture; twice the pixels it takes on the page, so that labels stay sharp
+        from PIL import Image
         out = io.BytesIO()
-        self.savefig(out, format=kind, dpi=2*self.dpi, pil_kwargs=how)
-        return out.getvalue()
+        self.savefig(out, dpi=2*self.dpi, pil_kwargs=dict(compress_level=0))
+        return Image.open(out)
 
     def stored(self) -> tuple: # 'png' or 'jpeg', bytes
         "The figure as a page keeps it: of photographs a PNG is ten times as large as a JPEG"
-        png = self.coded()
+        picture = self.drawn()
+        png = _coded(picture)
         if len(png) <= PAGE_MOST: return 'png',png
         for quality in (90, 80, 65, 50):
-            if len(jpeg := self.coded('jpeg', quality=quality)) <= PAGE_MOST: break
+            if len(jpeg := _coded(picture.convert('RGB'), 'jpeg', quality=quality)) <= PAGE_MOST: break
         return min(('png', png), ('jpeg', jpeg), key=lambda x: len(x[1]))
 
     def _size(self): return dict(zip(('width', 'height'), (round(x*self.dpi) for x in self.get_size_inches())))
-    def _repr_png_(self): return self.coded(),self._size()
+    def _repr_png_(self): return _coded(self.drawn()),self._size()
 
     def _ipython_display_(self): # one kind alone, also where `%matplotlib inline` would add its own
         from IPython.display import display
@@ -43,6 +45,11 @@ class Picture(Figure):
         display({f'image/{kind}': base64.b64encode(data).decode(), 'text/plain': repr(self)}, raw=True, metadata={f'image/{kind}': self._size()})
 
 PAGE_MOST = 100_000     # bytes of a figure on a page
+
+def _coded(picture, kind='png', **how): # bytes
+    out = io.BytesIO()
+    picture.save(out, kind, **how)
+    return out.getvalue()
 
 def _figure(w, h): return Picture(figsize=(w, h), layout='constrained', dpi=72)
 

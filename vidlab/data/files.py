@@ -414,15 +414,15 @@ def example_clip(path, # file to write; its ending decides the container
                 ) -> str: # path
     "Encode a small moving picture"
     import av
-    yy, xx = np.mgrid[:h, :w]
+    y,x,picture = np.arange(h)[:, None],np.arange(w),np.empty((h, w, 3), np.uint8)
     with av.open(str(path), 'w') as c:
         s = c.add_stream(codec, rate=rate, options={k: str(v) for k, v in options.items()})
         s.width, s.height, s.pix_fmt = w, h, 'yuv420p'
         for i in range(n):
-            x = np.stack([128 + 60*np.sin(xx/17 + i/9) + 40*np.cos(yy/23), xx*.7 % 256, (yy + 3*i) % 256], -1)
-            cy, cx = h/2 + h/4*np.cos(i/13), w/2 + w/3*np.sin(i/20)
-            x[(yy-cy)**2 + (xx-cx)**2 < (h/8)**2] = 230, 60, 40
-            for p in s.encode(av.VideoFrame.from_ndarray(x.clip(0, 255).astype('uint8'), format='rgb24')): c.mux(p)
+            for k,light in enumerate((128 + 60*np.sin(x/17 + i/9) + 40*np.cos(y/23), x*.7 % 256, (y + 3*i) % 256)): picture[..., k] = light
+            cy,cx = h/2 + h/4*np.cos(i/13),w/2 + w/3*np.sin(i/20)
+            picture[(y-cy)**2 + (x-cx)**2 < (h/8)**2] = 230,60,40
+            for p in s.encode(av.VideoFrame.from_ndarray(picture, format='rgb24')): c.mux(p)
         c.mux(s.encode(None))
     return str(path)
 

@@ -7,13 +7,13 @@ __all__ = ['samples', 'Lacking', 'index_shard', 'index_table', 'shard_files', 'f
            'EpochOrder', 'window_order']
 
 # %% ../../nbs/data/17_shards.ipynb #6ab57638
-import contextlib, glob, hashlib, json, os, re, threading
+import contextlib, glob, hashlib, json, os, re
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from ..machine import cores
-from .child import Child
+from .child import Crew
 from .files import PICTURES, VIDEO, VideoError, beat, full_path, keep_table, open_tar, scan_tar, stat_tar, table_beside
 from .remote import common_folder, forget_url, is_url, list_folder
 
@@ -205,22 +205,14 @@ def _table(tar, spec, cache, timeout, child):
 def _tables(files, spec, workers, cache, timeout):
     "Tables of all shards, in order"
     from vidlab.core import progress
-    own, made, bar = threading.local(), [], progress(desc='shards', total=len(files))
-    def child():
-        if not hasattr(own, 'child'):
-            own.child = Child()
-            made.append(own.child)
-        return own.child
-    def one(tar):
-        t = _table(tar, spec, cache, timeout, child)
-        if len(files) > 64: bar.step()
-        return t
-    try:
-        many = workers or (max(cores(), 8) if is_url(files[0]) else cores())     # a server is waited for
-        with ThreadPoolExecutor(max(1, min(many, len(files)))) as pool:
-            return list(pool.map(one, files))
-    finally:
-        for c in made: c.kill()
+    bar = progress(desc='shards', total=len(files))
+    many = workers or (max(cores(), 8) if is_url(files[0]) else cores())         # a server is waited for
+    with Crew() as crew, ThreadPoolExecutor(max(1, min(many, len(files)))) as pool:
+        def one(tar):
+            t = _table(tar, spec, cache, timeout, crew)
+            if len(files) > 64: bar.step()
+            return t
+        return list(pool.map(one, files))
 
 # %% ../../nbs/data/17_shards.ipynb #6bbafeff
 def _root(files) -> str: # folder or address
