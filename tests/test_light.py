@@ -37,6 +37,11 @@ def test_what_an_import_without_torch_leaves_out(page, heavy):
     found = subprocess.run([sys.executable, '-c', f'import sys, vidlab.{page}; print(*(m for m in {heavy.split()} if m in sys.modules))'], capture_output=True, text=True, check=True)
     assert found.stdout.split() == []
 
+def test_a_command_builds_no_grammar():
+    "papermill comes without what the validator of notebooks would build in a second"
+    code = 'import sys; from vidlab.cli import _papermill; _papermill(); print(*({"papermill", "lark", "rfc3987_syntax"} & {*sys.modules}))'
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split() == ['papermill']
+
 def test_a_worker_brings_little():
     "Words become tokens and RandAugment is drawn without the packages that hold their tables"
     code = ('import sys, numpy as np; from vidlab.data.clips import Loader; from vidlab.data.text import tokenize; from vidlab.data.transforms import ClipTransform; tokenize(["a caf\u00e9 &amp; more"], 8); '

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+import warm
 from vidlab import ssm
 from vidlab.core import saved_bytes
 from vidlab.ssm import causal_conv1d, scan_inputs, scan_matrix, scan_path, scan_paths, scan_status, selective_scan, use_path
@@ -153,8 +154,8 @@ def test_peak_memory():
     assert 10 < growth < 250, growth
 
 
-def run_python(code, **env):
-    p = subprocess.run([sys.executable, '-c', textwrap.dedent(code)], cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, timeout=250)
+def run_python(code, start=warm.run, **env):
+    p = start([sys.executable, '-c', textwrap.dedent(code)], cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, timeout=250)
     assert p.returncode == 0, p.stderr[-3000:]
     return p.stdout
 
@@ -165,7 +166,7 @@ def test_import_is_quiet():
         assert not {'triton', 'mamba_ssm', 'numba'} & {*sys.modules} and not torch.cuda.is_initialized()
         x = torch.ones(1,1,4)
         for _ in range(2): s.selective_scan(x, x, -x[0,:,:1], x, x)
-        s.selective_scan(x, x, -x[0,:,:1], x, x, path='reference')''')
+        s.selective_scan(x, x, -x[0,:,:1], x, x, path='reference')''', subprocess.run)
     # which of two is quicker cannot be sworn on a busy machine
     assert out in ('selective scan on cpu: loop; numba: not installed\n', 'selective scan on cpu: loop; numba: slower\n', 'selective scan on cpu: numba\n'), out
 
@@ -285,7 +286,7 @@ def test_arguments_made_again_give_the_same_gradients(path, cast):
 
 @pytest.mark.slow
 def test_triton_interpreted():
-    "Our kernels, run by Triton's interpreter: values, gradients, finite differences"
+    "Our kernels, run by Triton's interpreter: values, and gradients as the oracle has them, whose own are those of finite differences"
     pytest.importorskip('triton')
     code = '''
         import sys, torch; sys.path[:0] = ['tests']
@@ -304,8 +305,6 @@ def test_triton_interpreted():
                 x = make(dtype=dtype, **kw)
                 agree(everything('triton', x), everything('reference', x), tol)
         assert cut == {(1, 2), (3, 1), (1, 1)}, cut                                # also sequences in several spans
-        x = make(lead=(1,), E=2, S=2, L=3)
-        assert torch.autograd.gradcheck(lambda *t: selective_scan(**dict(zip(x, t)), softplus=True, last_state=True, path='triton'), tuple(x.values()))
         y = {k: v.detach().bfloat16() for k,v in make(lead=(1,), L=9).items()}
         out,last = selective_scan(**y, softplus=True, last_state=True, path='triton')
         want = selective_scan(**y, softplus=True, path='reference')

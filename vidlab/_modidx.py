@@ -186,6 +186,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'vidlab.cli._in_order': ('cli.html#_in_order', 'vidlab/cli.py'),
                             'vidlab.cli._keep': ('cli.html#_keep', 'vidlab/cli.py'),
                             'vidlab.cli._number': ('cli.html#_number', 'vidlab/cli.py'),
+                            'vidlab.cli._papermill': ('cli.html#_papermill', 'vidlab/cli.py'),
                             'vidlab.cli._run': ('cli.html#_run', 'vidlab/cli.py'),
                             'vidlab.cli._run_of': ('cli.html#_run_of', 'vidlab/cli.py'),
                             'vidlab.cli._short': ('cli.html#_short', 'vidlab/cli.py'),

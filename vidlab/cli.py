@@ -149,6 +149,17 @@ def _subject(page, words, video=False) -> dict: # parameters
     if page == 'attention': raise ValueError(f'{words[0]}: no run of it yet; first: vidlab train {words[0]}')
     return dict(recipe=words[0])
 
+# %% ../nbs/56_cli.ipynb #a25e9bb2
+def _papermill():
+    "papermill, without the grammar of addresses that its validator of notebooks would build in a second and never asks for"
+    before = sys.modules.setdefault('rfc3987_syntax', None)    # None: as if it were not installed, which jsonschema expects
+    try: import papermill
+    finally:
+        if before is None: del sys.modules['rfc3987_syntax']
+    import logging
+    logging.getLogger('papermill').setLevel(logging.CRITICAL)
+    return papermill
+
 # %% ../nbs/56_cli.ipynb #a3dc712b
 class Page(threading.Thread):
     "A page while it runs"
@@ -173,8 +184,7 @@ class Page(threading.Thread):
         before = os.environ.get('JUPYTER_PATH')
         os.environ['JUPYTER_PATH'] = os.pathsep.join(filter(None, [str(self.told), before]))   # where its kernel is found
         try:
-            import logging, papermill
-            logging.getLogger('papermill').setLevel(logging.CRITICAL)
+            papermill = _papermill()
             self.out.parent.mkdir(parents=True, exist_ok=True)
             papermill.execute_notebook(str(self.path), str(self.out), self.values, kernel_name='python3',
                                        progress_bar=False)
