@@ -76,8 +76,8 @@ def test_chance_among_many_copies_is_that_among_strangers():
     assert crop[0].chance == pytest.approx(alone.chance, rel=.05) and max(p.chance for p in copies) < C.LIMIT < min(p.chance for p in far)
 
 def test_clips_of_one_caption_are_no_copies(tmp_path):
-    "Twenty clips of two captions, drawn with other numbers: nothing is found; one of them again is"
-    paths = [str(tmp_path/f'{i}.mp4') for i in range(20)]
+    "Thirty clips of two captions, drawn with other numbers: nothing is found; one of them again is"
+    paths = [str(tmp_path/f'{i}.mp4') for i in range(30)]
     for i, p in enumerate(paths): encode(p, clip_item(i % 2, rng(8, i))[0], 8)
     assert find_copies(paths) == []
     encode(tmp_path/'again.mp4', clip_item(0, rng(8, 4))[0], 8, crf=24)

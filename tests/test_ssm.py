@@ -309,7 +309,7 @@ def test_triton_interpreted():
         out,last = selective_scan(**y, softplus=True, last_state=True, path='triton')
         want = selective_scan(**y, softplus=True, path='reference')
         assert out.dtype == torch.bfloat16 and last.dtype == torch.float32 and (out-want).abs().max() <= 2**-7*want.abs().max()'''
-    run_python(code, TRITON_INTERPRET='1')
+    run_python(code, subprocess.run, TRITON_INTERPRET='1')
 
 
 @pytest.mark.long
