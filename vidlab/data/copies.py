@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIDE', 'RATE', 'MOST', 'GRID', 'KEY', 'VIEWS', 'MOMENTS', 'NUMBERS', 'STEP', 'HALF', 'SAME', 'PICTURES', 'LIMIT',
-           'FEW', 'LARGE', 'LOOKS', 'MOST_LIKELY', 'SPREAD', 'COPIES', 'Print', 'print_of', 'prints_of', 'candidates',
+           'USUAL', 'LARGE', 'LOOKS', 'MOST_LIKELY', 'SPREAD', 'COPIES', 'Print', 'print_of', 'prints_of', 'candidates',
            'Place', 'lay_over', 'directions', 'best_places', 'by_chance', 'doubtful', 'to_look_at', 'look_closer',
            'in_all', 'certain', 'Copy', 'says_something', 'groups_of', 'same_bytes', 'find_copies', 'plant', 'trial']
 
@@ -383,6 +383,7 @@ class Place:
     chance:float=1.  # how many other videos of this set would come as near
     grain:float=float('nan') # how far the noise on even grounds agrees, standard deviations between strangers
     tries:int=0      # places it is the best of
+    usual:float=1.   # how many other videos would come as near in a set of usual films; 1 where the set says it itself
 
 def lay_over(prints, places, # of `candidates`
              each=None) -> list: # of Place
@@ -401,7 +402,7 @@ def lay_over(prints, places, # of `candidates`
 
 # %% ../../nbs/data/21_copies.ipynb #87589e97
 LIMIT = 5e-4                           # chance at which a place is no coincidence any more
-FEW = 30.                              # grey levels between different videos, where there are too few to measure it
+USUAL = 30.                            # grey levels between different films
 
 def directions(offs:list # per video: what remained of its places, rising
               ) -> np.ndarray: # (videos,)
@@ -439,11 +440,13 @@ def _count(places, group): # by how near those come that are of neither group
     strangers = lambda a, b: [off for j, off in around[a].items() if group[j] not in (group[a], group[b])]
     offs = [strangers(a, a) for a in range(len(group))]
     m, last = directions(offs), [o[-1] for o in offs if len(o) > 2]
-    least = float(np.quantile(last, .1)) if len(last) > 20 else FEW    # one with many copies has no stranger among its neighbours
+    least = float(np.quantile(last, .1)) if len(last) > 20 else 0.     # one with many copies has no stranger among its neighbours
     for p in places:
         o = strangers(p.a, p.b)
-        k, d = len(o) + 1, max(o[-1] if o else 0., least)             # the farthest that was kept: nearer ones may be copies as well
-        p.chance = float(min(k, k*(p.off/d)**m[p.a]))
+        far = max(o[-1], least, 1.) if o else least or USUAL # the farthest that was kept: nearer ones may be copies as well
+        among = lambda d: float(min(len(o) + 1, (len(o) + 1)*(p.off/d)**m[p.a]))
+        p.chance, p.usual = among(far), MOST_LIKELY if least else among(max(far, USUAL))
+        if p.full and not (p.mirrored or p.piece) and p.speed == 1: p.chance = min(p.chance, p.usual)      # nothing was free to fit
 
 # %% ../../nbs/data/21_copies.ipynb #97ba7cb5
 LARGE, LOOKS = 63, 16                  # pixels of a side: no file has that size, and only a file of the size asked for takes another road through the scaler, 1.5 grey levels brighter; pictures
@@ -521,7 +524,7 @@ SPREAD = 1.05                          # standard deviation of the agreement bet
 
 def doubtful(p) -> bool:
     "Is a closer look at a place worth its time?"
-    return p.unmoved < .6 and 1e-3*LIMIT < p.chance < (MOST_LIKELY if p.off < 6 else .1)
+    return p.unmoved < .6 and 1e-3*LIMIT < p.chance and (p.chance < (MOST_LIKELY if p.off < 6 else .1) or p.usual < LIMIT)
 
 def to_look_at(places) -> list: # the best of those doubtful ones that are looked at in one go: mirror images, windows of one size
     "Places that are worth a closer look"
