@@ -256,7 +256,7 @@ def places(self:STAN, clips:int, patches:int, device) -> torch.Tensor: # (clips,
 def tapped(self:STAN, x, T): # (B*T,3,S,S) -> last tokens (B*T,1+n,D), list of tapped tokens (B,T,1+n,D), places kept (B,n) or None
     v = self.clip.visual.transformer
     h,out = self.clip.embed_image(x, T),[]
-    if (keep := self.places(len(h)//T, h.shape[1] - 1, h.device)) is not None: h = torch.cat([h[:,:1], h[:,1:].take_along_dim(keep.repeat_interleave(T, 0)[...,None], 1)], 1)
+    if (keep := self.places(h.shape[0]//T, h.shape[1] - 1, h.device)) is not None: h = torch.cat([h[:,:1], h[:,1:].take_along_dim(keep.repeat_interleave(T, 0)[...,None], 1)], 1)
     for i,block in enumerate(v.resblocks):
         redo = v.grad_checkpointing and self.training and torch.is_grad_enabled()
         h = recompute(block, h, use_reentrant=False) if redo else block(h)
