@@ -446,7 +446,7 @@ def _count(places, group): # by how near those come that are of neither group
         far = max(o[-1], least, 1.) if o else least or USUAL # the farthest that was kept: nearer ones may be copies as well
         among = lambda d: float(min(len(o) + 1, (len(o) + 1)*(p.off/d)**m[p.a]))
         p.chance, p.usual = among(far), MOST_LIKELY if least else among(max(far, USUAL))
-        if p.full and not (p.mirrored or p.piece) and p.speed == 1: p.chance = min(p.chance, p.usual)      # nothing was free to fit
+        if not least and p.full and not (p.mirrored or p.piece) and p.speed == 1: p.chance = p.usual       # nothing was free to fit
 
 # %% ../../nbs/data/21_copies.ipynb #97ba7cb5
 LARGE, LOOKS = 63, 16                  # pixels of a side: no file has that size, and only a file of the size asked for takes another road through the scaler, 1.5 grey levels brighter; pictures
