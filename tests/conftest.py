@@ -36,6 +36,9 @@ def pytest_configure(config):
     config.addinivalue_line('markers', "slow: takes more than about seven seconds; `-m 'not slow'` runs the fast tests")
     config.addinivalue_line('markers', 'long: takes minutes together with others of its kind; runs with --long')
     config.addinivalue_line('markers', 'browser: needs Chromium and Playwright; runs with --browser')
+    if sys.platform == 'linux' and getattr(config.option, 'numprocesses', None) and 'PYTEST_XDIST_WORKER' not in os.environ:
+        import warm
+        os.environ[warm.PLACE] = warm.server()                # one for all workers
 
 
 def pytest_collection_modifyitems(config, items):

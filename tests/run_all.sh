@@ -8,5 +8,5 @@ export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive PYTHONDONTWRITEBYTECODE=
 GLIBC_TUNABLES=$(python -c 'import os, vidlab; print(os.environ["GLIBC_TUNABLES"])')    # as in processes that vidlab starts
 export GLIBC_TUNABLES
 jobs=$(python -c 'from vidlab.machine import cores; print(max(2, min(8, cores())))')
-OMP_NUM_THREADS=$jobs python -c 'from vidlab.data.shapes import make_shapes; from vidlab.tinyclip import tiny_clip; make_shapes(); tiny_clip()'    # what many pages start from
+OMP_NUM_THREADS=$jobs python tests/prepare.py
 python -m pytest -q -n $((jobs + 1)) --dist worksteal --timeout 300 tests

@@ -6,10 +6,12 @@ import warm
 
 NBS = Path(__file__).parents[1]/'nbs'
 PAGES = sorted(p.relative_to(NBS).with_suffix('').as_posix() for p in NBS.rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
+LONG = ('runs/train',       # a whole training; `test_runs.py` runs the page on fewer clips
+        'tour/cost')        # counts every published model; `43_cost` asserts the counter, the pages of the models their parameters
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize('page', PAGES)
+@pytest.mark.parametrize('page', [pytest.param(p, marks=pytest.mark.long) if p in LONG else p for p in PAGES])
 def test_page(page):
     run = f'from nbdev.test import nbdev_test; nbdev_test(path={str(NBS/page) + ".ipynb"!r}, n_workers=0)'
     done = warm.run([sys.executable, '-c', run], cwd=NBS, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

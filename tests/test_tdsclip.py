@@ -41,20 +41,20 @@ def loss_of(m, b): return F.cross_entropy(m(b)['logits'], torch.arange(len(b['vi
 
 
 # ---------------------------------------------------------------------------------------------------------------- memory and gradients
-def test_published_memory():
-    "ViT-B/16 and L/14, 8 frames, 224 pixels: at most a third of full fine-tuning as autograd has it is kept, recomputing halves what the side network would keep"
-    for arch in ('ViT-B-16', 'ViT-L-14'):
-        with FakeTensorMode():
-            m = TDSCLIP(CLIPBackbone(**{**arch_dims(arch), 'text_layers': 1, 'vocab': 10, 'quick_gelu': True}))
-            b = dict(video=torch.randn(1, 40, 3, 224, 224))
-            f = lambda: m(b)['logits'].sum()
-            frozen = saved_bytes(f, m)
-            m.set_grad_checkpointing(); again = saved_bytes(f, m); m.set_grad_checkpointing(False)
-            m.freeze('none'); ours = saved_bytes(f, m)
-            use_mlp(m, once=False); full = saved_bytes(f, m)                    # hidden layers kept as often as autograd would
-            m.freeze('all'); side = saved_bytes(f, m)
-        assert frozen <= 0.33*full, f'{arch}: {frozen/2**20:.0f} of {full/2**20:.0f} MiB'
-        assert again <= 0.6*side and frozen < .9*side and ours < .72*full
+@pytest.mark.parametrize('arch', ['ViT-B-16', pytest.param('ViT-L-14', marks=pytest.mark.long)])
+def test_published_memory(arch):
+    "8 frames, 224 pixels: at most a third of full fine-tuning as autograd has it is kept, recomputing halves what the side network would keep"
+    with FakeTensorMode():
+        m = TDSCLIP(CLIPBackbone(**{**arch_dims(arch), 'text_layers': 1, 'vocab': 10, 'quick_gelu': True}))
+        b = dict(video=torch.randn(1, 40, 3, 224, 224))
+        f = lambda: m(b)['logits'].sum()
+        frozen = saved_bytes(f, m)
+        m.set_grad_checkpointing(); again = saved_bytes(f, m); m.set_grad_checkpointing(False)
+        m.freeze('none'); ours = saved_bytes(f, m)
+        use_mlp(m, once=False); full = saved_bytes(f, m)                        # hidden layers kept as often as autograd would
+        m.freeze('all'); side = saved_bytes(f, m)
+    assert frozen <= 0.33*full, f'{frozen/2**20:.0f} of {full/2**20:.0f} MiB'
+    assert again <= 0.6*side and frozen < .9*side and ours < .72*full
 
 
 def test_fake_tensors_count_right():

@@ -10,7 +10,8 @@ from subprocess import DEVNULL, PIPE, STDOUT, CompletedProcess, TimeoutExpired  
 
 ROOT = Path(__file__).resolve().parents[1]
 IMPORTED = ('vidlab.train vidlab.results vidlab.explain vidlab.tinyclip vidlab.models vidlab.tasks vidlab.data.sets vidlab.data.transforms vidlab.ready '
-            'open_clip timm.utils timm.optim torchvision.transforms.v2 safetensors.torch av pandas nbdev.test').split()
+            'open_clip timm.utils timm.optim torchvision.transforms.v2 safetensors.torch av pandas nbdev.test accelerate torchmetrics scipy.stats scipy.sparse.csgraph '
+            'matplotlib.pyplot matplotlib_inline.config').split()
 PLACE = 'VIDLAB_WARM'                                           # the server's address, for those that its children start
 
 
@@ -219,6 +220,9 @@ def ranks(args, n=2, timeout=300, **env) -> list: # what each said
 if __name__ == '__main__':
     gc.disable()                                                # nothing of what is imported is garbage
     for name in IMPORTED: importlib.import_module(name)
+    from vidlab.data.text import piece_ids
+    from vidlab.ssm import scan_path
+    piece_ids('once'), scan_path()                              # CLIP's tokenizer is read, the scan chosen
     gc.freeze()                                                 # and it stays shared with the children
     gc.enable()
     finish(serve(*(socket.socket(fileno=int(fd)) for fd in sys.argv[1:])))
