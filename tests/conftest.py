@@ -42,6 +42,7 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda item: item.path.name != 'test_pages.py')         # stable; what takes longest comes first, so that no process waits for it in the end
     asked = dict(long='takes minutes: --long', browser='needs Chromium and Playwright: --browser')
     for item in items:
         for flag, why in asked.items():

@@ -1,6 +1,8 @@
 "A copy of the project with pages more in it, as somebody from outside would add them."
-import json, re, shutil, subprocess, sys
+import json, re, shutil, sys
 from pathlib import Path
+
+import warm
 
 ROOT = Path(__file__).parents[1]
 
@@ -19,5 +21,5 @@ def add_pages(root, pages):
         if (ROOT/f).exists(): shutil.copy(ROOT/f, root/f)
     before = {p: p.read_bytes() for p in (root/'vidlab').rglob('*.py')}
     for path, (module, text) in pages.items(): write_page(root/'nbs'/path, module, text)
-    subprocess.run([sys.executable, '-c', 'from nbdev.doclinks import nbdev_export; nbdev_export()'], cwd=root, check=True, capture_output=True)
+    warm.run([sys.executable, '-c', 'from nbdev.doclinks import nbdev_export; nbdev_export()'], cwd=root, check=True, capture_output=True)
     return {p.name for p in (root/'vidlab').rglob('*.py') if before.get(p) != p.read_bytes()}

@@ -4,7 +4,7 @@ A child has the code, words, environment, folder and descriptors that a started 
 elsewhere, with `subprocess`: by `test_cli.py`, `test_light.py`, `test_package.py` and one test of each other kind. Of a run in processes: `monkeypatch.setattr('vidlab.train.subprocess', warm)`.
 
 A fork of what has imported so much is safe on Linux alone; elsewhere `Popen` and `run` are those of `subprocess`."""
-import atexit, functools, gc, importlib, json, os, select, signal, socket, struct, subprocess, sys, tempfile, threading, time
+import atexit, functools, gc, importlib, json, os, select, signal, socket, struct, subprocess, sys, tempfile, threading, time, weakref
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, STDOUT, CompletedProcess, TimeoutExpired      # noqa: F401 so that this module can stand where `subprocess` stands
 
@@ -223,6 +223,8 @@ if __name__ == '__main__':
     from vidlab.data.text import piece_ids
     from vidlab.ssm import scan_path
     piece_ids('once'), scan_path()                              # CLIP's tokenizer is read, the scan chosen
+    for f in [*weakref.finalize._registry]:
+        if f.peek()[1].__name__ == '_del_library': f.atexit = False        # torch takes down its operators one by one
     gc.freeze()                                                 # and it stays shared with the children
     gc.enable()
     finish(serve(*(socket.socket(fileno=int(fd)) for fd in sys.argv[1:])))
