@@ -248,13 +248,14 @@ class ErrorBrowser(Explorer):
 # %% ../../nbs/widgets/60_errors.ipynb #64c71372
 @patch
 def _map_panel(self:ErrorBrowser, w):
-    side = WIDE//COLUMNS
-    grid = w.GridBox(glass(COLUMNS*ROWS, lambda i: self.choose(cell=i), f'{HIGH//ROWS}px', f'{side}px'),
-                     layout=w.Layout(grid_template_columns=f'repeat({COLUMNS}, {side}px)', grid_gap='0', width=f'{WIDE}px', overflow='hidden'))
-    self.cells = grid.children
-    for i,k in enumerate(np.bincount(_cell_of(map_of(self.subject)[0]), minlength=COLUMNS*ROWS)):
-        grid.children[i].tooltip,grid.children[i].disabled = f'{k} clips',not k
-    return over(self.picture, grid)
+    side,held = WIDE//COLUMNS,np.bincount(_cell_of(map_of(self.subject)[0]), minlength=COLUMNS*ROWS)
+    full = np.flatnonzero(held).tolist()
+    *buttons,empty = glass(len(full) + 1, lambda i: self.choose(cell=full[i]), f'{HIGH//ROWS}px', f'{side}px')
+    empty.disabled = True                                       # one stands in every empty cell
+    for b,c in zip(buttons, full): b.tooltip = f'{held[c]} clips'
+    at = dict(zip(full, buttons))
+    self.cells = [at.get(c, empty) for c in range(COLUMNS*ROWS)]
+    return over(self.picture, w.GridBox(self.cells, layout=w.Layout(grid_template_columns=f'repeat({COLUMNS}, {side}px)', grid_gap='0', width=f'{WIDE}px', overflow='hidden')))
 
 @patch
 def _confusion_panel(self:ErrorBrowser, w):

@@ -86,7 +86,7 @@ def picture(data:bytes, # WebP
     return f'<img src="data:image/webp;base64,{base64.b64encode(data).decode()}" alt="{html.escape(said)}" style="max-width:100%;{style}">'
 
 def drawn(fig, # Figure
-          most:int=2*PICTURE) -> str:
+          most:int=PICTURE//2) -> str:
     "A figure as HTML, drawn for sharp screens"
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     (w,h),dpi = fig.get_size_inches(),fig.dpi
@@ -283,9 +283,10 @@ class Explorer:
 
     def _start(self, subject, *rows): # of controls
         import ipywidgets as w
-        self.subject,self.out = subject,w.HTML()
-        line = lambda r: w.HBox(r, layout=w.Layout(flex_flow='row wrap', align_items='center')) if isinstance(r, (list, tuple)) else r
-        self.box = w.VBox([*map(line, rows), self.out], layout=w.Layout(width='100%'))
+        wide,row = w.Layout(width='100%'),w.Layout(flex_flow='row wrap', align_items='center')      # a page that is saved keeps each Layout
+        self.subject,self.out = subject,w.HTML(layout=wide)
+        line = lambda r: w.HBox(r, layout=row) if isinstance(r, (list, tuple)) else r
+        self.box = w.VBox([*map(line, rows), self.out], layout=wide)
 
     def state(self) -> dict: # keyword arguments of `twin`
         raise NotImplementedError
