@@ -7,7 +7,9 @@ import warm
 NBS = Path(__file__).parents[1]/'nbs'
 PAGES = sorted(p.relative_to(NBS).with_suffix('').as_posix() for p in NBS.rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 LONG = ('runs/train',       # a whole training; `test_runs.py` runs the page on fewer clips
+        'tour/explore',     # trains as much where no run is there; each widget has its page, and `test_widgets.py`
         'tour/cost')        # counts every published model; `43_cost` asserts the counter, the pages of the models their parameters
+
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
