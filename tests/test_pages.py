@@ -8,6 +8,7 @@ NBS = Path(__file__).parents[1]/'nbs'
 PAGES = sorted(p.relative_to(NBS).with_suffix('').as_posix() for p in NBS.rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 LONG = ('runs/train',       # a whole training; `test_runs.py` runs the page on fewer clips
         'tour/explore',     # trains as much where no run is there; each widget has its page, and `test_widgets.py`
+        'tour/own_videos',  # trains twice; `64_begin` and `test_begin.py` do on fewer clips
         'tour/cost')        # counts every published model; `43_cost` asserts the counter, the pages of the models their parameters
 
 
