@@ -27,6 +27,6 @@ def the_rest():
 if __name__ == '__main__':
     if NUMBA:
         with get_context('fork' if sys.platform == 'linux' else 'spawn').Pool(2) as both:
-            for done in [both.apply_async(f) for f in (usual_scan, the_rest)]: done.get()
+            for done in [both.apply_async(f) for f in (usual_scan, the_rest)]: done.wait()         # what fails here fails in a test that says why
     make_shapes()
     tiny_clip()

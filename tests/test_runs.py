@@ -54,10 +54,10 @@ def test_stop_anywhere_and_resume_is_bit_for_bit(shapes, workers, sig, head):
     if sig == signal.SIGKILL: assert (p.returncode, state['state']) == (-9, 'running'), out[-2000:]
     else: assert (p.returncode, state['state']) == (0, 'stopped'), out[-2000:]
     assert 0 < len(losses(cut)) < 8, 'the signal came too late to prove anything'
-    half = weights(cut) if sig == signal.SIGTERM else {}
+    other = weights(cut) if sig == signal.SIGTERM else weights(run(small(shapes, head=head, seed=1, test_split='')))
     run(cfg, resume=str(cut.path))
     assert cut.status()['state'] == 'done'
-    assert same(weights(whole), weights(cut)) and not same(weights(whole), half)
+    assert same(weights(whole), weights(cut)) and not same(weights(whole), other)         # the comparison can fail
 
 @pytest.mark.slow
 def test_resume_refuses_other_settings(shapes):

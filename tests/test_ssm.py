@@ -62,6 +62,7 @@ def test_loop_is_oracle(M, Q, S, L, K, gb, gc, opt, softplus):
 @pytest.mark.parametrize('both,G,opt', [(True, (0, 2), 'Dzb'), (False, (-1, -1), 'z'), (False, (0, -1), '')])
 def test_gradcheck(path, both, G, opt):
     "Of those that know double precision"
+    if path == 'triton': pytest.importorskip('triton')
     x = make(lead=(2, 1) if both else (2,), E=4, S=2, L=5, both=both, G=G, opt=opt, device='cuda' if CUDA else 'cpu')
     assert torch.autograd.gradcheck(lambda *t: selective_scan(**dict(zip(x, t)), softplus=True, last_state=True, path=path), tuple(x.values()))
 

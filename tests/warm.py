@@ -218,6 +218,8 @@ def ranks(args, n=2, timeout=300, **env) -> list: # what each said
 
 
 if __name__ == '__main__':
+    listener, lifeline = (socket.socket(fileno=int(fd)) for fd in sys.argv[1:])
+    if lifeline in select.select([listener, lifeline], [], [])[0]: os._exit(0)     # nobody has asked for a child
     gc.disable()                                                # nothing of what is imported is garbage
     for name in IMPORTED: importlib.import_module(name)
     from vidlab.data.text import piece_ids
@@ -227,4 +229,4 @@ if __name__ == '__main__':
         if f.peek()[1].__name__ == '_del_library': f.atexit = False        # torch takes down its operators one by one
     gc.freeze()                                                 # and it stays shared with the children
     gc.enable()
-    finish(serve(*(socket.socket(fileno=int(fd)) for fd in sys.argv[1:])))
+    finish(serve(listener, lifeline))

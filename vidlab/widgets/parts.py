@@ -46,9 +46,9 @@ def cell(x) -> str:
 PICTURE = 48 << 10        # most bytes of a picture
 FILM = 192 << 10          # of a moving one
 
-def _stored(pictures, most, **how): # PIL images -> bytes of a WebP
+def _stored(pictures, most, best, **how): # PIL images -> bytes of a WebP
     while True:
-        for quality in (85, 70, 50, 30):
+        for quality in (q for q in (85, 70, 50, 30) if q <= best):
             out = io.BytesIO()
             pictures[0].save(out, 'WEBP', quality=quality, method=2, append_images=pictures[1:], **how)
             if out.tell() <= most: return out.getvalue()
@@ -57,17 +57,18 @@ def _stored(pictures, most, **how): # PIL images -> bytes of a WebP
         pictures = [p.resize([max(8, round(n*k)) for n in p.size]) for p in pictures]
 
 def webp(picture, # (H,W,3) uint8
-         most:int=PICTURE # bytes
+         most:int=PICTURE, # bytes
+         best:int=85 # quality, less where the bytes want it
         ) -> bytes:
     "A picture within so many bytes"
     from PIL import Image
-    return _stored([Image.fromarray(picture)], most)
+    return _stored([Image.fromarray(picture)], most, best)
 
 def moving(frames, # (T,H,W,3) uint8
          fps:float, most:int=FILM) -> bytes:
     "A moving picture within so many bytes, over and over again"
     from PIL import Image
-    return _stored([Image.fromarray(f) for f in frames], most, save_all=True, duration=max(20, round(1000/fps)), loop=0)
+    return _stored([Image.fromarray(f) for f in frames], most, 85, save_all=True, duration=max(20, round(1000/fps)), loop=0)
 
 # %% ../../nbs/widgets/10_parts.ipynb #1e9652eb
 def side_by_side(frames, # (T,H,W,3) uint8
@@ -86,7 +87,7 @@ def picture(data:bytes, # WebP
     return f'<img src="data:image/webp;base64,{base64.b64encode(data).decode()}" alt="{html.escape(said)}" style="max-width:100%;{style}">'
 
 def drawn(fig, # Figure
-          most:int=PICTURE//2) -> str:
+          most:int=2*PICTURE) -> str:
     "A figure as HTML, drawn for sharp screens"
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     (w,h),dpi = fig.get_size_inches(),fig.dpi
@@ -95,7 +96,7 @@ def drawn(fig, # Figure
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
     fig.set_dpi(dpi)
-    return picture(webp(pixels, most), 'figure', f'width:{round(w*dpi)}px')
+    return picture(webp(pixels, most, 70), 'figure', f'width:{round(w*dpi)}px')
 
 # %% ../../nbs/widgets/10_parts.ipynb #a092def8
 @dataclass(frozen=True)
